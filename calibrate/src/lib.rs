@@ -1,0 +1,9 @@
+//! Activations in, statistics out: Hessians, importance and outliers of every linear layer's input.
+
+mod collector;
+pub mod imatrix;
+mod stats;
+mod store;
+
+pub use collector::{Collector, Detail};
+pub use stats::{SiteStats, Stats, StatsMeta};

@@ -1,0 +1,205 @@
+//! What calibration knows about each linear input.
+
+use bitsmith_runtime::role::Site;
+use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Columns per tile of the Gram matrix: large enough for the matrix product to run at full speed, small enough to share
+/// the work of a narrow model between threads.
+const TILE: usize = 256;
+
+/// Sums over the tokens seen at one site. All linear layers that read the site share them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteStats {
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Σ x xᵀ, `(in, in)`, lower triangle and diagonal valid, if it was asked for.
+    pub gram: Option<Array2<f32>>,
+    /// Σ x², one value per input channel.
+    pub sum_sq: Vec<f64>,
+    /// Σ |x|, one value per input channel.
+    pub sum_abs: Vec<f64>,
+    /// max |x|, one value per input channel.
+    pub max_abs: Vec<f32>,
+}
+
+impl SiteStats {
+    /// Nothing seen yet, for inputs of `width` channels.
+    pub fn new(width: usize, with_gram: bool) -> Self {
+        SiteStats {
+            tokens: 0,
+            gram: with_gram.then(|| Array2::zeros((width, width))),
+            sum_sq: vec![0.0; width],
+            sum_abs: vec![0.0; width],
+            max_abs: vec![0.0; width],
+        }
+    }
+
+    /// Input channels.
+    pub fn width(&self) -> usize {
+        self.sum_sq.len()
+    }
+
+    /// Adds activations `x`, `(tokens, in)`. The result does not depend on the number of threads: every tile of the Gram
+    /// matrix is one sequential product.
+    pub fn add(&mut self, x: ArrayView2<'_, f32>) {
+        self.tokens += x.nrows() as u64;
+        for row in x.rows() {
+            for (c, &v) in row.iter().enumerate() {
+                let a = v.abs();
+                self.sum_sq[c] += f64::from(v) * f64::from(v);
+                self.sum_abs[c] += f64::from(a);
+                self.max_abs[c] = self.max_abs[c].max(a);
+            }
+        }
+        let Some(gram) = &mut self.gram else { return };
+        let n = gram.ncols();
+        gram.axis_chunks_iter_mut(ndarray::Axis(0), TILE).into_par_iter().enumerate().for_each(|(i, mut rows)| {
+            let lo = i * TILE;
+            let hi = (lo + TILE).min(n);
+            // Up to and including the diagonal tile.
+            let mut dst = rows.slice_mut(s![.., ..hi]);
+            general_mat_mul(1.0, &x.slice(s![.., lo..hi]).t(), &x.slice(s![.., ..hi]), 1.0, &mut dst);
+        });
+    }
+
+    /// Adds another part of the same calibration; sums of parts in a fixed order are reproducible.
+    pub fn merge(&mut self, other: &SiteStats) {
+        self.tokens += other.tokens;
+        match (&mut self.gram, &other.gram) {
+            (Some(a), Some(b)) => *a += b,
+            (a, _) => *a = None,
+        }
+        for (a, b) in self.sum_sq.iter_mut().zip(&other.sum_sq) {
+            *a += b;
+        }
+        for (a, b) in self.sum_abs.iter_mut().zip(&other.sum_abs) {
+            *a += b;
+        }
+        for (a, b) in self.max_abs.iter_mut().zip(&other.max_abs) {
+            *a = a.max(*b);
+        }
+    }
+
+    /// What the statistics would be if each channel of the input were divided by its scale.
+    pub fn rescale(&mut self, scales: &[f32]) {
+        for (i, &s) in scales.iter().enumerate() {
+            self.sum_sq[i] /= f64::from(s) * f64::from(s);
+            self.sum_abs[i] /= f64::from(s);
+            self.max_abs[i] /= s;
+        }
+        if let Some(gram) = &mut self.gram {
+            for ((i, j), v) in gram.indexed_iter_mut() {
+                *v /= scales[i] * scales[j];
+            }
+        }
+    }
+
+    /// Mean squared input per channel: the importance that block encoders use, E[x²].
+    pub fn importance(&self) -> Vec<f32> {
+        let n = self.tokens.max(1) as f64;
+        self.sum_sq.iter().map(|s| (s / n) as f32).collect()
+    }
+
+    /// Mean |x| per channel.
+    pub fn mean_abs(&self) -> Vec<f32> {
+        let n = self.tokens.max(1) as f64;
+        self.sum_abs.iter().map(|s| (s / n) as f32).collect()
+    }
+
+    /// H = E[x xᵀ], `(in, in)`, symmetric; `None` if only the diagonal was gathered.
+    pub fn hessian(&self) -> Option<Array2<f32>> {
+        let gram = self.gram.as_ref()?;
+        let scale = 1.0 / self.tokens.max(1) as f32;
+        let n = gram.ncols();
+        let mut h = Array2::zeros((n, n));
+        for i in 0..n {
+            for j in 0..=i {
+                let v = gram[[i, j]] * scale;
+                h[[i, j]] = v;
+                h[[j, i]] = v;
+            }
+        }
+        Some(h)
+    }
+}
+
+/// Where statistics came from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatsMeta {
+    /// The model, as the user named it.
+    pub model: String,
+    /// The calibration data, as the user named it.
+    pub data: String,
+    /// sha256 of the calibration text.
+    pub data_sha256: String,
+    /// Windows.
+    pub samples: usize,
+    /// Tokens per window.
+    pub ctx: usize,
+}
+
+/// Statistics of a whole model.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stats {
+    /// Where they came from.
+    pub meta: StatsMeta,
+    /// Per site.
+    pub sites: BTreeMap<Site, SiteStats>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(tokens: usize, width: usize) -> Array2<f32> {
+        Array2::from_shape_fn((tokens, width), |(t, c)| ((t * 31 + c * 17) % 23) as f32 / 7.0 - 1.5)
+    }
+
+    #[test]
+    fn gram_equals_the_definition() {
+        let x = sample(40, 300);
+        let mut s = SiteStats::new(300, true);
+        s.add(x.slice(s![..25, ..]));
+        s.add(x.slice(s![25.., ..]));
+        let h = s.hessian().unwrap();
+        for (i, j) in [(0, 0), (299, 0), (17, 255), (256, 255), (299, 299), (100, 290)] {
+            let want: f64 = (0..40).map(|t| f64::from(x[[t, i]]) * f64::from(x[[t, j]])).sum::<f64>() / 40.0;
+            assert!((f64::from(h[[i, j]]) - want).abs() < 1e-4, "({i}, {j}): {} and {want}", h[[i, j]]);
+        }
+        assert!((s.importance()[5] - h[[5, 5]]).abs() < 1e-5);
+        assert_eq!(s.tokens, 40);
+    }
+
+    #[test]
+    fn merging_parts_equals_the_whole() {
+        let x = sample(40, 20);
+        let mut whole = SiteStats::new(20, true);
+        whole.add(x.view());
+        let mut a = SiteStats::new(20, true);
+        let mut b = SiteStats::new(20, true);
+        a.add(x.slice(s![..10, ..]));
+        b.add(x.slice(s![10.., ..]));
+        a.merge(&b);
+        assert_eq!(a.tokens, whole.tokens);
+        assert_eq!(a.max_abs, whole.max_abs);
+        let (ha, hw) = (a.hessian().unwrap(), whole.hessian().unwrap());
+        assert!(ha.iter().zip(&hw).all(|(p, q)| (p - q).abs() < 1e-5));
+    }
+
+    #[test]
+    fn thread_count_does_not_change_a_bit() {
+        let x = sample(100, 700);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut s = SiteStats::new(700, true);
+                s.add(x.view());
+                s
+            })
+        };
+        assert_eq!(run(1), run(3));
+    }
+}

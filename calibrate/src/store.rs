@@ -1,0 +1,174 @@
+//! Statistics on disk: one zstd stream holding a JSON header and the arrays, little-endian, lower triangles only.
+
+use crate::stats::{SiteStats, Stats, StatsMeta};
+use bitsmith_formats::atomic::AtomicFile;
+use bitsmith_formats::{Error, Result};
+use bitsmith_runtime::role::Site;
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+const MAGIC: &[u8; 8] = b"bsstats1";
+/// No header of a real model comes near this; a damaged length must not make us allocate.
+const MAX_HEADER: u64 = 64 << 20;
+/// Widest linear input that we accept from a file, in channels.
+const MAX_WIDTH: usize = 1 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    meta: StatsMeta,
+    sites: Vec<SiteHeader>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SiteHeader {
+    site: Site,
+    width: usize,
+    tokens: u64,
+    gram: bool,
+}
+
+impl Stats {
+    /// Writes the statistics, atomically.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let io = |e| Error::write(path, e);
+        let mut file = AtomicFile::create(path)?;
+        {
+            let mut z = zstd::Encoder::new(BufWriter::new(&mut file), 3).map_err(io)?;
+            let sites = self.sites.iter();
+            let sites = sites.map(|(&site, s)| SiteHeader { site, width: s.width(), tokens: s.tokens, gram: s.gram.is_some() });
+            let header = Header { meta: self.meta.clone(), sites: sites.collect() };
+            let header = serde_json::to_vec(&header).map_err(|e| Error::failed(e.to_string()))?;
+            z.write_all(MAGIC).map_err(io)?;
+            z.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+            z.write_all(&header).map_err(io)?;
+            for s in self.sites.values() {
+                write_site(&mut z, s).map_err(io)?;
+            }
+            z.finish().map_err(io)?.flush().map_err(io)?;
+        }
+        file.commit()
+    }
+
+    /// Reads statistics back.
+    pub fn load(path: &Path) -> Result<Stats> {
+        let read = |e| Error::read(path, e).hint("the statistics file is damaged or not one: run `bitsmith calibrate` again");
+        let file = File::open(path).map_err(|e| Error::read(path, e))?;
+        let mut z = zstd::Decoder::new(BufReader::new(file)).map_err(read)?;
+        let mut head = [0u8; 16];
+        z.read_exact(&mut head).map_err(read)?;
+        let len = u64::from_le_bytes(head[8..].try_into().expect("eight bytes"));
+        if &head[..8] != MAGIC || len > MAX_HEADER {
+            return Err(Error::corrupt("not a bitsmith statistics file").file(path));
+        }
+        let mut json = Vec::new();
+        z.by_ref().take(len).read_to_end(&mut json).map_err(read)?;
+        let header: Header = serde_json::from_slice(&json).map_err(|e| Error::corrupt(format!("bad header: {e}")).file(path))?;
+        let mut stats = Stats { meta: header.meta, ..Stats::default() };
+        for h in header.sites {
+            if h.width > MAX_WIDTH {
+                return Err(Error::corrupt(format!("{} claims {} channels", h.site, h.width)).file(path));
+            }
+            stats.sites.insert(h.site, read_site(&mut z, &h).map_err(read)?);
+        }
+        Ok(stats)
+    }
+}
+
+fn write_site(out: &mut impl Write, s: &SiteStats) -> std::io::Result<()> {
+    for v in s.sum_sq.iter().chain(&s.sum_abs) {
+        out.write_all(&v.to_le_bytes())?;
+    }
+    for v in &s.max_abs {
+        out.write_all(&v.to_le_bytes())?;
+    }
+    if let Some(gram) = &s.gram {
+        for (i, row) in gram.rows().into_iter().enumerate() {
+            for v in row.iter().take(i + 1) {
+                out.write_all(&v.to_le_bytes())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_site(input: &mut impl Read, h: &SiteHeader) -> std::io::Result<SiteStats> {
+    let mut f64s = || -> std::io::Result<Vec<f64>> {
+        let mut v = Vec::new();
+        let mut b = [0u8; 8];
+        for _ in 0..h.width {
+            input.read_exact(&mut b)?;
+            v.push(f64::from_le_bytes(b));
+        }
+        Ok(v)
+    };
+    let (sum_sq, sum_abs) = (f64s()?, f64s()?);
+    let max_abs = read_f32s(input, h.width)?;
+    let gram = if h.gram {
+        let mut gram = Array2::zeros((0, h.width));
+        // Grown row by row, so that a false width in the header fails at the end of the data and not in the allocator.
+        for i in 0..h.width {
+            let mut row = read_f32s(input, i + 1)?;
+            row.resize(h.width, 0.0);
+            gram.push_row(ndarray::ArrayView1::from(&row)).map_err(std::io::Error::other)?;
+        }
+        Some(gram)
+    } else {
+        None
+    };
+    Ok(SiteStats { tokens: h.tokens, gram, sum_sq, sum_abs, max_abs })
+}
+
+fn read_f32s(input: &mut impl Read, n: usize) -> std::io::Result<Vec<f32>> {
+    let mut bytes = vec![0u8; n * 4];
+    input.read_exact(&mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitsmith_runtime::role::Input;
+    use ndarray::Array2;
+
+    fn example() -> Stats {
+        let x = Array2::from_shape_fn((12, 5), |(t, c)| (t as f32 - 4.0) * (c as f32 + 0.5));
+        let mut stats = Stats { meta: StatsMeta { model: "m".into(), samples: 3, ..StatsMeta::default() }, ..Stats::default() };
+        for (layer, gram) in [(0, true), (1, false)] {
+            let mut s = SiteStats::new(5, gram);
+            s.add(x.view());
+            stats.sites.insert(Site { layer: Some(layer), input: Input::FfnIn }, s);
+        }
+        stats
+    }
+
+    #[test]
+    fn saving_and_loading_keeps_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.stats");
+        let stats = example();
+        stats.save(&path).unwrap();
+        let back = Stats::load(&path).unwrap();
+        assert_eq!(back.meta, stats.meta);
+        for (a, b) in back.sites.values().zip(stats.sites.values()) {
+            assert_eq!(a.hessian(), b.hessian());
+            assert_eq!((&a.sum_sq, &a.sum_abs, &a.max_abs, a.tokens), (&b.sum_sq, &b.sum_abs, &b.max_abs, b.tokens));
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.stats");
+        example().save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for cut in [0, 3, 20, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            let e = Stats::load(&path).unwrap_err();
+            assert_eq!(e.kind, bitsmith_formats::ErrorKind::Corrupt, "cut at {cut}: {e}");
+            assert!(e.to_string().contains("x.stats"));
+        }
+    }
+}

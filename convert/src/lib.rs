@@ -1,0 +1,1 @@
+//! Names, metadata and tokenizers carried between containers.

@@ -1,0 +1,244 @@
+//! Weighted least squares with rounding: the tools behind [`Grid::fit`](crate::Grid::fit).
+//!
+//! A grid `step · c + bias` with integer codes `c` in a range is fitted to weights by alternating two exact steps, as Lloyd
+//! (1957) does for quantizers in general: with the line fixed, the nearest codes; with the codes fixed, the weighted
+//! least-squares line. Each lowers the error Σ w (x − step·c − bias)², so the alternation ends in a local minimum; many starts
+//! find a good one. Symmetric grids have bias 0 and codes from `−zero`; affine grids have codes from 0.
+
+use crate::codec::BlockScales;
+
+/// Lanes of the sums. Vector registers divide it, and it divides every block length.
+const LANES: usize = 8;
+/// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer, ties to even, for magnitudes below 2²².
+const MAGIC: f32 = 12_582_912.0;
+/// Larger weights are fitted as if they were this large, so that no sum of squares overflows.
+const LIMIT: f32 = 1e15;
+
+/// Rounds a quotient to the nearest code in `low ..= high`.
+#[inline(always)]
+pub(super) fn nearest_code(t: f32, low: f32, high: f32) -> f32 {
+    (t.clamp(low, high) + MAGIC) - MAGIC
+}
+
+/// A line that codes are laid on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Line {
+    pub step: f32,
+    pub bias: f32,
+}
+
+/// Weighted sums over a block whose codes `c` were rounded to a line, with `r` what the line leaves over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moments {
+    /// Σ w r², the error.
+    pub error: f32,
+    /// Σ w r.
+    pub r: f64,
+    /// Σ w r c.
+    pub rc: f64,
+    /// Σ w c.
+    pub c: f64,
+    /// Σ w c².
+    pub cc: f64,
+}
+
+impl Moments {
+    /// The error after moving from `line` to another with codes unchanged.
+    fn error_after(&self, line: Line, other: Line, weight: f64) -> f32 {
+        let (s, b) = (other.step as f64 - line.step as f64, other.bias as f64 - line.bias as f64);
+        let change = s * s * self.cc + 2.0 * s * b * self.c + b * b * weight - 2.0 * (s * self.rc + b * self.r);
+        (self.error as f64 + change) as f32
+    }
+}
+
+/// Weights to be fitted, `len` a multiple of 8.
+#[derive(Clone, Copy)]
+pub(super) struct Problem<'a> {
+    pub x: &'a [f32],
+    /// Importance of each weight, finite and ≥ 0.
+    pub w: &'a [f32],
+    /// Smallest and largest code.
+    pub low: f32,
+    pub high: f32,
+}
+
+impl Problem<'_> {
+    /// The error of a line under its nearest codes.
+    pub fn error(&self, line: Line) -> f32 {
+        let inverse = reciprocal(line.step);
+        let mut sums = [0f32; LANES];
+        for (x, w) in self.x.chunks_exact(LANES).zip(self.w.chunks_exact(LANES)) {
+            for i in 0..LANES {
+                let c = nearest_code((x[i] - line.bias) * inverse, self.low, self.high);
+                let r = x[i] - (line.step * c + line.bias);
+                sums[i] += w[i] * (r * r);
+            }
+        }
+        sums.iter().sum()
+    }
+
+    /// The sums that [`Problem::refit`] and the super-block's refit need.
+    pub fn moments(&self, line: Line) -> Moments {
+        let inverse = reciprocal(line.step);
+        let mut sums = [[0f32; LANES]; 5];
+        for (x, w) in self.x.chunks_exact(LANES).zip(self.w.chunks_exact(LANES)) {
+            for i in 0..LANES {
+                let c = nearest_code((x[i] - line.bias) * inverse, self.low, self.high);
+                let r = x[i] - (line.step * c + line.bias);
+                let (wr, wc) = (w[i] * r, w[i] * c);
+                sums[0][i] += wr * r;
+                sums[1][i] += wr;
+                sums[2][i] += wr * c;
+                sums[3][i] += wc;
+                sums[4][i] += wc * c;
+            }
+        }
+        let [error, r, rc, c, cc] = sums.map(|lanes| lanes.iter().sum::<f32>());
+        Moments { error, r: r as f64, rc: rc as f64, c: c as f64, cc: cc as f64 }
+    }
+
+    /// Σ w.
+    pub fn weight(&self) -> f64 {
+        self.w.iter().map(|&w| w as f64).sum()
+    }
+
+    /// The least-squares line for the codes of `m`, which belong to `line`. `bias` limits the bias, to `(0, 0)` for symmetric
+    /// grids.
+    pub fn refit(&self, line: Line, m: &Moments, weight: f64, bias: (f32, f32)) -> Line {
+        let det = weight * m.cc - m.c * m.c;
+        let (mut step, mut offset) = (line.step, line.bias);
+        if bias.0 < bias.1 && det > 1e-6 * weight * m.cc {
+            step = (line.step as f64 + (weight * m.rc - m.c * m.r) / det) as f32;
+            offset = (line.bias as f64 + (m.cc * m.r - m.c * m.rc) / det) as f32;
+        }
+        let limited = offset.clamp(bias.0, bias.1);
+        if limited != offset || bias.0 == bias.1 {
+            offset = limited;
+            if m.cc > 0.0 {
+                // Σ w c (x − offset) / Σ w c²
+                step = (line.step as f64 + (m.rc + (line.bias as f64 - offset as f64) * m.c) / m.cc) as f32;
+            }
+        }
+        if step.is_finite() && offset.is_finite() { Line { step, bias: offset } } else { line }
+    }
+
+    /// Alternates refit and rounding from `line` at most `rounds` times; returns the best line met and its error.
+    pub fn descend(&self, line: Line, weight: f64, bias: (f32, f32), rounds: usize) -> (Line, f32) {
+        let mut m = self.moments(line);
+        let mut best = (line, m.error);
+        let mut line = line;
+        for _ in 0..rounds {
+            line = self.refit(line, &m, weight, bias);
+            m = self.moments(line);
+            if m.error < best.1 {
+                let small = m.error > 0.9999 * best.1;
+                best = (line, m.error);
+                if small {
+                    break;
+                }
+            } else {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Local minima found from many starts, best first, at most `keep`, no two nearly alike.
+    pub fn search(&self, bias: (f32, f32), keep: usize) -> Vec<(Line, f32)> {
+        let weight = self.weight();
+        let symmetric = bias.0 == bias.1;
+        let mut found: Vec<(Line, f32)> = Vec::with_capacity(80);
+        let mut try_line = |line: Line| {
+            let m = self.moments(line);
+            let better = self.refit(line, &m, weight, bias);
+            found.push((better, m.error_after(line, better, weight)));
+        };
+        let (min, max) = self.x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+        if symmetric {
+            let extreme = if max >= -min { max } else { min };
+            if extreme == 0.0 {
+                return vec![(Line { step: 0.0, bias: 0.0 }, 0.0)];
+            }
+            for shrink in shrinks(self.high - self.low) {
+                // The extreme on the lowest code, which reaches one further, or on the highest.
+                try_line(Line { step: extreme / self.low * shrink, bias: 0.0 });
+                try_line(Line { step: extreme / self.high * shrink, bias: 0.0 });
+            }
+        } else {
+            let (low, high) = (min.clamp(bias.0, bias.1), max.max(bias.0));
+            if high <= low {
+                let line = Line { step: 0.0, bias: low };
+                return vec![(line, self.error(line))];
+            }
+            for shrink in shrinks(self.high) {
+                let range = (high - low) * shrink;
+                // Cut the range at the top, at both ends, at the bottom.
+                for part in [0.0, 0.5, 1.0] {
+                    let low = (low + part * (high - low - range)).clamp(bias.0, bias.1);
+                    try_line(Line { step: range / self.high, bias: low });
+                }
+            }
+        }
+        found.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let mut best: Vec<(Line, f32)> = Vec::with_capacity(keep);
+        for &(line, _) in found.iter().take(2 * keep) {
+            let (line, error) = self.descend(line, weight, bias, 6);
+            let alike = |o: &(Line, f32)| {
+                (o.0.step - line.step).abs() < 1e-3 * line.step.abs() / self.high
+                    && (o.0.bias - line.bias).abs() < 1e-2 * line.step.abs()
+            };
+            if !best.iter().any(alike) {
+                best.push((line, error));
+            }
+        }
+        best.sort_by(|a, b| a.1.total_cmp(&b.1));
+        best.truncate(keep);
+        best
+    }
+}
+
+/// Factors on the range of a block to start from: fine around 1, where codes change one by one, and coarse below, for blocks
+/// whose largest weights matter little.
+fn shrinks(levels: f32) -> impl Iterator<Item = f32> {
+    let fine = (-5..=32).map(move |i| levels / (levels + 0.8 * i as f32)).filter(|f| (0.75..1.4).contains(f));
+    let coarse = [0.72, 0.66, 0.6, 0.54, 0.48, 0.42, 0.36, 0.3];
+    fine.chain(coarse)
+}
+
+/// 1/step, or 0 for a step too small to divide by: all codes are then the one nearest to 0.
+#[inline(always)]
+fn reciprocal(step: f32) -> f32 {
+    let inverse = 1.0 / step;
+    if inverse.is_finite() { inverse } else { 0.0 }
+}
+
+/// Makes `x` and `importance` safe to sum: finite weights of moderate size; importance ≥ 0, at most 1, and 1 throughout if none
+/// is positive.
+pub(super) fn prepare<'a>(x: &[f32], importance: &[f32], xs: &'a mut [f32], ws: &'a mut [f32]) -> (&'a [f32], &'a [f32]) {
+    for (xs, &x) in xs.iter_mut().zip(x) {
+        *xs = if x.is_nan() { 0.0 } else { x.clamp(-LIMIT, LIMIT) };
+    }
+    let usable = |w: f32| if w > 0.0 && w.is_finite() { w } else { 0.0 };
+    let most = importance.iter().fold(0f32, |most, &w| most.max(usable(w)));
+    for (ws, &w) in ws.iter_mut().zip(importance) {
+        *ws = if most > 0.0 { usable(w) / most } else { 1.0 };
+    }
+    (xs, ws)
+}
+
+/// Rounds values to the grid of one sub-block, `step · code + offset` with codes from 0: codes and their values.
+#[inline]
+pub(super) fn round(step: f32, offset: f32, max: u8, x: &[f32], code: &mut [u8], value: &mut [f32]) {
+    for ((&x, code), value) in x.iter().zip(code).zip(value) {
+        let c = if step == 0.0 { 0.0 } else { nearest_code((x - offset) / step, 0.0, max as f32) };
+        *code = c as u8;
+        *value = step * c + offset;
+    }
+}
+
+/// Value minus target of each weight of a block.
+pub(super) fn errors(scales: &BlockScales, codes: &[u8], target: &[f32]) -> Vec<f64> {
+    let sub = |i: usize| i / scales.sub_len;
+    let value = |(i, &c): (usize, &u8)| scales.step[sub(i)] * c as f32 + scales.offset[sub(i)];
+    codes.iter().enumerate().map(value).zip(target).map(|(v, &t)| v as f64 - t as f64).collect()
+}

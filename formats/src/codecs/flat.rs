@@ -1,0 +1,239 @@
+//! Formats whose blocks have one scale and no finer structure: ggml's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MLX's affine groups.
+//! The value of a code is `scale · (code − zero)` or `scale · code + bias`.
+
+use super::fit::{self, Line, Problem};
+use super::float::{neighbours, saturate};
+use super::gram::{Pair, dot};
+use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
+
+/// The longest block.
+pub(super) const MAX_LEN: usize = 128;
+
+/// The codes and scales of a block format.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Largest code.
+    pub max: u8,
+    /// The code whose value is zero; `None` where a stored bias decides.
+    pub zero: Option<u8>,
+    /// Storage type of scale and bias.
+    pub float: Float,
+}
+
+/// What one format adds: sizes, bytes, reference encoder. `stored` is `[scale, bias]`; the bias is 0 where the format has none.
+pub(super) trait Layout: Send + Sync + 'static {
+    fn id(&self) -> CodecId;
+    fn shape(&self) -> Shape;
+    /// Weights per block.
+    fn len(&self) -> usize;
+    /// Bytes per block.
+    fn bytes(&self) -> usize;
+    /// Packs one block.
+    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]);
+    /// The inverse of [`Layout::write`].
+    fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2];
+    /// The reference encoder: codes, and scale and bias yet to be rounded. `weights`, if importance is known, are
+    /// importance · √(mean square of the row + x²).
+    fn reference(&self, x: &[f32], weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2];
+}
+
+/// The codec of layout `L`.
+pub(super) struct Flat<L>(pub L);
+
+impl<L: Layout> Codec for Flat<L> {
+    fn id(&self) -> CodecId {
+        self.0.id()
+    }
+    fn block_len(&self) -> usize {
+        self.0.len()
+    }
+    fn block_bytes(&self) -> usize {
+        self.0.bytes()
+    }
+    fn encode(&self, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        let (len, bytes, float) = (self.0.len(), self.0.bytes(), self.0.shape().float);
+        assert_eq!(row.len() / len * bytes, out.len(), "output length");
+        let sigma2 = row.iter().fold(0f32, |sum, &x| sum + x * x) / row.len() as f32;
+        let (mut codes, mut weights) = ([0u8; MAX_LEN], [0f32; MAX_LEN]);
+        let (codes, weights) = (&mut codes[..len], &mut weights[..len]);
+        for (i, (x, out)) in row.chunks_exact(len).zip(out.chunks_exact_mut(bytes)).enumerate() {
+            let weights = importance.map(|q| {
+                for ((w, &q), &x) in weights.iter_mut().zip(&q[i * len..]).zip(x) {
+                    *w = q * (sigma2 + x * x).sqrt();
+                }
+                &*weights
+            });
+            let stored = self.0.reference(x, weights, codes);
+            self.0.write(stored.map(|s| saturate(float, s)), codes, out);
+        }
+    }
+    fn decode(&self, bytes: &[u8], out: &mut [f32]) {
+        let (len, block, zero) = (self.0.len(), self.0.bytes(), self.0.shape().zero);
+        assert_eq!(bytes.len() / block * len, out.len(), "output length");
+        let mut codes = [0u8; MAX_LEN];
+        let codes = &mut codes[..len];
+        for (bytes, out) in bytes.chunks_exact(block).zip(out.chunks_exact_mut(len)) {
+            let [scale, bias] = self.0.read(bytes, codes);
+            match zero {
+                Some(zero) => {
+                    for (value, &code) in out.iter_mut().zip(codes.iter()) {
+                        *value = (code as i32 - zero as i32) as f32 * scale;
+                    }
+                }
+                None => {
+                    for (value, &code) in out.iter_mut().zip(codes.iter()) {
+                        *value = code as f32 * scale + bias;
+                    }
+                }
+            }
+        }
+    }
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
+    }
+}
+
+impl<L: Layout> Flat<L> {
+    /// The range of codes as `fit` counts them: from `-zero` for symmetric formats.
+    fn range(&self) -> (f32, f32) {
+        let Shape { max, zero, .. } = self.0.shape();
+        let zero = zero.unwrap_or(0) as f32;
+        (-zero, max as f32 - zero)
+    }
+
+    fn scales(&self, stored: [f32; 2]) -> BlockScales {
+        let [scale, bias] = stored;
+        let offset = match self.0.shape().zero {
+            Some(zero) => -(zero as f32) * scale,
+            None => bias,
+        };
+        BlockScales { sub_len: self.0.len(), step: vec![scale], offset: vec![offset], stored, ints: Vec::new() }
+    }
+
+    /// `line` in storage precision: the scale first, then the best bias for that scale.
+    fn store(&self, problem: &Problem, weight: f64, line: Line) -> [f32; 2] {
+        let Shape { zero, float, .. } = self.0.shape();
+        let step = saturate(float, line.step);
+        if zero.is_some() {
+            return [step, 0.0];
+        }
+        let shift = if weight > 0.0 { problem.moments(Line { step, bias: line.bias }).r / weight } else { 0.0 };
+        [step, saturate(float, line.bias + shift as f32)]
+    }
+
+    /// Walks to neighbouring storable scales and biases while the error falls. Returns the error.
+    fn polish(&self, problem: &Problem, weight: f64, stored: &mut [f32; 2]) -> f32 {
+        let Shape { zero, float, .. } = self.0.shape();
+        let error = |stored: [f32; 2]| problem.error(Line { step: stored[0], bias: stored[1] });
+        let mut best = error(*stored);
+        if float == Float::F32 {
+            return best;
+        }
+        for _ in 0..8 {
+            let before = best;
+            let [scale, bias] = *stored;
+            let scales = neighbours(float, scale).map(|s| self.store(problem, weight, Line { step: s, bias }));
+            let biases = neighbours(float, bias).map(|b| [scale, b]);
+            for candidate in scales.into_iter().chain(biases.into_iter().filter(|_| zero.is_none())) {
+                let e = error(candidate);
+                if e < best {
+                    (best, *stored) = (e, candidate);
+                }
+            }
+            if best >= before {
+                break;
+            }
+        }
+        best
+    }
+}
+
+impl<L: Layout> Grid for Flat<L> {
+    fn block_len(&self) -> usize {
+        self.0.len()
+    }
+    fn max_code(&self) -> u8 {
+        self.0.shape().max
+    }
+
+    fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales {
+        let (len, Shape { zero, .. }) = (self.0.len(), self.0.shape());
+        let (mut x, mut w) = ([0f32; MAX_LEN], [0f32; MAX_LEN]);
+        let (x, w) = fit::prepare(weights, importance, &mut x[..len], &mut w[..len]);
+        let (low, high) = self.range();
+        let problem = Problem { x, w, low, high };
+        let weight = problem.weight();
+
+        // The reference encoder's scales are the first candidate, so that the result is never worse.
+        let (mut bytes, mut codes) = ([0u8; 2 * MAX_LEN], [0u8; MAX_LEN]);
+        let bytes = &mut bytes[..self.0.bytes()];
+        self.encode(weights, Some(importance), bytes);
+        let mut best = self.0.read(bytes, &mut codes[..len]);
+        let start = Line { step: best[0], bias: best[1] };
+        let mut least = problem.error(start);
+        if !least.is_finite() {
+            (best, least) = ([0.0; 2], f32::INFINITY);
+        }
+        let mut consider = |line: Line| {
+            let mut stored = self.store(&problem, weight, line);
+            let error = self.polish(&problem, weight, &mut stored);
+            if error < least {
+                (least, best) = (error, stored);
+            }
+        };
+        consider(start);
+        let limits = if zero.is_some() { (0.0, 0.0) } else { (f32::MIN, f32::MAX) };
+        for (line, _) in problem.search(limits, 4) {
+            consider(line);
+            if zero.is_none() {
+                // The same line with its codes in reverse order: its bias is rounded at the other end.
+                consider(Line { step: -line.step, bias: line.bias + high * line.step });
+            }
+        }
+        self.scales(best)
+    }
+
+    fn round(&self, scales: &BlockScales, _at: usize, x: &[f32], code: &mut [u8], value: &mut [f32]) {
+        fit::round(scales.step[0], scales.offset[0], self.0.shape().max, x, code, value);
+    }
+
+    fn refit(&self, scales: &mut BlockScales, codes: &[u8], target: &[f32], gram: Gram<'_>) -> bool {
+        let (len, Shape { zero, float, .. }) = (self.0.len(), self.0.shape());
+        let along_scale: Vec<f64> = codes.iter().map(|&c| c as f64 - zero.unwrap_or(0) as f64).collect();
+        let along_bias = vec![if zero.is_some() { 0.0 } else { 1.0 }; len];
+        let loss = |stored: [f32; 2]| {
+            let scales = self.scales(stored);
+            let error = fit::errors(&scales, codes, target);
+            let he = gram.apply(&error, 0, len);
+            (dot(&error, &he), he)
+        };
+        let [scale, bias] = scales.stored;
+        let (before, he) = loss(scales.stored);
+        let pair = Pair::new(&along_scale, &along_bias, &gram.apply(&along_scale, 0, len), &gram.apply(&along_bias, 0, len), &he);
+
+        // Both rounded independently is not the best storable pair: for each scale near the best, the bias is solved anew.
+        let ideal = saturate(float, (scale as f64 + pair.best().0) as f32);
+        let [below, above] = neighbours(float, ideal);
+        let mut found = (0.0, scales.stored);
+        for s in [ideal, below, above, scale] {
+            let p = s as f64 - scale as f64;
+            let b = saturate(float, (bias as f64 + pair.best_q(p)) as f32);
+            let change = pair.change(p, b as f64 - bias as f64);
+            if change < found.0 {
+                found = (change, [s, b]);
+            }
+        }
+        if found.0 < 0.0 && loss(found.1).0 < before {
+            *scales = self.scales(found.1);
+            return true;
+        }
+        false
+    }
+
+    fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {
+        self.0.write(scales.stored, codes, out);
+    }
+    fn unpack(&self, bytes: &[u8], codes: &mut [u8]) -> BlockScales {
+        self.scales(self.0.read(bytes, codes))
+    }
+}

@@ -1,0 +1,108 @@
+//! The quadratic form of [`Gram`] as [`Grid::refit`](crate::Grid::refit) needs it, in f64: losses that differ little decide.
+
+use crate::codec::Gram;
+
+impl Gram<'_> {
+    /// H v, for `v` with values at `at .. at + v.len()` of the block and zero elsewhere; `n` is the block's length.
+    pub(super) fn apply(&self, v: &[f64], at: usize, n: usize) -> Vec<f64> {
+        match self {
+            Gram::Diagonal(h) => {
+                let mut out = vec![0.0; n];
+                for (i, &v) in v.iter().enumerate() {
+                    out[at + i] = h[at + i] as f64 * v;
+                }
+                out
+            }
+            Gram::Full(h) => h.chunks_exact(n).map(|row| dot_mixed(&row[at..at + v.len()], v)).collect(),
+        }
+    }
+}
+
+/// Σ a b.
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0f64; 4];
+    let (a4, b4) = (a.chunks_exact(4), b.chunks_exact(4));
+    let rest: f64 = a4.remainder().iter().zip(b4.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a4.zip(b4) {
+        for i in 0..4 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+fn dot_mixed(a: &[f32], b: &[f64]) -> f64 {
+    let mut sums = [0f64; 8];
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest: f64 = a8.remainder().iter().zip(b8.remainder()).map(|(&a, b)| a as f64 * b).sum();
+    for (a, b) in a8.zip(b8) {
+        for i in 0..8 {
+            sums[i] += a[i] as f64 * b[i];
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+/// The quadratic loss as a function of two parameters: how it changes when they move by (p, q).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pair {
+    /// Half gradient.
+    pub gradient: [f64; 2],
+    /// Half curvature: pp, pq, qq.
+    pub curvature: [f64; 3],
+}
+
+impl Pair {
+    /// For values that move along `a` and `b`, given H a, H b and the half gradient H e.
+    pub fn new(a: &[f64], b: &[f64], ha: &[f64], hb: &[f64], he: &[f64]) -> Self {
+        Pair { gradient: [dot(a, he), dot(b, he)], curvature: [dot(a, ha), dot(a, hb), dot(b, hb)] }
+    }
+    /// The change of the loss at (p, q).
+    pub fn change(&self, p: f64, q: f64) -> f64 {
+        let [pp, pq, qq] = self.curvature;
+        2.0 * (p * self.gradient[0] + q * self.gradient[1]) + p * p * pp + 2.0 * p * q * pq + q * q * qq
+    }
+    /// The best p and q together, or p alone where they cannot be told apart.
+    pub fn best(&self) -> (f64, f64) {
+        let [pp, pq, qq] = self.curvature;
+        let det = pp * qq - pq * pq;
+        if det > 1e-9 * pp * qq {
+            ((pq * self.gradient[1] - qq * self.gradient[0]) / det, (pq * self.gradient[0] - pp * self.gradient[1]) / det)
+        } else {
+            (self.best_p(0.0), 0.0)
+        }
+    }
+    /// The best p for this q; 0 if p does nothing.
+    pub fn best_p(&self, q: f64) -> f64 {
+        let [pp, pq, _] = self.curvature;
+        if pp > 0.0 { -(self.gradient[0] + q * pq) / pp } else { 0.0 }
+    }
+    /// The best q for this p; 0 if q does nothing.
+    pub fn best_q(&self, p: f64) -> f64 {
+        let [_, pq, qq] = self.curvature;
+        if qq > 0.0 { -(self.gradient[1] + p * pq) / qq } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_block_sees_its_columns() {
+        let h: Vec<f32> = (0..16).map(|i| (i / 4 + i % 4) as f32).collect();
+        assert_eq!(Gram::Full(&h).apply(&[1.0, -2.0], 1, 4), [-3.0, -4.0, -5.0, -6.0]);
+        assert_eq!(Gram::Diagonal(&[1.0, 2.0, 3.0, 4.0]).apply(&[1.0, -2.0], 1, 4), [0.0, 2.0, -6.0, 0.0]);
+    }
+
+    #[test]
+    fn best_is_the_minimum() {
+        let pair = Pair { gradient: [1.0, -2.0], curvature: [2.0, 0.5, 1.0] };
+        let (p, q) = pair.best();
+        let at = pair.change(p, q);
+        for (dp, dq) in [(1e-3, 0.0), (-1e-3, 0.0), (0.0, 1e-3), (0.0, -1e-3)] {
+            assert!(pair.change(p + dp, q + dq) > at);
+        }
+        assert!((pair.best_p(q) - p).abs() < 1e-12 && (pair.best_q(p) - q).abs() < 1e-12);
+    }
+}

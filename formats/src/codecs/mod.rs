@@ -1,0 +1,74 @@
+//! The block formats, one file each, and [`lookup`], the table of all.
+//!
+//! | file | formats | scales |
+//! |---|---|---|
+//! | `float.rs` | f32, f16, bf16 | none |
+//! | `q4_0.rs` `q5_0.rs` `q8_0.rs` | ggml, 32 weights | one f16 scale |
+//! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
+//! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
+//! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
+//! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
+//!
+//! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common. `search.rs` has ggml's own searches, for encoding as ggml does;
+//! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
+//! [`Grid::refit`](crate::Grid::refit).
+
+mod fit;
+mod flat;
+mod float;
+mod gram;
+mod k_affine;
+mod legacy;
+mod mlx_affine;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+mod search;
+mod super_fit;
+mod super_refit;
+mod superblock;
+
+use crate::codec::{Codec, CodecId, Float};
+
+/// The codec with this id.
+///
+/// # Panics
+/// If `id` is an MLX format of bits or group size that does not exist here; [`find`] asks first. Ids from
+/// [`CodecId::from_str`](std::str::FromStr) and from the container readers always exist.
+pub fn lookup(id: CodecId) -> &'static dyn Codec {
+    find(id).unwrap_or_else(|| panic!("no such encoding: {id}"))
+}
+
+/// The codec with this id, if it exists.
+pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
+    static F32: float::Plain = float::Plain(Float::F32);
+    static F16: float::Plain = float::Plain(Float::F16);
+    static BF16: float::Plain = float::Plain(Float::BF16);
+    static Q8_0: flat::Flat<q8_0::Q8_0> = flat::Flat(q8_0::Q8_0);
+    static Q4_0: flat::Flat<q4_0::Q4_0> = flat::Flat(q4_0::Q4_0);
+    static Q5_0: flat::Flat<q5_0::Q5_0> = flat::Flat(q5_0::Q5_0);
+    static Q4_1: flat::Flat<q4_1::Q4_1> = flat::Flat(q4_1::Q4_1);
+    static Q5_1: flat::Flat<q5_1::Q5_1> = flat::Flat(q5_1::Q5_1);
+    static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
+    static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
+    static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
+    Some(match id {
+        CodecId::F32 => &F32,
+        CodecId::F16 => &F16,
+        CodecId::BF16 => &BF16,
+        CodecId::Q8_0 => &Q8_0,
+        CodecId::Q4_0 => &Q4_0,
+        CodecId::Q5_0 => &Q5_0,
+        CodecId::Q4_1 => &Q4_1,
+        CodecId::Q5_1 => &Q5_1,
+        CodecId::Q4K => &Q4_K,
+        CodecId::Q5K => &Q5_K,
+        CodecId::Q6K => &Q6_K,
+        CodecId::MlxAffine { bits, group, scale } => return mlx_affine::find(bits, group, scale),
+    })
+}

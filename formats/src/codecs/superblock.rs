@@ -1,0 +1,192 @@
+//! What the K-quants share: super-blocks of 256 weights, in sub-blocks whose steps (and minima) are small integers times the
+//! super-block's f16 scale (and minimum). The value of a code is
+//!
+//! ```text
+//! (d · scale[s]) · (code − ZERO) − dmin · min[s]
+//! ```
+
+use super::fit;
+use super::super_fit;
+use super::super_refit;
+use crate::codec::{BlockScales, Codec, CodecId, Gram, Grid};
+use std::marker::PhantomData;
+
+/// Weights per super-block.
+pub(super) const LEN: usize = 256;
+/// Integers per super-block: scales of all sub-blocks, then minima of all sub-blocks if the format has them.
+pub(super) const INTS: usize = 16;
+
+/// A super-block taken apart.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Block {
+    /// Super-block scale, exact in f16.
+    pub d: f32,
+    /// Super-block minimum, exact in f16; 0 if the format has none.
+    pub dmin: f32,
+    /// Integer scales, then integer minima.
+    pub ints: [i16; INTS],
+    /// One code per weight.
+    pub codes: [u8; LEN],
+}
+
+/// What one K-quant adds: shape, bytes, reference encoder.
+pub(super) trait Layout: Send + Sync + 'static {
+    const ID: CodecId;
+    /// Bytes per super-block.
+    const BYTES: usize;
+    /// Weights per sub-block.
+    const SUB: usize;
+    /// The code whose value is −dmin · min.
+    const ZERO: u8;
+    /// Largest code.
+    const MAX: u8;
+    /// Smallest and largest integer scale.
+    const SCALES: (i16, i16);
+    /// Largest integer minimum; 0 if the format has no minima.
+    const MAX_MIN: i16;
+
+    /// Packs a super-block into its bytes.
+    fn write(block: &Block, out: &mut [u8]);
+    /// The inverse of [`Layout::write`].
+    fn read(bytes: &[u8]) -> Block;
+    /// ggml's encoder.
+    fn reference(x: &[f32], importance: Option<&[f32]>) -> Block;
+}
+
+/// The codec of layout `L`.
+pub(super) struct KQuant<L>(PhantomData<L>);
+
+impl<L> KQuant<L> {
+    pub(super) const fn new() -> Self {
+        KQuant(PhantomData)
+    }
+}
+
+impl<L: Layout> Codec for KQuant<L> {
+    fn id(&self) -> CodecId {
+        L::ID
+    }
+    fn block_len(&self) -> usize {
+        LEN
+    }
+    fn block_bytes(&self) -> usize {
+        L::BYTES
+    }
+    fn encode(&self, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        assert_eq!(row.len() / LEN * L::BYTES, out.len(), "output length");
+        for (i, (x, out)) in row.chunks_exact(LEN).zip(out.chunks_exact_mut(L::BYTES)).enumerate() {
+            L::write(&L::reference(x, importance.map(|q| &q[i * LEN..][..LEN])), out);
+        }
+    }
+    fn decode(&self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len() / L::BYTES * LEN, out.len(), "output length");
+        for (bytes, out) in bytes.chunks_exact(L::BYTES).zip(out.chunks_exact_mut(LEN)) {
+            let block = L::read(bytes);
+            let scales = Scales::<L>::of(&block);
+            for (s, (out, codes)) in out.chunks_exact_mut(L::SUB).zip(block.codes.chunks_exact(L::SUB)).enumerate() {
+                let (step, min) = (scales.step(s), scales.min(s));
+                for (value, &code) in out.iter_mut().zip(codes) {
+                    *value = step * (code as i32 - L::ZERO as i32) as f32 - min;
+                }
+            }
+        }
+    }
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
+    }
+}
+
+/// The stored scales of a super-block.
+pub(super) struct Scales<L> {
+    /// Super-block scale, exact in f16.
+    pub d: f32,
+    /// Super-block minimum, exact in f16.
+    pub dmin: f32,
+    /// Integer scales, then integer minima.
+    pub ints: [i16; INTS],
+    layout: PhantomData<L>,
+}
+
+impl<L> Clone for Scales<L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Scales<L> {}
+
+impl<L: Layout> Scales<L> {
+    /// Sub-blocks per super-block.
+    pub const SUBS: usize = LEN / L::SUB;
+    /// Whether sub-blocks have minima.
+    pub const MINS: bool = L::MAX_MIN > 0;
+
+    pub fn new(d: f32, dmin: f32, ints: [i16; INTS]) -> Self {
+        Scales { d, dmin, ints, layout: PhantomData }
+    }
+    pub fn of(block: &Block) -> Self {
+        Self::new(block.d, block.dmin, block.ints)
+    }
+    /// The step of sub-block `s`.
+    pub fn step(&self, s: usize) -> f32 {
+        self.d * self.ints[s] as f32
+    }
+    /// What sub-block `s` subtracts.
+    pub fn min(&self, s: usize) -> f32 {
+        if Self::MINS { self.dmin * self.ints[Self::SUBS + s] as f32 } else { 0.0 }
+    }
+
+    fn from_block_scales(scales: &BlockScales) -> Self {
+        let mut ints = [0; INTS];
+        for (to, from) in ints.iter_mut().zip(&scales.ints) {
+            *to = *from;
+        }
+        Self::new(scales.stored[0], scales.stored[1], ints)
+    }
+    fn to_block_scales(self) -> BlockScales {
+        let step: Vec<f32> = (0..Self::SUBS).map(|s| self.step(s)).collect();
+        // One of the two terms is zero in every format, so that the sum is exact.
+        let offset = (0..Self::SUBS).map(|s| -(L::ZERO as f32) * step[s] - self.min(s)).collect();
+        let ints = self.ints[..if Self::MINS { 2 * Self::SUBS } else { Self::SUBS }].to_vec();
+        BlockScales { sub_len: L::SUB, step, offset, stored: [self.d, self.dmin], ints }
+    }
+}
+
+impl<L: Layout> Grid for KQuant<L> {
+    fn block_len(&self) -> usize {
+        LEN
+    }
+    fn max_code(&self) -> u8 {
+        L::MAX
+    }
+    fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales {
+        super_fit::fit::<L>(weights, importance).to_block_scales()
+    }
+    fn round(&self, scales: &BlockScales, at: usize, x: &[f32], code: &mut [u8], value: &mut [f32]) {
+        for (i, &x) in x.iter().enumerate() {
+            let s = (at + i) / L::SUB;
+            fit::round(scales.step[s], scales.offset[s], L::MAX, &[x], &mut code[i..=i], &mut value[i..=i]);
+        }
+    }
+    fn refit(&self, scales: &mut BlockScales, codes: &[u8], target: &[f32], gram: Gram<'_>) -> bool {
+        let start = Scales::<L>::from_block_scales(scales);
+        match super_refit::refit(start, codes, target, gram) {
+            Some(better) => {
+                *scales = better.to_block_scales();
+                true
+            }
+            None => false,
+        }
+    }
+    fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {
+        let Scales { d, dmin, ints, .. } = Scales::<L>::from_block_scales(scales);
+        let mut block = Block { d, dmin, ints, codes: [0; LEN] };
+        block.codes.copy_from_slice(codes);
+        L::write(&block, out);
+    }
+    fn unpack(&self, bytes: &[u8], codes: &mut [u8]) -> BlockScales {
+        let block = L::read(bytes);
+        codes.copy_from_slice(&block.codes);
+        Scales::<L>::of(&block).to_block_scales()
+    }
+}

@@ -1,0 +1,20 @@
+//! Bytes: tensor containers (safetensors, GGUF, MLX folders) and block codecs. This crate knows no model.
+
+pub mod atomic;
+pub mod codec;
+pub mod codecs;
+pub mod container;
+pub mod error;
+pub mod gguf;
+pub mod hash;
+pub mod mlx;
+mod mmap;
+pub mod safetensors;
+mod slots;
+pub mod store;
+
+pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, decode_all};
+pub use container::{Encoding, TensorInfo, TensorStore};
+pub use error::{Error, ErrorKind, Result};
+pub use hash::{sha256_bytes, sha256_file};
+pub use store::{Container, open_store};

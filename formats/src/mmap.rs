@@ -1,0 +1,76 @@
+//! Read-only memory maps of files: the one place of this crate with `unsafe`.
+
+use crate::error::{Error, Result};
+use memmap2::Mmap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// A file mapped for reading.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    path: PathBuf,
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl Mapped {
+    /// Maps the whole file. Anything but a regular file is refused.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::read(path, e))?;
+        let meta = file.metadata().map_err(|e| Error::read(path, e))?;
+        if !meta.is_file() {
+            return Err(Error::usage("not a regular file").file(path));
+        }
+        if meta.len() == 0 {
+            return Ok(Mapped { path: path.to_path_buf(), map: None });
+        }
+        // SAFETY: the map is read-only and its bytes are only ever read as `u8` (or copied into wider types), for which every
+        // bit pattern is valid. What the language cannot rule out is another process changing the file meanwhile: a change in
+        // place can only yield other bytes, which all readers treat as untrusted anyway (bounds are checked against lengths
+        // taken once), and a truncation raises a fault that ends the process instead of giving wrong results. This crate's
+        // own writers never truncate or change a file in place under its final name; they rename a new one over it.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::read(path, e))?;
+        Ok(Mapped { path: path.to_path_buf(), map: Some(map) })
+    }
+
+    /// The file's contents.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// The file's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn maps_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, b"abc").unwrap();
+        assert_eq!(Mapped::open(&path).unwrap().bytes(), b"abc");
+    }
+
+    #[test]
+    fn an_empty_file_has_no_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(Mapped::open(&path).unwrap().bytes(), b"");
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none");
+        let e = Mapped::open(&path).unwrap_err();
+        assert_eq!((e.kind, e.file), (ErrorKind::Missing, Some(path)));
+        assert_eq!(Mapped::open(dir.path()).unwrap_err().kind, ErrorKind::Usage);
+    }
+}

@@ -1,0 +1,231 @@
+//! Reading: one file, or the files of a checkpoint folder, as one [`TensorStore`].
+
+use super::header::{self, Index};
+use super::{INDEX_FILE, SINGLE_FILE};
+use crate::codec::CodecId;
+use crate::container::{Encoding, TensorInfo, TensorStore};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mmap::Mapped;
+use safetensors::tensor::Dtype;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A safetensors checkpoint, memory-mapped.
+#[derive(Debug)]
+pub struct SafetensorsStore {
+    path: PathBuf,
+    files: Vec<Mapped>,
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<TensorInfo>,
+    /// File and bytes of each tensor, beside `tensors`.
+    places: Vec<(usize, Range<usize>)>,
+    by_name: HashMap<String, usize>,
+}
+
+impl SafetensorsStore {
+    /// Opens a `.safetensors` file, an index (`*.json`), or a folder: its `model.safetensors`, else
+    /// the shards that `model.safetensors.index.json` names, else all of `model*.safetensors`.
+    ///
+    /// Every header is read and checked, no data.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (files, index) = resolve(path)?;
+        let mut store = SafetensorsStore {
+            path: path.to_path_buf(),
+            files: Vec::with_capacity(files.len()),
+            metadata: BTreeMap::new(),
+            tensors: Vec::new(),
+            places: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        for file in &files {
+            store.add_file(file)?;
+        }
+        if let Some((index_path, index)) = index {
+            store.check_index(&index_path, &index)?;
+        }
+        Ok(store)
+    }
+
+    /// The string pairs under `__metadata__`; of several files that disagree on a key, the first one's value.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The files that hold the tensors.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(Mapped::path)
+    }
+
+    /// The file that holds this tensor.
+    pub fn file_of(&self, name: &str) -> Option<&Path> {
+        self.by_name.get(name).map(|&i| self.files[self.places[i].0].path())
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let mapped = Mapped::open(path)?;
+        let parsed = header::parse(mapped.bytes()).map_err(|e| e.file(path))?;
+        let number = self.files.len();
+        for t in parsed.tensors {
+            if let Some(&earlier) = self.by_name.get(&t.name) {
+                let other = self.files[self.places[earlier].0].path().display();
+                return Err(Error::corrupt(format!("is in {other} as well")).file(path).tensor(t.name));
+            }
+            self.by_name.insert(t.name.clone(), self.tensors.len());
+            self.tensors.push(TensorInfo { name: t.name, shape: t.shape, encoding: encoding(t.dtype), n_bytes: t.range.len() });
+            self.places.push((number, t.range));
+        }
+        for (key, value) in parsed.metadata {
+            self.metadata.entry(key).or_insert(value);
+        }
+        self.files.push(mapped);
+        Ok(())
+    }
+
+    /// Every tensor that the index promises must be in the file that it names.
+    fn check_index(&self, index_path: &Path, index: &Index) -> Result<()> {
+        for (tensor, file) in &index.weight_map.0 {
+            let Some(&i) = self.by_name.get(tensor) else {
+                return Err(Error::missing(format!("{} promises this tensor, but the file lacks it", index_path.display()))
+                    .file(index_path.with_file_name(file))
+                    .tensor(tensor)
+                    .hint("index and shards do not belong together, or a shard is damaged: download the checkpoint again"));
+            };
+            let actual = self.files[self.places[i].0].path();
+            if actual.file_name().is_none_or(|name| name != file.as_str()) {
+                return Err(Error::corrupt(format!("the index puts it in {file}, but it is in {}", actual.display()))
+                    .file(index_path)
+                    .tensor(tensor));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TensorStore for SafetensorsStore {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        let i = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
+        let (file, range) = &self.places[i];
+        Ok(Cow::Borrowed(&self.files[*file].bytes()[range.clone()]))
+    }
+    fn find(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).map(|&i| &self.tensors[i])
+    }
+}
+
+fn encoding(dtype: Dtype) -> Encoding {
+    match dtype {
+        Dtype::F32 => Encoding::Codec(CodecId::F32),
+        Dtype::F16 => Encoding::Codec(CodecId::F16),
+        Dtype::BF16 => Encoding::Codec(CodecId::BF16),
+        other => Encoding::Opaque(other.to_string()),
+    }
+}
+
+type Resolved = (Vec<PathBuf>, Option<(PathBuf, Index)>);
+
+/// The files that make up the checkpoint at `path`.
+fn resolve(path: &Path) -> Result<Resolved> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::read(path, e))?;
+    if !meta.is_dir() {
+        return if path.extension().is_some_and(|e| e == "json") {
+            resolve_index(path)
+        } else {
+            Ok((vec![path.to_path_buf()], None))
+        };
+    }
+    let single = path.join(SINGLE_FILE);
+    if single.is_file() {
+        return Ok((vec![single], None));
+    }
+    let index = path.join(INDEX_FILE);
+    if index.is_file() {
+        return resolve_index(&index);
+    }
+    resolve_glob(path)
+}
+
+fn resolve_index(index_path: &Path) -> Result<Resolved> {
+    let json = std::fs::read(index_path).map_err(|e| Error::read(index_path, e))?;
+    let index = Index::parse(&json).map_err(|e| e.file(index_path))?;
+    let names: BTreeSet<&str> = index.weight_map.0.iter().map(|(_, file)| file.as_str()).collect();
+    let mut files = Vec::with_capacity(names.len());
+    for name in names {
+        let file = index_path.with_file_name(name);
+        if !file.is_file() {
+            let tensors: Vec<&str> = index.weight_map.0.iter().filter(|(_, f)| f == name).map(|(t, _)| t.as_str()).collect();
+            let listed: Vec<String> = tensors.iter().take(3).map(|t| format!("`{t}`")).collect();
+            let more = match tensors.len() - listed.len() {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            return Err(Error::missing(format!("this shard is missing; the index puts {}{more} in it", listed.join(", ")))
+                .file(file)
+                .tensor(tensors[0])
+                .hint("download the checkpoint again, or this file alone, into the same folder"));
+        }
+        files.push(file);
+    }
+    Ok((files, Some((index_path.to_path_buf(), index))))
+}
+
+/// Without an index: all `model*.safetensors`, in order of their names. Names that say "3 of 5" must be complete.
+fn resolve_glob(folder: &Path) -> Result<Resolved> {
+    let mut names = BTreeSet::new();
+    let mut others = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::read(folder, e))? {
+        let entry = entry.map_err(|e| Error::read(folder, e))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            if name.starts_with("model") && name.ends_with(".safetensors") {
+                names.insert(name);
+            } else {
+                others.insert(name);
+            }
+        }
+    }
+    for name in &names {
+        let Some(total) = shard_total(name) else { continue };
+        for i in 1..=total {
+            let sibling = format!("model-{i:05}-of-{total:05}.safetensors");
+            if !names.contains(&sibling) {
+                return Err(Error::missing(format!("this shard is missing; {name} is there"))
+                    .file(folder.join(sibling))
+                    .hint("download the checkpoint again, or this file alone, into the same folder"));
+            }
+        }
+    }
+    if !names.is_empty() {
+        return Ok((names.into_iter().map(|n| folder.join(n)).collect(), None));
+    }
+    let found = |suffix: &str| others.iter().find(|n| n.ends_with(suffix));
+    if let Some(gguf) = found(".gguf") {
+        return Err(Error::missing("no model*.safetensors in this folder")
+            .file(folder)
+            .hint(format!("to use the GGUF file in it, name the file: {}", folder.join(gguf).display())));
+    }
+    if let Some(pickle) = found(".bin").or_else(|| found(".pt")).or_else(|| found(".pth")) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("the folder has no safetensors; {pickle} is a pickle, which may run code when loaded"),
+        )
+        .file(folder)
+        .hint("look for a revision with safetensors, or convert it with the tools of its authors"));
+    }
+    Err(Error::missing(format!("no {SINGLE_FILE} and no {INDEX_FILE} in this folder")).file(folder))
+}
+
+/// N of `model-00001-of-0000N.safetensors`.
+fn shard_total(name: &str) -> Option<u32> {
+    let rest = name.strip_prefix("model-")?.strip_suffix(".safetensors")?;
+    let (number, total) = rest.split_once("-of-")?;
+    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    (digits(number) && digits(total)).then(|| total.parse().ok()).flatten()
+}

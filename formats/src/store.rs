@@ -1,0 +1,111 @@
+//! Opens whatever container lies at a path.
+
+use crate::container::TensorStore;
+use crate::error::{Error, Result};
+use crate::gguf::{self, GgufStore};
+use crate::mlx::{self, MlxStore};
+use crate::safetensors::SafetensorsStore;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// A kind of container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Container {
+    /// A GGUF file, perhaps the first of a split set.
+    Gguf,
+    /// A folder in MLX's layout with quantized tensors.
+    Mlx,
+    /// A safetensors file, an index, or a Hugging Face folder.
+    Safetensors,
+}
+
+impl Container {
+    /// The name used on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Container::Gguf => "gguf",
+            Container::Mlx => "mlx",
+            Container::Safetensors => "safetensors",
+        }
+    }
+
+    /// What lies at `path`: by the first bytes of a file, by `config.json` of a folder.
+    pub fn detect(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let meta = std::fs::metadata(path).map_err(|e| Error::read(path, e))?;
+        if meta.is_dir() {
+            if !path.join(mlx::CONFIG_FILE).is_file() {
+                return Ok(Container::Safetensors);
+            }
+            let (_, config) = mlx::read_config(path)?;
+            let quantized = config.get("quantization").is_some_and(|q| q.get("bits").is_some());
+            return Ok(if quantized { Container::Mlx } else { Container::Safetensors });
+        }
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || starts_with_magic(path)? {
+            return Ok(Container::Gguf);
+        }
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors") || e.eq_ignore_ascii_case("json")) {
+            return Ok(Container::Safetensors);
+        }
+        Err(Error::unsupported("neither GGUF nor safetensors").file(path))
+    }
+}
+
+fn starts_with_magic(path: &Path) -> Result<bool> {
+    let mut magic = Vec::with_capacity(gguf::MAGIC.len());
+    let file = File::open(path).map_err(|e| Error::read(path, e))?;
+    file.take(gguf::MAGIC.len() as u64).read_to_end(&mut magic).map_err(|e| Error::read(path, e))?;
+    Ok(magic == gguf::MAGIC)
+}
+
+/// Opens a GGUF file or split set, an MLX folder, a Hugging Face folder, or a safetensors file or index.
+pub fn open_store(path: impl AsRef<Path>) -> Result<Box<dyn TensorStore>> {
+    let path = path.as_ref();
+    Ok(match Container::detect(path)? {
+        Container::Gguf => Box::new(GgufStore::open(path)?),
+        Container::Mlx => Box::new(MlxStore::open(path)?),
+        Container::Safetensors => Box::new(SafetensorsStore::open(path)?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use std::fs;
+
+    #[test]
+    fn containers_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            Container::detect(path)
+        };
+        assert_eq!(file("blob", b"GGUF\x03\0\0\0").unwrap(), Container::Gguf);
+        assert_eq!(file("x.gguf", b"").unwrap(), Container::Gguf);
+        assert_eq!(file("x.safetensors", b"").unwrap(), Container::Safetensors);
+        assert_eq!(file("x.txt", b"some text").unwrap_err().kind, ErrorKind::Unsupported);
+        assert_eq!(Container::detect(dir.path()).unwrap(), Container::Safetensors);
+        for (config, expected) in [
+            (r#"{"quantization":{"bits":4,"group_size":64}}"#, Container::Mlx),
+            (r#"{"quantization_config":{"bits":4,"quant_method":"gptq"}}"#, Container::Safetensors),
+            (r#"{"model_type":"llama"}"#, Container::Safetensors),
+        ] {
+            fs::write(dir.path().join("config.json"), config).unwrap();
+            assert_eq!(Container::detect(dir.path()).unwrap(), expected);
+        }
+        assert_eq!(Container::detect(dir.path().join("none")).unwrap_err().kind, ErrorKind::Missing);
+        assert_eq!(open_store(dir.path()).err().unwrap().kind, ErrorKind::Missing);
+    }
+
+    #[test]
+    fn a_damaged_gguf_is_corrupt() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        fs::write(&path, b"GGUF\x03\0\0").unwrap();
+        let error = open_store(&path).err().unwrap();
+        assert_eq!((error.kind, error.file), (ErrorKind::Corrupt, Some(path)));
+    }
+}

@@ -1,0 +1,277 @@
+//! Properties that every block format must have: of its codec (error bounds, any bytes decode) and of its grid (what the
+//! solver sees is what the runtime decodes; fits beat the reference encoder; refits lower the loss; packing is exact).
+
+use bitsmith_formats::{BlockScales, Codec, CodecId, Float, Gram, Grid};
+use proptest::prelude::*;
+
+fn all() -> Vec<CodecId> {
+    let mut ids = CodecId::GGML.to_vec();
+    for bits in [4, 8] {
+        for group in [32, 64, 128] {
+            for scale in [Float::F32, Float::F16, Float::BF16] {
+                ids.push(CodecId::MlxAffine { bits, group, scale });
+            }
+        }
+    }
+    ids
+}
+
+fn codecs() -> impl Strategy<Value = CodecId> {
+    prop::sample::select(all())
+}
+
+/// A block's weights and importance, of many kinds: bell-shaped or flat, with outliers, zeros, an offset, of any magnitude;
+/// importance flat, skewed, partly or wholly zero.
+fn block(len: usize) -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
+    let unit = prop::collection::vec((-1f32..1.0, -1f32..1.0, -1f32..1.0), len);
+    let kinds = (0..5u8, 0..4u8, -9i32..4, -1f32..1.0);
+    (unit, kinds).prop_map(|(unit, (kind, importance_kind, exponent, shift))| {
+        let weight = |&(a, b, c): &(f32, f32, f32)| match kind {
+            0 => a + b + c,
+            1 => a * a * a * 8.0,
+            2 => {
+                if c > 0.8 {
+                    0.0
+                } else {
+                    a
+                }
+            }
+            3 => a * 0.1 + shift,
+            _ => {
+                if c > 0.95 {
+                    a * 20.0
+                } else {
+                    a
+                }
+            }
+        };
+        let importance = |&(_, b, c): &(f32, f32, f32)| match importance_kind {
+            0 => 1.0,
+            1 => (4.0 * b).exp(),
+            2 => {
+                if c < 0.0 {
+                    0.0
+                } else {
+                    c
+                }
+            }
+            _ => 0.0,
+        };
+        let magnitude = 10f32.powi(exponent);
+        (unit.iter().map(|u| magnitude * weight(u)).collect(), unit.iter().map(importance).collect())
+    })
+}
+
+fn codec_and_block() -> impl Strategy<Value = (CodecId, Vec<f32>, Vec<f32>)> {
+    codecs().prop_flat_map(|id| block(id.codec().block_len()).prop_map(move |(x, w)| (id, x, w)))
+}
+
+fn codec_and_bytes() -> impl Strategy<Value = (CodecId, Vec<u8>)> {
+    codecs().prop_flat_map(|id| prop::collection::vec(any::<u8>(), id.codec().block_bytes()).prop_map(move |b| (id, b)))
+}
+
+fn encode(c: &dyn Codec, x: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
+    let mut bytes = vec![0; c.block_bytes()];
+    c.encode(x, importance, &mut bytes);
+    bytes
+}
+
+fn decode(c: &dyn Codec, bytes: &[u8]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; c.block_len()];
+    c.decode(bytes, &mut out);
+    out
+}
+
+fn round(g: &dyn Grid, scales: &BlockScales, x: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let (mut codes, mut values) = (vec![0; x.len()], vec![0.0; x.len()]);
+    for i in 0..x.len() {
+        g.round(scales, i, &x[i..=i], &mut codes[i..=i], &mut values[i..=i]);
+    }
+    (codes, values)
+}
+
+fn weighted_error(x: &[f32], values: &[f32], importance: &[f32]) -> f64 {
+    let square = |(&x, &v): (&f32, &f32)| (x as f64 - v as f64).powi(2);
+    x.iter().zip(values).map(square).zip(importance).map(|(e, &w)| e * w as f64).sum()
+}
+
+fn loss(h: &[f32], error: &[f64]) -> f64 {
+    let n = error.len();
+    (0..n).map(|i| error[i] * (0..n).map(|j| h[i * n + j] as f64 * error[j]).sum::<f64>()).sum()
+}
+
+fn values(scales: &BlockScales, codes: &[u8]) -> Vec<f32> {
+    let value = |(i, &c): (usize, &u8)| scales.step[i / scales.sub_len] * c as f32 + scales.offset[i / scales.sub_len];
+    codes.iter().enumerate().map(value).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn reference_encoders_keep_errors_small((id, x, _) in codec_and_block()) {
+        let c = id.codec();
+        let decoded = decode(c, &encode(c, &x, None));
+        let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        // Half a step of the widest range, the clipped end of symmetric grids, coarse super-block minima, f16's resolution.
+        let steps = c.grid().unwrap().max_code() as f32;
+        for (x, d) in x.iter().zip(&decoded) {
+            prop_assert!((x - d).abs() <= largest * (3.0 / steps + 0.02) + 4e-6, "{}: {x} became {d}", id);
+        }
+    }
+
+    #[test]
+    fn any_bytes_decode((id, bytes) in codec_and_bytes()) {
+        let c = id.codec();
+        let g = c.grid().unwrap();
+        let mut codes = vec![0; c.block_len()];
+        let scales = g.unpack(&bytes, &mut codes);
+        prop_assert!(codes.iter().all(|&code| code <= g.max_code()));
+        let decoded = decode(c, &bytes);
+        // What the solver computes is what the runtime decodes.
+        for (v, d) in values(&scales, &codes).iter().zip(&decoded) {
+            prop_assert!(v == d || (!v.is_finite() && !d.is_finite()), "{}: {v} decodes as {d}", id);
+        }
+        let mut packed = vec![0x55; c.block_bytes()];
+        g.pack(&scales, &codes, &mut packed);
+        if scales.stored.iter().all(|s| !s.is_nan()) {
+            prop_assert_eq!(packed, bytes);
+        }
+        // A block that never came from an encoder must not make the solver panic either.
+        let (codes, _) = round(g, &scales, &decoded);
+        prop_assert!(codes.iter().all(|&code| code <= g.max_code()));
+    }
+
+    #[test]
+    fn fits_are_finite_exact_and_no_worse_than_the_reference((id, x, importance) in codec_and_block()) {
+        let c = id.codec();
+        let g = c.grid().unwrap();
+        let scales = g.fit(&x, &importance);
+        prop_assert_eq!(scales.step.len() * scales.sub_len, c.block_len());
+        prop_assert!(scales.step.iter().chain(&scales.offset).chain(&scales.stored).all(|s| s.is_finite()));
+        let (codes, rounded) = round(g, &scales, &x);
+        prop_assert_eq!(&rounded, &values(&scales, &codes));
+
+        let mut packed = vec![0; c.block_bytes()];
+        g.pack(&scales, &codes, &mut packed);
+        prop_assert_eq!(&rounded, &decode(c, &packed));
+        let mut unpacked = vec![0; c.block_len()];
+        prop_assert_eq!(&g.unpack(&packed, &mut unpacked), &scales);
+        prop_assert_eq!(&unpacked, &codes);
+
+        let reference = decode(c, &encode(c, &x, Some(&importance)));
+        let all: Vec<f32> = importance.iter().map(|&w| if importance.iter().all(|&w| w == 0.0) { 1.0 } else { w }).collect();
+        let (ours, theirs) = (weighted_error(&x, &rounded, &all), weighted_error(&x, &reference, &all));
+        let rounding = 1e-12 * weighted_error(&x, &vec![0.0; x.len()], &all);
+        prop_assert!(ours <= theirs * 1.0001 + rounding, "{}: error {ours}, reference {theirs}", id);
+    }
+
+    #[test]
+    fn rounding_takes_the_nearest_code((id, x, importance) in codec_and_block(), shift in -0.3f32..0.3) {
+        let c = id.codec();
+        let g = c.grid().unwrap();
+        let scales = g.fit(&x, &importance);
+        // The solver's weights have moved on since the fit.
+        let moved: Vec<f32> = x.iter().map(|x| x * (1.0 + shift)).collect();
+        let (codes, rounded) = round(g, &scales, &moved);
+        for i in 0..x.len() {
+            let (step, offset) = (scales.step[i / scales.sub_len], scales.offset[i / scales.sub_len]);
+            let error = (rounded[i] - moved[i]).abs();
+            for other in [codes[i].saturating_sub(1), codes[i].saturating_add(1).min(g.max_code())] {
+                let other = (step * other as f32 + offset - moved[i]).abs();
+                prop_assert!(error <= other + 1e-5 * (step.abs() + moved[i].abs()), "{}", id);
+            }
+        }
+    }
+
+    #[test]
+    fn refits_lower_the_loss((id, x, importance) in codec_and_block(), full in any::<bool>(), noise in any::<u64>()) {
+        let c = id.codec();
+        let g = c.grid().unwrap();
+        let n = c.block_len();
+        let start = g.fit(&x, &importance);
+        // Codes of other weights: as after error feedback.
+        let mut random = noise | 1;
+        let mut next = || { random ^= random << 13; random ^= random >> 7; random ^= random << 17; (random >> 40) as f32 / 16_777_216.0 - 0.5 };
+        let codes: Vec<u8> = round(g, &start, &x).0.iter()
+            .map(|&code| (code as f32 + 4.0 * next()).clamp(0.0, g.max_code() as f32) as u8).collect();
+        let h = if full {
+            let factors: Vec<Vec<f32>> = (0..6).map(|_| (0..n).map(|_| next()).collect()).collect();
+            let entry = |i: usize, j: usize| factors.iter().map(|f| f[i] * f[j]).sum::<f32>() + if i == j { 0.05 } else { 0.0 };
+            (0..n * n).map(|k| entry(k / n, k % n)).collect::<Vec<f32>>()
+        } else {
+            (0..n * n).map(|k| if k / n == k % n { importance[k / n] } else { 0.0 }).collect()
+        };
+        let diagonal: Vec<f32> = (0..n).map(|i| h[i * n + i]).collect();
+        let gram = if full { Gram::Full(&h) } else { Gram::Diagonal(&diagonal) };
+        let errors = |scales: &BlockScales| -> Vec<f64> {
+            values(scales, &codes).iter().zip(&x).map(|(&v, &x)| v as f64 - x as f64).collect()
+        };
+
+        let mut scales = start.clone();
+        let lower = g.refit(&mut scales, &codes, &x, gram);
+        let (before, after) = (loss(&h, &errors(&start)), loss(&h, &errors(&scales)));
+        if lower {
+            prop_assert!(after < before, "{}: loss {before} became {after}", id);
+            let mut packed = vec![0; c.block_bytes()];
+            g.pack(&scales, &codes, &mut packed);
+            prop_assert_eq!(g.unpack(&packed, &mut vec![0; n]), scales);
+        } else {
+            prop_assert_eq!(scales, start);
+        }
+    }
+}
+
+#[test]
+fn refit_recovers_disturbed_scales() {
+    for id in all() {
+        let (c, g) = (id.codec(), id.codec().grid().unwrap());
+        let n = c.block_len();
+        let x: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.05).collect();
+        let fitted = g.fit(&x, &vec![1.0; n]);
+        let (codes, best) = round(g, &fitted, &x);
+        // The same codes under scales a twentieth too large.
+        let larger: Vec<f32> = x.iter().map(|x| x * 1.05).collect();
+        let mut scales = g.fit(&larger, &vec![1.0; n]);
+        let before = weighted_error(&x, &values(&scales, &codes), &vec![1.0; n]);
+        assert!(g.refit(&mut scales, &codes, &x, Gram::Diagonal(&vec![1.0; n])), "{id}");
+        let after = weighted_error(&x, &values(&scales, &codes), &vec![1.0; n]);
+        let least = weighted_error(&x, &best, &vec![1.0; n]);
+        assert!(after < before && after < 1.5 * least + 1e-9, "{id}: {before} became {after}, the fit's own error is {least}");
+    }
+}
+
+#[test]
+fn extreme_blocks_stay_finite() {
+    for id in all() {
+        let (c, g) = (id.codec(), id.codec().grid().unwrap());
+        let n = c.block_len();
+        let alternating = |a: f32, b: f32| (0..n).map(|i| if i % 2 == 0 { a } else { b }).collect::<Vec<f32>>();
+        for x in [
+            alternating(0.0, 0.0),
+            alternating(f32::MAX, f32::MIN),
+            alternating(1e30, 1e-30),
+            alternating(1e-45, -1e-45),
+            alternating(1e6, 1e6),
+            alternating(-0.7, -0.7),
+            alternating(0.7, 0.7),
+        ] {
+            for importance in
+                [alternating(1.0, 1.0), alternating(0.0, 0.0), alternating(f32::MAX, 0.0), alternating(1e-40, 1e-45)]
+            {
+                let scales = g.fit(&x, &importance);
+                let (codes, rounded) = round(g, &scales, &x);
+                assert!(rounded.iter().all(|v| v.is_finite()), "{id} {:?} {importance:?}", &x[..2]);
+                let mut bytes = vec![0; c.block_bytes()];
+                g.pack(&scales, &codes, &mut bytes);
+                assert_eq!(decode(c, &bytes), rounded, "{id}");
+            }
+        }
+        let zeros = vec![0.0; n];
+        assert_eq!(round(g, &g.fit(&zeros, &vec![1.0; n]), &zeros).1, zeros, "{id}");
+        // A constant block is a case for the scale or the bias alone.
+        let constant = vec![0.7; n];
+        let rounded = round(g, &g.fit(&constant, &vec![1.0; n]), &constant).1;
+        assert!(rounded.iter().all(|v| (v - 0.7).abs() < 2e-3), "{id}: {}", rounded[0]);
+    }
+}

@@ -1,0 +1,316 @@
+//! From dense weights to encoded tensors: the layer loop that calibrates, transforms and solves, one decoder layer at a time.
+
+use crate::context::Context;
+use crate::spool::Spool;
+use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
+use bitsmith_formats::{EncodedTensor, Error, Float, Result};
+use bitsmith_quantize::transform::{self, DenseLayer};
+use bitsmith_quantize::{Hessian, Method, Plan, Problem};
+use bitsmith_runtime::{Input, Layer, Part, Role, Site, Sweep, WeightSource};
+use candle_core::{Device, Tensor};
+use ndarray::Array2;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A tied embedding is also read as a table of rows, where every channel counts alike: this much of the mean curvature is
+/// added to the output matrix's.
+const TIED_RIDGE: f32 = 0.1;
+
+/// Where a solver's statistics come from.
+pub enum Evidence<'a> {
+    /// None: the formats' own encoders.
+    None,
+    /// Gathered earlier, in independent mode.
+    Stats(&'a Stats),
+    /// Importance per tensor, from an imatrix file.
+    Importance(&'a BTreeMap<Role, Vec<f32>>),
+    /// Windows of tokens to run through the model now.
+    Windows {
+        /// The token windows.
+        windows: &'a [Vec<u32>],
+        /// Whether later layers see the outputs of the quantized earlier ones.
+        sequential: bool,
+    },
+}
+
+/// Everything that decides the encoded tensors.
+pub struct Encoder<'a> {
+    /// The dense model.
+    pub source: &'a dyn WeightSource,
+    /// The format of each tensor.
+    pub plan: &'a Plan,
+    /// Transforms and solver.
+    pub method: &'a Method,
+    /// The type of norms and biases in the artifact.
+    pub vector_type: Float,
+    /// Statistics.
+    pub evidence: Evidence<'a>,
+    /// Where results go.
+    pub spool: &'a Spool,
+    /// Progress and warnings.
+    pub context: &'a Context,
+}
+
+type SiteMap = BTreeMap<Input, SiteStats>;
+
+impl Encoder<'_> {
+    /// Encodes every tensor of the plan into the spool; those already there are kept. Returns the notes of transforms and
+    /// solvers, each with the tensor it concerns.
+    pub fn run(&self) -> Result<Vec<String>> {
+        let spec = self.source.spec();
+        let progress = &self.context.progress;
+        progress.start("quantize", spec.n_layers as u64 + 1);
+        let mut notes = Vec::new();
+        if !spec.tied {
+            self.encode_embedding(&mut notes)?;
+        }
+        match &self.evidence {
+            Evidence::Windows { windows, sequential } => self.run_windows(windows, *sequential, &mut notes)?,
+            _ => self.run_given(&mut notes)?,
+        }
+        progress.finish();
+        Ok(notes)
+    }
+
+    /// Layers are independent: statistics are given, or none are needed.
+    fn run_given(&self, notes: &mut Vec<String>) -> Result<()> {
+        let spec = self.source.spec();
+        for layer in 0..spec.n_layers {
+            if !self.layer_done(layer) {
+                let dense = self.read_group(&layer_roles(self.source, layer))?;
+                self.encode_group(Some(layer), dense, self.given(Some(layer)), notes)?;
+            }
+            self.context.progress.advance(1);
+        }
+        self.encode_head(self.given(None), notes)?;
+        self.context.progress.advance(1);
+        Ok(())
+    }
+
+    /// Statistics of one layer from what the caller gave.
+    fn given(&self, layer: Option<usize>) -> SiteMap {
+        match &self.evidence {
+            Evidence::Stats(stats) => {
+                stats.sites.iter().filter(|(site, _)| site.layer == layer).map(|(site, s)| (site.input, s.clone())).collect()
+            }
+            _ => SiteMap::new(),
+        }
+    }
+
+    /// Layer-major: observe a layer's inputs, encode it, and push the windows through the encoded layer.
+    fn run_windows(&self, windows: &[Vec<u32>], sequential: bool, notes: &mut Vec<String>) -> Result<()> {
+        let spec = self.source.spec();
+        let device = Device::Cpu;
+        let detail = if self.method.needs_hessian() { Detail::Gram } else { Detail::Channels };
+        let mut sweep = Sweep::new(spec, windows, &device)?;
+        let embedding = match sequential && !spec.tied {
+            true => self.decoded(Role::global(Part::TokenEmbd))?,
+            false => self.source.read(Role::global(Part::TokenEmbd))?.data,
+        };
+        sweep.embed(&tensor(embedding, &spec.shape(Part::TokenEmbd))?)?;
+        for index in 0..spec.n_layers {
+            self.context.check_interrupted()?;
+            let mut layer = Layer::load(self.source, index, &device)?;
+            if !self.layer_done(index) {
+                let collector = Collector::new(detail);
+                if sequential {
+                    let hidden = sweep.hidden()?.clone();
+                    sweep.observe_layer(&hidden, &layer, index, &collector)?;
+                } else {
+                    sweep.run_layer(&layer, index, Some(&collector))?;
+                }
+                let stats = collector.take().into_iter().map(|(site, s)| (site.input, s)).collect();
+                let dense = self.read_group(&layer_roles(self.source, index))?;
+                self.encode_group(Some(index), dense, stats, notes)?;
+            } else if !sequential {
+                sweep.run_layer(&layer, index, None)?;
+            }
+            if sequential {
+                for role in layer_roles(self.source, index) {
+                    layer.replace_host(role.part, self.decoded(role)?)?;
+                }
+                sweep.run_layer(&layer, index, None)?;
+            }
+            self.context.progress.advance(1);
+        }
+        let head = Role::global(spec.head_part());
+        if !self.spool.has(head) {
+            let norm = self.source.read(Role::global(Part::OutputNorm))?;
+            let collector = Collector::new(detail);
+            sweep.finish(&tensor(norm.data, &norm.shape)?, Some(&collector))?;
+            let stats = collector.take().into_iter().map(|(site, s)| (site.input, s)).collect();
+            self.encode_head(stats, notes)?;
+        }
+        self.context.progress.advance(1);
+        Ok(())
+    }
+
+    fn layer_done(&self, layer: usize) -> bool {
+        layer_roles(self.source, layer).iter().all(|r| self.spool.has(*r))
+    }
+
+    /// The output norm and output matrix; with tied embeddings, the embedding stands for the output matrix.
+    fn encode_head(&self, stats: SiteMap, notes: &mut Vec<String>) -> Result<()> {
+        let spec = self.source.spec();
+        let roles = [Role::global(Part::OutputNorm), Role::global(spec.head_part())];
+        if roles.iter().all(|r| self.spool.has(*r)) {
+            return Ok(());
+        }
+        let dense = self.read_group(&roles)?;
+        self.encode_group(None, dense, stats, notes)
+    }
+
+    /// An embedding that is only a table: every row is read as it is, so all channels count alike.
+    fn encode_embedding(&self, notes: &mut Vec<String>) -> Result<()> {
+        let role = Role::global(Part::TokenEmbd);
+        if self.spool.has(role) {
+            return Ok(());
+        }
+        let dense = self.read_group(&[role])?;
+        let tensor = self.solve(role, &dense[&Part::TokenEmbd], None, None, notes)?;
+        self.spool.put(role, &tensor)
+    }
+
+    fn read_group(&self, roles: &[Role]) -> Result<DenseLayer> {
+        let mut dense = DenseLayer::new();
+        for &role in roles {
+            let host = self.source.read(role)?;
+            let cols = *host.shape.last().unwrap_or(&1);
+            let rows = host.data.len() / cols.max(1);
+            let matrix = Array2::from_shape_vec((rows, cols), host.data).map_err(|e| Error::failed(e.to_string()).tensor(role.to_string()))?;
+            dense.insert(role.part, matrix);
+        }
+        Ok(dense)
+    }
+
+    /// Transforms and solves a group of tensors that transforms may change together.
+    fn encode_group(&self, layer: Option<usize>, mut dense: DenseLayer, mut stats: SiteMap, notes: &mut Vec<String>) -> Result<()> {
+        let spec = self.source.spec();
+        let codec = |part| self.plan.codec(Role { layer, part }).expect("the plan has every tensor");
+        let context = transform::Context {
+            spec,
+            codec: &codec,
+            vector_type: self.vector_type,
+            weighted_solver: self.method.solver.name() != "rtn",
+        };
+        for t in &self.method.transforms {
+            for note in t.apply(&mut dense, &mut stats, &context)? {
+                notes.push(match layer {
+                    Some(layer) => format!("layer {layer}: {note}"),
+                    None => format!("output: {note}"),
+                });
+            }
+        }
+        let mut todo: BTreeSet<Part> = dense.keys().copied().collect();
+        let inputs = [Input::AttnIn, Input::AttnOut, Input::FfnIn, Input::FfnOut, Input::Head];
+        for input in inputs {
+            let tied_head = input == Input::Head && spec.tied;
+            let readers: Vec<Part> = match tied_head {
+                true => [Part::TokenEmbd].into_iter().filter(|p| dense.contains_key(p)).collect(),
+                false => input.readers().iter().copied().filter(|p| dense.contains_key(p)).collect(),
+            };
+            // The factor is as large as the Gram matrix: one site at a time.
+            let site = stats.remove(&input);
+            let quantized = readers.iter().any(|&p| codec(p).float().is_none());
+            let ridge = if tied_head { TIED_RIDGE } else { 0.0 };
+            let hessian = match &site {
+                Some(s) if quantized && self.method.solver.needs_hessian() => Hessian::from_stats(s, ridge),
+                _ => None,
+            };
+            for part in readers {
+                self.context.check_interrupted()?;
+                let role = Role { layer, part };
+                let importance = match &self.evidence {
+                    Evidence::Importance(by_role) => by_role.get(&role).cloned(),
+                    _ => site.as_ref().map(SiteStats::importance),
+                };
+                let tensor = self.solve(role, &dense[&part], importance.as_deref(), hessian.as_ref(), notes)?;
+                self.spool.put(role, &tensor)?;
+                todo.remove(&part);
+            }
+        }
+        for part in todo {
+            let role = Role { layer, part };
+            let tensor = self.solve(role, &dense[&part], None, None, notes)?;
+            self.spool.put(role, &tensor)?;
+        }
+        Ok(())
+    }
+
+    fn solve(
+        &self,
+        role: Role,
+        weights: &Array2<f32>,
+        importance: Option<&[f32]>,
+        hessian: Option<&Hessian>,
+        notes: &mut Vec<String>,
+    ) -> Result<EncodedTensor> {
+        let codec = self.plan.codec(role).expect("the plan has every tensor");
+        let shape = self.source.spec().shape(role.part);
+        if let Some(float) = codec.float() {
+            let values = weights.as_slice().expect("standard layout");
+            let tensor = EncodedTensor::encode(codec, &shape, values, None)?;
+            check_overflow(role, float, values, &tensor)?;
+            return Ok(tensor);
+        }
+        let problem = Problem { weights: weights.view(), codec, importance, hessian };
+        let solution = self.method.solver.solve(&problem).map_err(|e| e.tensor(role.to_string()))?;
+        notes.extend(solution.notes.iter().map(|n| format!("{role}: {n}")));
+        Ok(solution.tensor)
+    }
+
+    /// The values of a tensor that is in the spool.
+    fn decoded(&self, role: Role) -> Result<Vec<f32>> {
+        Ok(self.encoded(role)?.decode())
+    }
+
+    /// A tensor that is in the spool.
+    pub fn encoded(&self, role: Role) -> Result<EncodedTensor> {
+        let codec = self.plan.codec(role).ok_or_else(|| Error::failed("the plan lacks this tensor").tensor(role.to_string()))?;
+        let found = self.spool.get(role, codec, &self.source.spec().shape(role.part))?;
+        found.ok_or_else(|| {
+            Error::corrupt("a finished tensor is missing or damaged in the work folder")
+                .tensor(role.to_string())
+                .hint("remove the work folder beside the output and run again")
+        })
+    }
+}
+
+fn layer_roles(source: &dyn WeightSource, layer: usize) -> Vec<Role> {
+    source.spec().roles().into_iter().filter(|r| r.layer == Some(layer)).collect()
+}
+
+fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    Tensor::from_vec(data, shape, &Device::Cpu).map_err(|e| Error::failed(e.to_string()))
+}
+
+/// F16 ends at 65504: a weight beyond it must not become infinity without a word.
+fn check_overflow(role: Role, float: Float, values: &[f32], tensor: &EncodedTensor) -> Result<()> {
+    if float == Float::F32 {
+        return Ok(());
+    }
+    match tensor.decode().iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::corrupt(format!("weight {} does not fit into {}", values[i], float.codec()))
+            .tensor(role.to_string())
+            .hint("choose bf16 or f32 for this tensor, with --tensor-type")),
+    }
+}
+
+/// Gathers the statistics of a whole dense model: independent mode, for `calibrate`.
+pub fn gather(source: &dyn WeightSource, windows: &[Vec<u32>], detail: Detail, context: &Context) -> Result<BTreeMap<Site, SiteStats>> {
+    let spec = source.spec();
+    let device = Device::Cpu;
+    let collector = Collector::new(detail);
+    context.progress.start("calibrate", spec.n_layers as u64);
+    let mut sweep = Sweep::new(spec, windows, &device)?;
+    sweep.embed(&tensor(source.read(Role::global(Part::TokenEmbd))?.data, &spec.shape(Part::TokenEmbd))?)?;
+    for index in 0..spec.n_layers {
+        context.check_interrupted()?;
+        sweep.run_layer(&Layer::load(source, index, &device)?, index, Some(&collector))?;
+        context.progress.advance(1);
+    }
+    let norm = source.read(Role::global(Part::OutputNorm))?;
+    sweep.finish(&tensor(norm.data, &norm.shape)?, Some(&collector))?;
+    context.progress.finish();
+    Ok(collector.take())
+}

@@ -1,0 +1,97 @@
+//! What a job will cost, from headers alone: `--dry-run`, and the check against `--max-ram` before work starts.
+
+use bitsmith_formats::{Error, Result};
+use bitsmith_quantize::{Method, Plan};
+use bitsmith_runtime::spec::ModelSpec;
+use bitsmith_runtime::{Input, Part};
+use serde::Serialize;
+
+/// Sustained f32 operations per second and core, a round figure of current machines. Estimates of time are within a factor of two or so.
+const FLOPS_PER_CORE: f64 = 40e9;
+/// Weights per second and core that scale fitting handles.
+const FIT_PER_CORE: f64 = 0.4e6;
+
+/// The estimate for one target.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Estimate {
+    /// `container:encoding`.
+    pub target: String,
+    /// Bytes of all tensors in the artifact; headers and tokenizer come on top.
+    pub bytes: u64,
+    /// Bits per weight over all tensors.
+    pub bpw: f64,
+    /// Peak memory in bytes.
+    pub ram_bytes: u64,
+    /// Disk space in bytes, the work folder included.
+    pub disk_bytes: u64,
+    /// Wall time in seconds on this many threads.
+    pub seconds: f64,
+    /// Tensors that cannot have the wanted format, and what they get.
+    pub fallbacks: Vec<String>,
+}
+
+impl Estimate {
+    /// The cost of encoding `plan` with `method`, calibrated on `tokens` tokens, and of evaluating it on `eval_tokens`.
+    pub fn new(target: &str, spec: &ModelSpec, plan: &Plan, method: &Method, tokens: usize, eval_tokens: usize, threads: usize) -> Estimate {
+        let bytes = plan.bytes(spec);
+        let n_weights = spec.n_weights() as f64;
+        let layer: usize = Part::ALL.into_iter().filter(|p| p.per_layer() && spec.has(*p)).map(|p| numel(spec, p)).sum();
+        let table = numel(spec, Part::TokenEmbd);
+        let widest = widths(spec).into_iter().max().unwrap_or(0);
+        let calibrated = method.needs_calibration() && tokens > 0;
+        let hessians = if calibrated && method.needs_hessian() { widths(spec).iter().map(|w| w * w).sum::<usize>() } else { 0 };
+        // Layer and its copy, statistics of one layer, one factorisation in f64 (three matrices), hidden states twice.
+        let solving = 8 * layer.max(table) + 4 * hessians + if hessians > 0 { 24 * widest * widest } else { 0 } + 8 * tokens * spec.hidden_size;
+        let evaluating = 4 * layer.max(table) + 8 * eval_tokens * spec.hidden_size;
+        let ram_bytes = (solving.max(evaluating) + 256 * 1024 * 1024) as u64;
+
+        let mut flops = 0.0;
+        let mut fitted = 0.0;
+        if calibrated {
+            flops += 2.0 * 2.0 * n_weights * tokens as f64;
+            flops += hessians as f64 * tokens as f64 * spec.n_layers as f64;
+        }
+        if calibrated && method.solver.needs_hessian() {
+            // Error feedback twice, descent and refits: about twelve products of W with H.
+            flops += spec.roles().iter().filter(|r| r.site().is_some()).map(|r| 12.0 * numel(spec, r.part) as f64 * row(spec, r.part) as f64).sum::<f64>();
+            fitted += 2.0 * n_weights;
+        }
+        flops += 2.0 * 2.0 * n_weights * eval_tokens as f64;
+        let cores = threads.max(1) as f64;
+        let seconds = flops / (FLOPS_PER_CORE * cores) + fitted / (FIT_PER_CORE * cores);
+        Estimate {
+            target: target.to_string(),
+            bytes,
+            bpw: bytes as f64 * 8.0 / n_weights,
+            ram_bytes,
+            disk_bytes: 2 * bytes,
+            seconds,
+            fallbacks: plan.fallbacks(),
+        }
+    }
+
+    /// Refuses work that needs more memory than allowed.
+    pub fn check_ram(&self, max_ram: Option<u64>) -> Result<()> {
+        match max_ram {
+            Some(max) if self.ram_bytes > max => {
+                let mib = |b: u64| b.div_ceil(1 << 20);
+                let message = format!("{} needs about {} MiB of memory, --max-ram allows {} MiB", self.target, mib(self.ram_bytes), mib(max));
+                Err(Error::usage(message).hint("lower --samples or --ctx, or allow more memory"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn numel(spec: &ModelSpec, part: Part) -> usize {
+    spec.shape(part).iter().product()
+}
+
+fn row(spec: &ModelSpec, part: Part) -> usize {
+    spec.shape(part).last().copied().unwrap_or(1)
+}
+
+/// Widths of the four inputs of a decoder layer.
+fn widths(spec: &ModelSpec) -> Vec<usize> {
+    [Input::AttnIn, Input::AttnOut, Input::FfnIn, Input::FfnOut].iter().map(|i| row(spec, i.readers()[0])).collect()
+}

@@ -1,0 +1,1 @@
+//! Stages, recipes, downloads: the whole job.

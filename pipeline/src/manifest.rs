@@ -1,0 +1,150 @@
+//! What stands beside every artifact: where it came from, how it was made, and what it measures.
+
+use bitsmith_formats::atomic::write_file;
+use bitsmith_formats::hash::{sha256_bytes, sha256_file};
+use bitsmith_formats::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// One file of the source model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// Path relative to the model.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// sha256, lower-case hex.
+    pub sha256: String,
+}
+
+/// What decides an artifact's bytes. Its hash is the artifact's key: the same key means the same bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The tool and its version.
+    pub tool: String,
+    /// Files of the source model.
+    pub inputs: Vec<InputFile>,
+    /// `container:encoding`.
+    pub target: String,
+    /// Transforms and solver.
+    pub method: String,
+    /// The format of every tensor.
+    pub plan: Value,
+    /// Calibration: data, its sha256, samples, ctx, mode; or the statistics or imatrix file's sha256.
+    pub calibration: Option<Value>,
+}
+
+impl Recipe {
+    /// sha256 of the recipe's canonical JSON.
+    pub fn key(&self) -> Result<String> {
+        Ok(sha256_bytes(&serde_json::to_vec(self).map_err(|e| Error::failed(e.to_string()))?))
+    }
+}
+
+/// The manifest of one artifact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this layout.
+    pub schema: u32,
+    /// Key of the recipe.
+    pub key: String,
+    /// How the artifact was made.
+    pub recipe: Recipe,
+    /// Size in bytes, all files together.
+    pub bytes: u64,
+    /// sha256 of the file; for a folder, of its `sha256  name` lines sorted by name.
+    pub sha256: String,
+    /// Bits per weight, scales included.
+    pub bpw: f64,
+    /// Wall time of making it, in seconds.
+    pub seconds: f64,
+    /// What transforms, solvers and fallbacks reported.
+    pub notes: Vec<String>,
+    /// Measured quality, once evaluated.
+    pub quality: Option<Value>,
+}
+
+const SCHEMA: u32 = 1;
+const IN_FOLDER: &str = "bitsmith.json";
+
+impl Manifest {
+    /// A manifest for a finished artifact, which is read once to hash it.
+    pub fn new(artifact: &Path, recipe: Recipe, bpw: f64, seconds: f64, notes: Vec<String>) -> Result<Manifest> {
+        let (sha256, bytes) = hash_artifact(artifact)?;
+        Ok(Manifest { schema: SCHEMA, key: recipe.key()?, recipe, bytes, sha256, bpw, seconds, notes, quality: None })
+    }
+
+    /// Where an artifact's manifest lies: inside a folder, beside a file.
+    pub fn path(artifact: &Path) -> PathBuf {
+        if artifact.is_dir() {
+            return artifact.join(IN_FOLDER);
+        }
+        let mut name = artifact.file_name().unwrap_or_default().to_os_string();
+        name.push(".bitsmith.json");
+        artifact.with_file_name(name)
+    }
+
+    /// Writes the manifest beside its artifact.
+    pub fn save(&self, artifact: &Path) -> Result<()> {
+        let mut json = serde_json::to_vec_pretty(self).map_err(|e| Error::failed(e.to_string()))?;
+        json.push(b'\n');
+        write_file(Self::path(artifact), &json)
+    }
+
+    /// The manifest beside an artifact, if both are there and can be read.
+    pub fn load(artifact: &Path) -> Option<Manifest> {
+        let json = std::fs::read(Self::path(artifact)).ok()?;
+        serde_json::from_slice(&json).ok().filter(|m: &Manifest| m.schema == SCHEMA)
+    }
+
+    /// Whether the artifact is the finished result of `recipe`, unchanged since.
+    pub fn proves(&self, artifact: &Path, recipe: &Recipe) -> bool {
+        recipe.key().is_ok_and(|k| k == self.key) && hash_artifact(artifact).is_ok_and(|(sha, _)| sha == self.sha256)
+    }
+}
+
+/// sha256 and size of a file, or of a folder's files without the manifest.
+pub fn hash_artifact(path: &Path) -> Result<(String, u64)> {
+    if !path.is_dir() {
+        return sha256_file(path);
+    }
+    let (mut lines, mut total) = (String::new(), 0);
+    for file in list_files(path)?.into_iter().filter(|f| f != IN_FOLDER) {
+        let (sha, bytes) = sha256_file(path.join(&file))?;
+        lines.push_str(&format!("{sha}  {file}\n"));
+        total += bytes;
+    }
+    Ok((sha256_bytes(lines.as_bytes()), total))
+}
+
+/// The source model's files that decide an artifact: weights, configuration and tokenizer.
+pub fn hash_inputs(model: &Path) -> Result<Vec<InputFile>> {
+    let relevant = |name: &str| {
+        let ends = [".safetensors", ".json", ".model", ".txt", ".jinja"];
+        ends.iter().any(|e| name.ends_with(e)) && name != IN_FOLDER
+    };
+    let files: Vec<(String, PathBuf)> = if model.is_dir() {
+        list_files(model)?.into_iter().filter(|f| relevant(f)).map(|f| (f.clone(), model.join(f))).collect()
+    } else {
+        vec![(model.file_name().unwrap_or_default().to_string_lossy().into_owned(), model.to_path_buf())]
+    };
+    files
+        .into_iter()
+        .map(|(name, path)| sha256_file(&path).map(|(sha256, bytes)| InputFile { name, bytes, sha256 }))
+        .collect()
+}
+
+/// Names of the plain files directly in a folder, sorted.
+fn list_files(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::read(dir, e))? {
+        let entry = entry.map_err(|e| Error::read(dir, e))?;
+        // Hub caches hold links to files.
+        if entry.path().is_file() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}

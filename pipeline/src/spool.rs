@@ -1,0 +1,115 @@
+//! Encoded tensors between solving and writing, on disk, so that memory follows one layer and a killed run can go on.
+//!
+//! The folder carries the key of the job that filled it: another job's tensors are never mixed in. Each file appears under
+//! its name only when whole.
+
+use bitsmith_formats::{CodecId, EncodedTensor, Error, Result};
+use bitsmith_runtime::Role;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A folder of encoded tensors.
+pub struct Spool {
+    dir: PathBuf,
+}
+
+const KEY: &str = "key";
+const DIGEST: usize = 32;
+
+impl Spool {
+    /// Opens the spool of the job with this key, keeping what an interrupted run of the same job left, and emptying it otherwise.
+    pub fn open(dir: &Path, key: &str) -> Result<Spool> {
+        if fs::read_to_string(dir.join(KEY)).ok().as_deref() != Some(key) {
+            if dir.exists() {
+                fs::remove_dir_all(dir).map_err(|e| Error::write(dir, e))?;
+            }
+            fs::create_dir_all(dir).map_err(|e| Error::write(dir, e))?;
+            write_whole(&dir.join(KEY), &[key.as_bytes()])?;
+        }
+        Ok(Spool { dir: dir.to_path_buf() })
+    }
+
+    /// Keeps a tensor.
+    pub fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
+        let digest = Sha256::digest(&tensor.bytes);
+        write_whole(&self.path(role), &[&digest[..], &tensor.bytes])
+    }
+
+    /// A tensor kept earlier, if it is whole.
+    pub fn get(&self, role: Role, codec: CodecId, shape: &[usize]) -> Result<Option<EncodedTensor>> {
+        let path = self.path(role);
+        let mut bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::read(path, e)),
+        };
+        let row = shape.last().copied().unwrap_or(1);
+        let rows: usize = shape[..shape.len().saturating_sub(1)].iter().product();
+        if bytes.len() != DIGEST + codec.row_bytes(row)? * rows || Sha256::digest(&bytes[DIGEST..])[..] != bytes[..DIGEST] {
+            return Ok(None);
+        }
+        bytes.drain(..DIGEST);
+        Ok(Some(EncodedTensor { shape: shape.to_vec(), codec, bytes }))
+    }
+
+    /// Whether a tensor is there.
+    pub fn has(&self, role: Role) -> bool {
+        self.path(role).exists()
+    }
+
+    /// Removes the spool: its tensors are in the artifact.
+    pub fn remove(self) -> Result<()> {
+        fs::remove_dir_all(&self.dir).map_err(|e| Error::write(&self.dir, e))
+    }
+
+    fn path(&self, role: Role) -> PathBuf {
+        self.dir.join(role.to_string())
+    }
+}
+
+fn write_whole(path: &Path, parts: &[&[u8]]) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&partial)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        drop(file);
+        fs::rename(&partial, path)
+    };
+    write().map_err(|e| Error::write(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitsmith_runtime::Part;
+
+    #[test]
+    fn tensors_survive_reopening_by_the_same_job_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool");
+        let role = Role::layer(2, Part::AttnQ);
+        let tensor = EncodedTensor::encode(CodecId::F32, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None).unwrap();
+        Spool::open(&path, "a").unwrap().put(role, &tensor).unwrap();
+        let again = Spool::open(&path, "a").unwrap();
+        assert_eq!(again.get(role, CodecId::F32, &[2, 3]).unwrap().unwrap(), tensor);
+        assert!(again.get(role, CodecId::F32, &[2, 4]).unwrap().is_none());
+        assert!(!Spool::open(&path, "b").unwrap().has(role));
+    }
+
+    #[test]
+    fn damaged_tensors_are_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool"), "a").unwrap();
+        let role = Role::global(Part::OutputNorm);
+        spool.put(role, &EncodedTensor::encode(CodecId::F32, &[4], &[1.0; 4], None).unwrap()).unwrap();
+        let file = spool.path(role);
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert!(spool.get(role, CodecId::F32, &[4]).unwrap().is_none());
+    }
+}

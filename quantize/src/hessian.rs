@@ -1,0 +1,151 @@
+//! The curvature of a linear layer's output error, `H = E[x xᵀ]`, made safe to factor.
+//!
+//! GPTQ (Frantar et al., 2022) visits the columns of W in some order and, after rounding column i, moves the later columns
+//! by `−e U[i, i:]`, with `H⁻¹ = Uᵀ U`, U upper triangular and `e = (w_i − q_i) / U_ii`. Columns are visited by descending
+//! `H_ii`, so that the columns that matter most are rounded while most others can still make up for it. With
+//! `J H J = L Lᵀ` (J reverses the order), `U = J L⁻¹ J`: one Cholesky factor and one triangular inverse, both in f64.
+
+use bitsmith_calibrate::SiteStats;
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::{Mat, Side};
+use ndarray::Array2;
+
+/// Relative dampings tried in turn, as fractions of the mean diagonal.
+const DAMPING: [f64; 4] = [0.01, 0.03, 0.1, 1.0];
+
+/// `H` with its visiting order and factor. One serves every linear layer that reads the same input.
+#[derive(Debug, Clone)]
+pub struct Hessian {
+    /// Damped H, `(in, in)`, symmetric, in the layer's own column order.
+    pub damped: Array2<f32>,
+    /// Undamped mean squares, E[x²], one per channel: the importance of each column.
+    pub importance: Vec<f32>,
+    /// Columns by descending importance.
+    pub order: Vec<usize>,
+    /// U in visiting order, `(in, in)`, upper triangular; `None` if H could not be factored even with the strongest damping.
+    pub factor: Option<Array2<f32>>,
+    /// The damping that worked, as a fraction of the mean diagonal.
+    pub damping: f64,
+    /// Channels that were never active.
+    pub dead: usize,
+}
+
+impl Hessian {
+    /// From gathered statistics; `None` if they have no Gram matrix or saw no token. `extra` is added to the diagonal as a
+    /// fraction of its mean (the tied embedding's own reading of its rows, for example).
+    pub fn from_stats(stats: &SiteStats, extra: f32) -> Option<Hessian> {
+        let mut h = stats.hessian()?;
+        if stats.tokens == 0 {
+            return None;
+        }
+        let n = h.ncols();
+        let mean = (0..n).map(|i| f64::from(h[[i, i]])).sum::<f64>() / n as f64;
+        for i in 0..n {
+            h[[i, i]] += extra * mean as f32;
+        }
+        Some(Self::new(h))
+    }
+
+    /// From H itself, `(in, in)`, symmetric, finite.
+    pub fn new(mut h: Array2<f32>) -> Hessian {
+        let n = h.ncols();
+        let diag: Vec<f32> = (0..n).map(|i| h[[i, i]].max(0.0)).collect();
+        let dead = diag.iter().filter(|&&d| d == 0.0).count();
+        let alive_mean = diag.iter().map(|&d| f64::from(d)).sum::<f64>() / (n - dead).max(1) as f64;
+        // A dead channel may still fire on other text: it keeps a small weight and is rounded to nearest.
+        let floor = if alive_mean > 0.0 { alive_mean * 1e-6 } else { 1.0 };
+        for i in 0..n {
+            h[[i, i]] = h[[i, i]].max(floor as f32);
+        }
+        let importance: Vec<f32> = (0..n).map(|i| h[[i, i]]).collect();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
+
+        let mean = if alive_mean > 0.0 { alive_mean } else { 1.0 };
+        for damping in DAMPING {
+            if let Some(factor) = factor(&h, &order, damping * mean) {
+                add_diagonal(&mut h, (damping * mean) as f32);
+                return Hessian { damped: h, importance, order, factor: Some(factor), damping, dead };
+            }
+        }
+        let damping = DAMPING[DAMPING.len() - 1];
+        add_diagonal(&mut h, (damping * mean) as f32);
+        Hessian { damped: h, importance, order, factor: None, damping, dead }
+    }
+
+    /// Input channels.
+    pub fn width(&self) -> usize {
+        self.importance.len()
+    }
+}
+
+fn add_diagonal(h: &mut Array2<f32>, value: f32) {
+    for i in 0..h.ncols() {
+        h[[i, i]] += value;
+    }
+}
+
+/// U of `(H + λI)⁻¹ = Uᵀ U` in visiting order, or `None` if the matrix is not positive definite in f64.
+fn factor(h: &Array2<f32>, order: &[usize], lambda: f64) -> Option<Array2<f32>> {
+    let n = order.len();
+    let reversed = Mat::<f64>::from_fn(n, n, |i, j| {
+        let (a, b) = (order[n - 1 - i], order[n - 1 - j]);
+        f64::from(h[[a, b]]) + if i == j { lambda } else { 0.0 }
+    });
+    let llt = reversed.llt(Side::Lower).ok()?;
+    let mut inverse = Mat::<f64>::identity(n, n);
+    solve_lower_triangular_in_place(llt.L(), inverse.as_mut(), faer::get_global_parallelism());
+    let u = Array2::from_shape_fn((n, n), |(i, j)| if j >= i { inverse[(n - 1 - i, n - 1 - j)] as f32 } else { 0.0 });
+    u.iter().all(|v| v.is_finite()).then_some(u)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn correlated(n: usize) -> Array2<f32> {
+        let x = Array2::from_shape_fn((4 * n, n), |(t, c)| {
+            let noise = (((t * 7919 + c * 104_729) % 1009) as f32 / 1009.0) - 0.5;
+            let shared = ((t * 31 % 97) as f32 / 97.0) - 0.5;
+            (noise + shared) * if c % 5 == 0 { 4.0 } else { 1.0 }
+        });
+        x.t().dot(&x) / (4 * n) as f32
+    }
+
+    #[test]
+    fn factor_is_the_upper_cholesky_factor_of_the_inverse() {
+        let hess = Hessian::new(correlated(24));
+        let u = hess.factor.as_ref().unwrap();
+        // H U⁻¹ … in other words Uᵀ U H = I, in visiting order.
+        let n = 24;
+        let h = Array2::from_shape_fn((n, n), |(i, j)| hess.damped[[hess.order[i], hess.order[j]]]);
+        let eye = u.t().dot(u).dot(&h);
+        for i in 0..n {
+            for j in 0..n {
+                let want = f32::from(i == j);
+                assert!((eye[[i, j]] - want).abs() < 1e-2, "({i}, {j}): {}", eye[[i, j]]);
+            }
+            assert!(u[[i, i]] > 0.0);
+        }
+        assert!(hess.order.windows(2).all(|w| hess.importance[w[0]] >= hess.importance[w[1]]));
+    }
+
+    #[test]
+    fn dead_and_duplicated_channels_are_survived() {
+        let mut h = correlated(16);
+        for i in 0..16 {
+            for (a, b) in [(3, 3), (7, 7)] {
+                h[[i, a]] = 0.0;
+                h[[b, i]] = 0.0;
+            }
+            h[[i, 5]] = h[[i, 4]];
+        }
+        for i in 0..16 {
+            h[[5, i]] = h[[4, i]];
+        }
+        let hess = Hessian::new(h);
+        assert_eq!(hess.dead, 2);
+        assert!(hess.factor.is_some());
+        assert!(Hessian::new(Array2::zeros((8, 8))).factor.is_some());
+    }
+}

@@ -1,0 +1,13 @@
+//! Transforms, solvers and plans: which format each tensor gets, and which codes go into it. This crate knows no file.
+
+pub mod hessian;
+pub mod method;
+pub mod plan;
+pub mod preset;
+pub mod solver;
+pub mod transform;
+
+pub use hessian::Hessian;
+pub use method::Method;
+pub use plan::{Plan, PlanEntry};
+pub use solver::{Problem, Solution, Solver};

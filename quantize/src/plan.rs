@@ -1,0 +1,148 @@
+//! Which codec each tensor gets: a preset, overrides, and the fallbacks that row lengths force.
+
+use crate::preset::{GgufPreset, fallback};
+use bitsmith_formats::{CodecId, Error, Float, Result};
+use bitsmith_runtime::role::{Part, Role};
+use bitsmith_runtime::spec::ModelSpec;
+use serde::Serialize;
+
+/// The choice for one tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlanEntry {
+    /// Which tensor.
+    #[serde(serialize_with = "as_text")]
+    pub role: Role,
+    /// Its block format.
+    pub codec: CodecId,
+    /// What was wanted, where the row length did not allow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<CodecId>,
+}
+
+fn as_text<S: serde::Serializer>(role: &Role, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(role)
+}
+
+/// A choice for every tensor of a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// One entry per tensor, in GGUF's customary order.
+    pub entries: Vec<PlanEntry>,
+}
+
+/// What may change a preset's choices.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PlanOptions {
+    /// Every matrix in the base format.
+    pub pure: bool,
+    /// Refuse instead of falling back to another format.
+    pub no_fallback: bool,
+    /// Formats by role: a part (`attn_v`) or one tensor (`blk.3.attn_v.weight`, also without `.weight`). Later ones win.
+    pub overrides: Vec<(String, CodecId)>,
+    /// Whether importance will be used: llama-quantize chooses differently with an imatrix.
+    pub importance: bool,
+}
+
+impl Plan {
+    /// llama-quantize's choices for a GGUF. Norms and biases are F32.
+    pub fn gguf(spec: &ModelSpec, preset: GgufPreset, options: &PlanOptions) -> Result<Plan> {
+        let wanted = |role: Role| {
+            if !role.part.is_matrix() {
+                CodecId::F32
+            } else if options.pure {
+                preset.base()
+            } else {
+                preset.choose(spec, role, options.importance)
+            }
+        };
+        Self::build(spec, options, wanted, |want, row| fallback(want, row))
+    }
+
+    /// Every matrix in one MLX format, embedding and output included, as `mlx_lm.convert -q` does. Rows that are not whole
+    /// groups stay dense in `dense`, as do norms and biases.
+    pub fn mlx(spec: &ModelSpec, codec: CodecId, dense: Float, options: &PlanOptions) -> Result<Plan> {
+        let wanted = |role: Role| if role.part.is_matrix() { codec } else { dense.codec() };
+        Self::build(spec, options, wanted, |_, _| dense.codec())
+    }
+
+    fn build(
+        spec: &ModelSpec,
+        options: &PlanOptions,
+        wanted: impl Fn(Role) -> CodecId,
+        fall_back: impl Fn(CodecId, usize) -> CodecId,
+    ) -> Result<Plan> {
+        let mut used = vec![false; options.overrides.len()];
+        let mut entries = Vec::new();
+        for role in spec.roles() {
+            let row = *spec.shape(role.part).last().expect("tensors have dimensions");
+            let mut want = wanted(role);
+            for (i, (name, codec)) in options.overrides.iter().enumerate() {
+                if names(name, role) {
+                    if !role.part.is_matrix() && codec.float().is_none() {
+                        return Err(Error::usage(format!("{role} is not a matrix and cannot be {codec}")));
+                    }
+                    (want, used[i]) = (*codec, true);
+                }
+            }
+            if row % want.codec().block_len() == 0 {
+                entries.push(PlanEntry { role, codec: want, instead_of: None });
+                continue;
+            }
+            let codec = fall_back(want, row);
+            if options.no_fallback {
+                return Err(Error::unsupported(format!("rows of {row} weights cannot be {want}; it would become {codec}"))
+                    .tensor(role.to_string())
+                    .hint("leave out --no-fallback, or choose a format whose blocks divide the row"));
+            }
+            entries.push(PlanEntry { role, codec, instead_of: Some(want) });
+        }
+        if let Some(i) = used.iter().position(|u| !u) {
+            let name = &options.overrides[i].0;
+            return Err(Error::usage(format!("--tensor-type {name}: the model has no such tensor")));
+        }
+        Ok(Plan { entries })
+    }
+
+    /// The codec of one tensor.
+    pub fn codec(&self, role: Role) -> Option<CodecId> {
+        self.entries.iter().find(|e| e.role == role).map(|e| e.codec)
+    }
+
+    /// The choices in the form that converters take.
+    pub fn pairs(&self) -> Vec<(Role, CodecId)> {
+        self.entries.iter().map(|e| (e.role, e.codec)).collect()
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self, spec: &ModelSpec) -> u64 {
+        let bytes = |e: &PlanEntry| {
+            let shape = spec.shape(e.role.part);
+            let row = *shape.last().expect("tensors have dimensions");
+            let rows: usize = shape[..shape.len() - 1].iter().product();
+            (e.codec.row_bytes(row).unwrap_or(0) * rows) as u64
+        };
+        self.entries.iter().map(bytes).sum()
+    }
+
+    /// One line per kind of fallback, for the user.
+    pub fn fallbacks(&self) -> Vec<String> {
+        let mut kinds: Vec<(Part, CodecId, CodecId, usize)> = Vec::new();
+        for e in &self.entries {
+            let Some(want) = e.instead_of else { continue };
+            match kinds.iter_mut().find(|k| (k.0, k.1, k.2) == (e.role.part, want, e.codec)) {
+                Some(k) => k.3 += 1,
+                None => kinds.push((e.role.part, want, e.codec, 1)),
+            }
+        }
+        let line = |(part, want, got, n): (Part, CodecId, CodecId, usize)| {
+            let count = if n > 1 { format!(" ({n} tensors)") } else { String::new() };
+            format!("{part}{count}: {got} instead of {want}, whose blocks of {} do not divide the rows", want.codec().block_len())
+        };
+        kinds.into_iter().map(line).collect()
+    }
+}
+
+fn names(name: &str, role: Role) -> bool {
+    let full = role.to_string();
+    name == role.part.name() || name == full || full.strip_suffix(".weight") == Some(name)
+}

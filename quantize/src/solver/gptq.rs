@@ -1,0 +1,213 @@
+//! Error feedback into any scalar grid (GPTQ, Frantar et al. 2022, with static groups).
+//!
+//! 1. Fit every block's scales to W, weighted by E[x²], so that the order of columns is free.
+//! 2. Visit the columns by descending E[x²]. Round column i, then move the columns not yet visited by `−e U[i, ·]`:
+//!    what one column loses the others make up for.
+//! 3. Fit the scales again, to the moved weights that the columns had when they were rounded, and repeat step 2;
+//!    each row keeps the better of the passes.
+//! 4. Polish: coordinate descent on the codes and closed-form refits of the scales (see `descent`), both monotone.
+//!
+//! Rows are independent given U. They are solved in chunks, in parallel; the result does not depend on the number of threads.
+
+use super::descent::{self, BlockInverses};
+use super::{Problem, Solution, Solver};
+use crate::hessian::Hessian;
+use bitsmith_formats::{BlockScales, EncodedTensor, Error, Grid, Result};
+use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+/// Rows solved together: enough for the matrix products of the lazy updates, few enough to share a small matrix between cores.
+const ROWS: usize = 32;
+/// Columns between lazy updates of the rest of the matrix.
+const LAZY: usize = 128;
+/// Passes of error feedback; the later ones use scales fitted to the moved weights.
+const PASSES: usize = 2;
+
+/// See the module's documentation.
+pub struct Gptq;
+
+impl Solver for Gptq {
+    fn name(&self) -> &'static str {
+        "gptq"
+    }
+    fn about(&self) -> &'static str {
+        "error feedback through the inverse Hessian into any format, importance-fitted scales, coordinate descent and refits"
+    }
+    fn needs_hessian(&self) -> bool {
+        true
+    }
+    fn solve(&self, problem: &Problem<'_>) -> Result<Solution> {
+        let (rows, cols) = problem.weights.dim();
+        let codec = problem.codec.codec();
+        let Some(grid) = codec.grid() else { return super::reference::Reference.solve(problem) };
+        if grid.step() != 1 {
+            return Err(Error::unsupported(format!("error feedback into {} is not available", problem.codec)));
+        }
+        let row_bytes = problem.codec.row_bytes(cols)?;
+        let mut notes = Vec::new();
+        let ones;
+        let importance = match (problem.hessian, problem.importance) {
+            (Some(h), _) => &h.importance[..],
+            (None, Some(imp)) => imp,
+            (None, None) => {
+                ones = vec![1.0; cols];
+                &ones
+            }
+        };
+        if let Some(h) = problem.hessian {
+            report(h, &mut notes);
+        }
+        let inverses = problem.hessian.map(|h| BlockInverses::new(h, grid.block_len()));
+        let mut bytes = vec![0u8; rows * row_bytes];
+        bytes.par_chunks_mut(ROWS * row_bytes).enumerate().for_each(|(chunk, out)| {
+            let lo = chunk * ROWS;
+            let hi = (lo + ROWS).min(rows);
+            let weights = problem.weights.slice(s![lo..hi, ..]);
+            let mut state = Rows::fit(grid, weights, importance);
+            match (problem.hessian, &inverses) {
+                (Some(h), Some(inv)) if h.factor.is_some() => state.solve(grid, weights, h, inv),
+                (Some(h), Some(inv)) => {
+                    state.round(grid, weights);
+                    descent::polish(grid, &mut state, weights, h, inv);
+                }
+                _ => state.round(grid, weights),
+            }
+            state.pack(grid, out);
+        });
+        Ok(Solution { tensor: EncodedTensor { shape: vec![rows, cols], codec: problem.codec, bytes }, notes })
+    }
+}
+
+fn report(h: &Hessian, notes: &mut Vec<String>) {
+    if h.dead > 0 {
+        notes.push(format!("{} of {} input channels were never active in calibration", h.dead, h.width()));
+    }
+    if h.factor.is_none() {
+        notes.push("H could not be factored: rounded by importance and coordinate descent, without error feedback".into());
+    } else if h.damping > 0.02 {
+        notes.push(format!("H needed damping {} to be factored", h.damping));
+    }
+}
+
+/// A chunk of rows being solved: scales, codes and values in the layer's own column order.
+pub(super) struct Rows {
+    /// Blocks per row.
+    pub blocks: usize,
+    /// `rows × blocks`, row-major.
+    pub scales: Vec<BlockScales>,
+    /// `rows × cols`.
+    pub codes: Array2<u8>,
+    /// Dequantized codes, `rows × cols`.
+    pub values: Array2<f32>,
+}
+
+impl Rows {
+    /// Scales fitted to `weights`; codes not chosen yet.
+    fn fit(grid: &dyn Grid, weights: ArrayView2<'_, f32>, importance: &[f32]) -> Rows {
+        let n = grid.block_len();
+        let (rows, cols) = weights.dim();
+        let mut scales = Vec::with_capacity(rows * cols / n);
+        let mut buffer = vec![0f32; cols];
+        for row in weights.rows() {
+            buffer.iter_mut().zip(row).for_each(|(b, w)| *b = *w);
+            scales.extend(buffer.chunks_exact(n).zip(importance.chunks_exact(n)).map(|(w, imp)| grid.fit(w, imp)));
+        }
+        Rows { blocks: cols / n, scales, codes: Array2::zeros((rows, cols)), values: Array2::zeros((rows, cols)) }
+    }
+
+    /// Rounds every weight to its nearest code.
+    fn round(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>) {
+        let n = grid.block_len();
+        for ((r, c), &w) in weights.indexed_iter() {
+            let (code, value) = round_one(grid, &self.scales[r * self.blocks + c / n], c % n, w);
+            self.codes[[r, c]] = code;
+            self.values[[r, c]] = value;
+        }
+    }
+
+    /// Error feedback, in [`PASSES`] passes, then polish.
+    fn solve(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, h: &Hessian, inverses: &BlockInverses) {
+        let moved = self.feedback(grid, weights, h);
+        let mut losses = descent::losses(self.values.view(), weights, h);
+        let mut moved = Some(moved);
+        for _ in 1..PASSES {
+            let Some(target) = moved.take() else { break };
+            let mut next = Rows::fit(grid, target.view(), &h.importance);
+            moved = Some(next.feedback(grid, weights, h));
+            let next_losses = descent::losses(next.values.view(), weights, h);
+            for (r, (loss, new)) in losses.iter_mut().zip(next_losses).enumerate() {
+                if new < *loss {
+                    *loss = new;
+                    self.take_row(&mut next, r);
+                }
+            }
+        }
+        descent::polish(grid, self, weights, h, inverses);
+    }
+
+    fn take_row(&mut self, other: &mut Rows, r: usize) {
+        self.codes.row_mut(r).assign(&other.codes.row(r));
+        self.values.row_mut(r).assign(&other.values.row(r));
+        let range = r * self.blocks..(r + 1) * self.blocks;
+        self.scales[range.clone()].swap_with_slice(&mut other.scales[range]);
+    }
+
+    /// One pass of GPTQ with the current scales. Returns the weights as they were when each column was rounded.
+    fn feedback(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, h: &Hessian) -> Array2<f32> {
+        let u = h.factor.as_ref().expect("called only with a factor");
+        let (rows, cols) = weights.dim();
+        let block = grid.block_len();
+        // Columns in visiting order.
+        let mut w = Array2::from_shape_fn((rows, cols), |(r, i)| weights[[r, h.order[i]]]);
+        let mut moved = Array2::zeros((rows, cols));
+        let mut errors = Array2::<f32>::zeros((rows, LAZY));
+        for lo in (0..cols).step_by(LAZY) {
+            let hi = (lo + LAZY).min(cols);
+            let corner = u.slice(s![lo..hi, lo..hi]).to_owned();
+            let width = hi - lo;
+            for r in 0..rows {
+                let mut row = w.row_mut(r);
+                let current = &mut row.as_slice_mut().expect("standard layout")[lo..hi];
+                for i in 0..width {
+                    let x = current[i];
+                    let c = h.order[lo + i];
+                    let (code, value) = round_one(grid, &self.scales[r * self.blocks + c / block], c % block, x);
+                    self.codes[[r, c]] = code;
+                    self.values[[r, c]] = value;
+                    moved[[r, c]] = x;
+                    let u_row = corner.row(i);
+                    let u_row = u_row.as_slice().expect("standard layout");
+                    let e = (x - value) / u_row[i];
+                    errors[[r, i]] = e;
+                    for (t, uij) in current[i + 1..].iter_mut().zip(&u_row[i + 1..]) {
+                        *t -= e * uij;
+                    }
+                }
+            }
+            if hi < cols {
+                let e = errors.slice(s![.., ..width]);
+                general_mat_mul(-1.0, &e, &u.slice(s![lo..hi, hi..]), 1.0, &mut w.slice_mut(s![.., hi..]));
+            }
+        }
+        moved
+    }
+
+    fn pack(&self, grid: &dyn Grid, out: &mut [u8]) {
+        let n = grid.block_len();
+        let row_bytes = out.len() / self.codes.nrows();
+        let block_bytes = row_bytes / self.blocks;
+        for (r, row) in out.chunks_exact_mut(row_bytes).enumerate() {
+            let codes = self.codes.row(r);
+            let codes = codes.as_slice().expect("standard layout");
+            for (b, block) in row.chunks_exact_mut(block_bytes).enumerate() {
+                grid.pack(&self.scales[r * self.blocks + b], &codes[b * n..(b + 1) * n], block);
+            }
+        }
+    }
+}
+
+pub(super) fn round_one(grid: &dyn Grid, scales: &BlockScales, at: usize, x: f32) -> (u8, f32) {
+    let (mut code, mut value) = ([0u8], [0f32]);
+    grid.round(scales, at, &[x], &mut code, &mut value);
+    (code[0], value[0])
+}

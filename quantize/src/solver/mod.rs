@@ -1,0 +1,63 @@
+//! Solvers choose the codes and scales of one linear layer, minimising `tr((Ŵ − W) H (Ŵ − W)ᵀ)`. One file each.
+
+mod descent;
+pub mod gptq;
+mod reference;
+
+use crate::hessian::Hessian;
+use bitsmith_formats::{CodecId, EncodedTensor, Result};
+use ndarray::{Array2, ArrayView2};
+
+/// One matrix to encode.
+#[derive(Clone, Copy)]
+pub struct Problem<'a> {
+    /// W, `(out, in)`.
+    pub weights: ArrayView2<'a, f32>,
+    /// The block format to encode into.
+    pub codec: CodecId,
+    /// E[x²] per column, if the input was observed.
+    pub importance: Option<&'a [f32]>,
+    /// The curvature, if it was gathered.
+    pub hessian: Option<&'a Hessian>,
+}
+
+/// An encoded matrix and what it lost.
+#[derive(Debug, Clone)]
+pub struct Solution {
+    /// The blocks.
+    pub tensor: EncodedTensor,
+    /// What the user should know: fallbacks, dead channels, stronger damping.
+    pub notes: Vec<String>,
+}
+
+/// A way to choose codes and scales.
+pub trait Solver: Send + Sync {
+    /// Its name in `--method`.
+    fn name(&self) -> &'static str;
+    /// What it does, in a line, for `bitsmith methods`.
+    fn about(&self) -> &'static str;
+    /// Whether it needs H (and so calibration data).
+    fn needs_hessian(&self) -> bool;
+    /// Encodes the matrix.
+    fn solve(&self, problem: &Problem<'_>) -> Result<Solution>;
+}
+
+/// All solvers.
+pub const SOLVERS: &[&dyn Solver] = &[&reference::Rtn, &reference::Reference, &gptq::Gptq];
+
+/// The solver called `name`.
+pub fn find(name: &str) -> Option<&'static dyn Solver> {
+    SOLVERS.iter().copied().find(|s| s.name() == name)
+}
+
+/// `tr(Δ H Δᵀ) / tr(W H Wᵀ)`: the output error relative to the output's power (H as gathered, with its damping).
+pub fn relative_loss(weights: ArrayView2<'_, f32>, decoded: ArrayView2<'_, f32>, hessian: &Hessian) -> f64 {
+    let delta: Array2<f32> = &decoded - &weights;
+    let power = quadratic(weights, hessian);
+    if power > 0.0 { quadratic(delta.view(), hessian) / power } else { 0.0 }
+}
+
+fn quadratic(m: ArrayView2<'_, f32>, hessian: &Hessian) -> f64 {
+    let mh = m.dot(&hessian.damped);
+    mh.iter().zip(m.iter()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}

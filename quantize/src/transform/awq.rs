@@ -1,0 +1,281 @@
+//! Activation-aware weight quantization (AWQ, Lin et al. 2023): important input channels get larger weights.
+//!
+//! A linear layer's columns are multiplied by `s` and whatever makes its input is divided by `s`: the preceding norm's
+//! weights, or the rows of the preceding linear layer. The function stays; the rounding error of column j is divided by
+//! `s_j`. Scales are searched along `s = a^r / w^(1−r)` and `s = a^r` for r in 0..1, with `a` the mean |x| of a channel and `w` the
+//! mean of its weights relative to their block's largest. The loss of a candidate is `tr(ΔW H ΔWᵀ)` of the stored formats,
+//! so no activations are kept.
+//!
+//! Under a solver that treats all weights alike, ranges are then clipped per block to 0.5–1 of their largest magnitude,
+//! whichever loses least.
+
+use super::{Context, DenseLayer, Transform};
+use bitsmith_calibrate::SiteStats;
+use bitsmith_formats::{CodecId, Result};
+use bitsmith_runtime::role::{Input, Part};
+use bitsmith_runtime::spec::ModelSpec;
+use ndarray::{Array2, ArrayView2, Axis, s};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Steps of the exponent r.
+const STEPS: usize = 20;
+/// Rows per reader used to score candidates.
+const SAMPLE_ROWS: usize = 256;
+/// A fold must lower the loss at least this much, relatively: less is noise of the sample.
+const MIN_GAIN: f64 = 0.002;
+/// Clipping ratios tried.
+const CLIPS: [f32; 11] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5];
+
+/// See the module's documentation.
+pub struct Awq;
+
+/// Where the division by `s` goes.
+struct Fold {
+    input: Input,
+    source: Part,
+}
+
+const FOLDS: [Fold; 5] = [
+    Fold { input: Input::AttnIn, source: Part::AttnNorm },
+    Fold { input: Input::AttnOut, source: Part::AttnV },
+    Fold { input: Input::FfnIn, source: Part::FfnNorm },
+    Fold { input: Input::FfnOut, source: Part::FfnUp },
+    Fold { input: Input::Head, source: Part::OutputNorm },
+];
+
+impl Transform for Awq {
+    fn name(&self) -> &'static str {
+        "awq"
+    }
+    fn about(&self) -> &'static str {
+        "scales important channels up, folded into the preceding norm or linear layer; clips ranges where the solver does not weigh errors"
+    }
+    fn apply(&self, layer: &mut DenseLayer, stats: &mut BTreeMap<Input, SiteStats>, context: &Context<'_>) -> Result<Vec<String>> {
+        let mut folded = 0;
+        for fold in &FOLDS {
+            let Some(site) = stats.get_mut(&fold.input) else { continue };
+            let readers: Vec<Part> = fold.input.readers().iter().copied().filter(|p| layer.contains_key(p)).collect();
+            let Some(h) = site.hessian() else { continue };
+            if readers.is_empty() || !layer.contains_key(&fold.source) {
+                continue;
+            }
+            let sources = source_channels(context.spec, fold.input, site.width());
+            if let Some(scales) = search(layer, &readers, &h, site, &sources, context) {
+                apply_fold(layer, fold.source, &readers, &scales, &sources, site, context);
+                folded += 1;
+            }
+            if !context.weighted_solver {
+                let h = site.hessian().expect("gathered above");
+                for &part in &readers {
+                    // Clipping q and k would change attention scores too sharply.
+                    if !matches!(part, Part::AttnQ | Part::AttnK) {
+                        clip(layer.get_mut(&part).expect("a reader"), &h, (context.codec)(part));
+                    }
+                }
+            }
+        }
+        Ok(if folded == 0 { vec!["awq: no scales lowered the loss; left as it was".into()] } else { Vec::new() })
+    }
+}
+
+/// For each input channel of a site, the output channel of the source that makes it: query heads that share a value head
+/// share its channels.
+fn source_channels(spec: &ModelSpec, input: Input, width: usize) -> Vec<usize> {
+    if input != Input::AttnOut {
+        return (0..width).collect();
+    }
+    let per_kv = spec.n_heads / spec.n_kv_heads;
+    (0..width).map(|c| (c / spec.head_dim / per_kv) * spec.head_dim + c % spec.head_dim).collect()
+}
+
+/// The best scales, one per source channel; `None` if none beats leaving the layer alone.
+fn search(
+    layer: &DenseLayer,
+    readers: &[Part],
+    h: &Array2<f32>,
+    site: &SiteStats,
+    sources: &[usize],
+    context: &Context<'_>,
+) -> Option<Vec<f32>> {
+    let n_sources = sources.iter().max()? + 1;
+    let importance = site.importance();
+    let samples: Vec<(Part, Array2<f32>)> = readers.iter().map(|&p| (p, sample_rows(&layer[&p]))).collect();
+    let a = fold_mean(&site.mean_abs(), sources, n_sources);
+    let w = fold_mean(&column_magnitudes(&samples, context), sources, n_sources);
+    let loss = |scales: &[f32]| -> f64 {
+        let per_column: Vec<f32> = sources.iter().map(|&c| scales[c]).collect();
+        let of = |(part, rows): &(Part, Array2<f32>)| {
+            let codec = (context.codec)(*part);
+            let scaled: Vec<f32> = per_column.iter().zip(&importance).map(|(s, i)| i / (s * s)).collect();
+            error(rows, &per_column, codec, context.weighted_solver.then_some(&scaled[..]), h)
+        };
+        samples.iter().map(of).sum()
+    };
+    let mut candidates = Vec::new();
+    for step in 0..STEPS {
+        let r = step as f32 / STEPS as f32;
+        candidates.push(normalised(a.iter().zip(&w).map(|(a, w)| a.powf(r) / w.powf(1.0 - r).max(1e-4))));
+        if step > 0 {
+            candidates.push(normalised(a.iter().map(|a| a.powf(r))));
+        }
+    }
+    let start = loss(&vec![1.0; n_sources]);
+    let losses: Vec<f64> = candidates.par_iter().map(|c| loss(c)).collect();
+    let best = (0..candidates.len()).min_by(|&i, &j| losses[i].total_cmp(&losses[j]))?;
+    (losses[best] < start * (1.0 - MIN_GAIN)).then(|| candidates.swap_remove(best))
+}
+
+/// Scales around 1, safe to divide by; silent channels keep 1.
+fn normalised(raw: impl Iterator<Item = f32>) -> Vec<f32> {
+    let raw: Vec<f32> = raw.collect();
+    let usable = || raw.iter().copied().filter(|v| v.is_finite() && *v > 0.0);
+    let (min, max) = usable().fold((f32::MAX, 0f32), |(lo, hi), v| (lo.min(v), hi.max(v)));
+    let centre = (min * max).sqrt();
+    let scale = |v: f32| if v.is_finite() && v > 0.0 && centre > 0.0 { (v / centre).clamp(1e-4, 1e4) } else { 1.0 };
+    raw.iter().map(|&v| scale(v)).collect()
+}
+
+fn fold_mean(per_input: &[f32], sources: &[usize], n_sources: usize) -> Vec<f32> {
+    let (mut sum, mut count) = (vec![0f32; n_sources], vec![0f32; n_sources]);
+    for (&v, &c) in per_input.iter().zip(sources) {
+        sum[c] += v;
+        count[c] += 1.0;
+    }
+    sum.iter().zip(&count).map(|(s, n)| s / n.max(1.0)).collect()
+}
+
+fn sample_rows(w: &Array2<f32>) -> Array2<f32> {
+    let stride = w.nrows().div_ceil(SAMPLE_ROWS);
+    w.slice(s![..;stride, ..]).to_owned()
+}
+
+/// Mean over rows of |w| relative to the largest in the weight's block.
+fn column_magnitudes(samples: &[(Part, Array2<f32>)], context: &Context<'_>) -> Vec<f32> {
+    let n = samples[0].1.ncols();
+    let mut sum = vec![0f64; n];
+    let mut rows = 0usize;
+    for (part, w) in samples {
+        let block = scale_group((context.codec)(*part), n);
+        rows += w.nrows();
+        for row in w.rows() {
+            for (b, chunk) in row.axis_chunks_iter(Axis(0), block).enumerate() {
+                let max = chunk.iter().fold(0f32, |m, v| m.max(v.abs())).max(1e-30);
+                for (i, v) in chunk.iter().enumerate() {
+                    sum[b * block + i] += f64::from(v.abs() / max);
+                }
+            }
+        }
+    }
+    sum.iter().map(|s| (s / rows.max(1) as f64) as f32).collect()
+}
+
+/// Weights that share a scale, as far as ranges are concerned.
+fn scale_group(codec: CodecId, row: usize) -> usize {
+    if codec.float().is_some() { row } else { codec.codec().block_len().min(32).max(1) }
+}
+
+/// `tr(ΔW H ΔWᵀ)` over the rows when their columns are multiplied by `scales`, stored in `codec`, and divided again.
+fn error(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance: Option<&[f32]>, h: &Array2<f32>) -> f64 {
+    let mut delta = Array2::zeros(rows.dim());
+    let c = codec.codec();
+    let n = rows.ncols();
+    let mut scaled = vec![0f32; n];
+    let mut decoded = vec![0f32; n];
+    let mut bytes = vec![0u8; n / c.block_len() * c.block_bytes()];
+    for (row, mut out) in rows.rows().into_iter().zip(delta.rows_mut()) {
+        scaled.iter_mut().zip(row).zip(scales).for_each(|((o, w), s)| *o = w * s);
+        c.encode(&scaled, importance, &mut bytes);
+        c.decode(&bytes, &mut decoded);
+        for i in 0..n {
+            out[i] = decoded[i] / scales[i] - row[i];
+        }
+    }
+    quadratic(delta.view(), h)
+}
+
+fn quadratic(delta: ArrayView2<'_, f32>, h: &Array2<f32>) -> f64 {
+    delta.dot(h).iter().zip(delta.iter()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// Divides the source by the scales, multiplies the readers' columns by what the source really lost after rounding to its
+/// storage type, and rescales the statistics.
+fn apply_fold(
+    layer: &mut DenseLayer,
+    source: Part,
+    readers: &[Part],
+    scales: &[f32],
+    sources: &[usize],
+    site: &mut SiteStats,
+    context: &Context<'_>,
+) {
+    let mut effective = scales.to_vec();
+    if source.is_matrix() {
+        let w = layer.get_mut(&source).expect("checked by the caller");
+        for (mut row, s) in w.rows_mut().into_iter().zip(scales) {
+            row /= *s;
+        }
+        if let Some(bias) = source.bias().and_then(|b| layer.get_mut(&b)) {
+            bias.iter_mut().zip(scales).for_each(|(b, s)| *b /= s);
+        }
+    } else {
+        let norm = layer.get_mut(&source).expect("checked by the caller");
+        for (v, s) in norm.iter_mut().zip(&mut effective) {
+            let stored = context.vector_type.round(*v / *s);
+            if stored != 0.0 && stored.is_finite() {
+                *s = *v / stored;
+                *v = stored;
+            } else {
+                *s = 1.0;
+            }
+        }
+    }
+    let per_column: Vec<f32> = sources.iter().map(|&c| effective[c]).collect();
+    for part in readers {
+        let w = layer.get_mut(part).expect("a reader");
+        for mut row in w.rows_mut() {
+            row.iter_mut().zip(&per_column).for_each(|(w, s)| *w *= s);
+        }
+    }
+    site.rescale(&per_column);
+}
+
+/// Clips each block of each row to the fraction of its largest magnitude that loses least, by `δᵀ H_bb δ`.
+fn clip(w: &mut Array2<f32>, h: &Array2<f32>, codec: CodecId) {
+    let c = codec.codec();
+    let n = c.block_len();
+    if codec.float().is_some() || w.ncols() % n != 0 {
+        return;
+    }
+    let blocks: Vec<Array2<f32>> = (0..w.ncols() / n).map(|b| h.slice(s![b * n..(b + 1) * n, b * n..(b + 1) * n]).to_owned()).collect();
+    let group = scale_group(codec, n);
+    w.axis_chunks_iter_mut(Axis(0), 16).into_par_iter().for_each(|mut rows| {
+        let (mut clipped, mut decoded, mut bytes) = (vec![0f32; n], vec![0f32; n], vec![0u8; c.block_bytes()]);
+        for mut row in rows.rows_mut() {
+            for (b, hbb) in blocks.iter().enumerate() {
+                let mut block = row.slice_mut(s![b * n..(b + 1) * n]);
+                let original = block.to_vec();
+                let mut best = (f64::INFINITY, 1.0);
+                for ratio in CLIPS {
+                    clip_groups(&original, group, ratio, &mut clipped);
+                    c.encode(&clipped, None, &mut bytes);
+                    c.decode(&bytes, &mut decoded);
+                    let delta = Array2::from_shape_fn((1, n), |(_, i)| decoded[i] - original[i]);
+                    let loss = quadratic(delta.view(), hbb);
+                    if loss < best.0 {
+                        best = (loss, ratio);
+                    }
+                }
+                clip_groups(&original, group, best.1, &mut clipped);
+                block.iter_mut().zip(&clipped).for_each(|(w, v)| *w = *v);
+            }
+        }
+    });
+}
+
+fn clip_groups(values: &[f32], group: usize, ratio: f32, out: &mut [f32]) {
+    for (v, o) in values.chunks(group).zip(out.chunks_mut(group)) {
+        let limit = ratio * v.iter().fold(0f32, |m, x| m.max(x.abs()));
+        o.iter_mut().zip(v).for_each(|(o, x)| *o = x.clamp(-limit, limit));
+    }
+}

@@ -1,0 +1,45 @@
+//! Function-preserving rewrites of the dense model, before a solver runs. One file each.
+
+mod awq;
+
+use bitsmith_calibrate::SiteStats;
+use bitsmith_formats::{CodecId, Float, Result};
+use bitsmith_runtime::role::{Input, Part};
+use bitsmith_runtime::spec::ModelSpec;
+use ndarray::Array2;
+use std::collections::BTreeMap;
+
+/// The dense tensors that a transform may change together: one decoder layer, or the output norm and output matrix.
+/// Vectors are `(1, n)`.
+pub type DenseLayer = BTreeMap<Part, Array2<f32>>;
+
+/// What a transform knows besides the weights.
+pub struct Context<'a> {
+    /// The model.
+    pub spec: &'a ModelSpec,
+    /// The format each matrix will have.
+    pub codec: &'a (dyn Fn(Part) -> CodecId + Sync),
+    /// The type in which norms and biases will be stored: a fold divides by what survives rounding to it.
+    pub vector_type: Float,
+    /// Whether the solver that follows weighs errors by E[x²] or H, or treats all weights alike.
+    pub weighted_solver: bool,
+}
+
+/// A function-preserving rewrite.
+pub trait Transform: Send + Sync {
+    /// Its name in `--method`.
+    fn name(&self) -> &'static str;
+    /// What it does, in a line, for `bitsmith methods`.
+    fn about(&self) -> &'static str;
+    /// Rewrites `layer`, and `stats` along with it: afterwards they describe the inputs of the rewritten matrices.
+    /// Returns what the user should know.
+    fn apply(&self, layer: &mut DenseLayer, stats: &mut BTreeMap<Input, SiteStats>, context: &Context<'_>) -> Result<Vec<String>>;
+}
+
+/// All transforms.
+pub const TRANSFORMS: &[&dyn Transform] = &[&awq::Awq];
+
+/// The transform called `name`.
+pub fn find(name: &str) -> Option<&'static dyn Transform> {
+    TRANSFORMS.iter().copied().find(|t| t.name() == name)
+}

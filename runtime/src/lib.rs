@@ -1,0 +1,33 @@
+//! Architecture table, model graph, tokenizer and generation.
+//!
+//! A [`Checkpoint`] opens any container and gives weights by [`Role`]; a [`Sweep`] pushes token windows through the model layer
+//! by layer with one layer of weights resident; [`Model`] holds all layers and generates text.
+
+pub mod arch;
+pub mod attention;
+pub mod block;
+pub mod checkpoint;
+pub mod generate;
+pub mod head;
+pub mod kernels;
+pub mod layer;
+pub mod memory;
+pub mod ops;
+pub mod role;
+pub mod rope;
+pub mod sampler;
+pub mod spec;
+pub mod sweep;
+pub mod tokenizer;
+
+pub use arch::{ARCHITECTURES, Architecture, ContainerKind};
+pub use block::Observer;
+pub use checkpoint::{Checkpoint, HostTensor, WeightSource};
+pub use generate::Model;
+pub use head::Head;
+pub use layer::Layer;
+pub use memory::MemoryWeights;
+pub use role::{Input, Part, Role, Site};
+pub use spec::{ModelSpec, Rope, RopeScaling};
+pub use sweep::{Hidden, Sweep};
+pub use tokenizer::{ChatMessage, GgufVocab, Tokenizer};

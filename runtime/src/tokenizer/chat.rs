@@ -1,0 +1,108 @@
+//! Chat templates: Jinja as Hugging Face's tokenizers run it.
+
+use super::python;
+use bitsmith_formats::{Error, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::{Environment, ErrorKind};
+use serde::{Deserialize, Serialize};
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, …
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A turn.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        ChatMessage { role: role.into(), content: content.into() }
+    }
+}
+
+/// A model's chat templates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChatTemplates {
+    /// The one for ordinary conversations.
+    pub default: Option<String>,
+    /// Others by name (`tool_use`, `rag`, …), in the source's order.
+    pub named: Vec<(String, String)>,
+}
+
+impl ChatTemplates {
+    /// Renders the default template. `special` gives the spelling of `bos_token` and so on.
+    pub(super) fn render(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+        special: impl Iterator<Item = (&'static str, String)>,
+    ) -> Result<String> {
+        let source = self.default.as_deref().ok_or_else(|| {
+            Error::missing("the model has no chat template").hint("give the prompt as plain text, without --chat")
+        })?;
+        let source = without_generation_tags(source);
+        let general = [
+            ("messages", Value::from(Serde(messages))),
+            ("add_generation_prompt", add_generation_prompt.into()),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ];
+        let context = Value::from_pairs(general.into_iter().chain(special.map(|(name, text)| (name, Value::from(text)))));
+        let rendered = environment().and_then(|env| env.render_named_str("chat_template", &source, context));
+        rendered.map_err(|e| {
+            let message = match (e.kind(), e.detail()) {
+                (ErrorKind::InvalidOperation, Some(detail)) if detail.starts_with(RAISED) => {
+                    format!("the chat template refuses this conversation: {}", &detail[RAISED.len()..])
+                }
+                _ => format!("the chat template fails: {e}"),
+            };
+            Error::failed(message).with_source(e)
+        })
+    }
+}
+
+/// Marks errors that the template itself raised.
+const RAISED: &str = "raise_exception: ";
+
+fn environment() -> Result<Environment<'static>, minijinja::Error> {
+    let mut env = Environment::new();
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_unknown_method_callback(python::call_method);
+    env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+    });
+    env.add_function("strftime_now", |format: String| python::strftime(&format, python::now()));
+    env.add_filter("tojson", |value: &Value, kwargs: Kwargs| -> Result<String, minijinja::Error> {
+        let indent: Option<usize> = kwargs.get("indent")?;
+        // Accepted and always in force: output is not escaped to ASCII, and keys keep their order.
+        let (_, _): (Option<bool>, Option<bool>) = (kwargs.get("ensure_ascii")?, kwargs.get("sort_keys")?);
+        kwargs.assert_all_used()?;
+        python::json(value, indent)
+    });
+    Ok(env)
+}
+
+/// Removes `{% generation %}` and `{% endgeneration %}`, which mark the assistant's words for training and print nothing.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(len) = rest[start..].find("%}").map(|n| n + 2) else { break };
+        let tag = &rest[start..start + len];
+        let word = tag[2..len - 2].trim_matches('-').trim();
+        out.push_str(&rest[..start]);
+        if matches!(word, "generation" | "endgeneration") {
+            // A comment keeps the tag's white-space control.
+            out.push_str(&tag.replacen("{%", "{#", 1).replacen("%}", "#}", 1));
+        } else {
+            out.push_str(tag);
+        }
+        rest = &rest[start + len..];
+    }
+    out.push_str(rest);
+    out
+}
