@@ -1,1 +1,11 @@
-fn main() {}
+//! The `bitsmith` binary: arguments in, calls out.
+
+mod app;
+mod args;
+mod commands;
+mod console;
+mod output;
+
+fn main() -> std::process::ExitCode {
+    app::main()
+}

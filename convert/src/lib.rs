@@ -1,1 +1,52 @@
-//! Names, metadata and tokenizers carried between containers.
+//! One model description, many containers: names, metadata and tokenizers carried between them.
+//!
+//! This crate knows what a container wants to be told about a model and under which names its tensors go; the tensors
+//! themselves come encoded from the caller, one at a time and in any order. A plan ([`GgufPlan`], [`MlxPlan`]) says what will be
+//! written and how large it will be; its writer takes [`EncodedTensor`]s by [`Role`], in Hugging Face's row order, and the
+//! artifact appears under its final name when it is whole.
+
+mod about;
+mod check;
+pub mod gguf;
+mod layout;
+pub mod mlx;
+pub mod names;
+mod sidecars;
+
+pub use about::ModelAbout;
+pub use gguf::{GgufPlan, permute_rows};
+pub use layout::PlannedTensor;
+pub use mlx::MlxPlan;
+
+use bitsmith_formats::{EncodedTensor, Result};
+use bitsmith_runtime::Role;
+use std::path::PathBuf;
+
+/// An artifact that is being written.
+pub trait ArtifactWriter: Send + Sync {
+    /// Writes one planned tensor, exactly once, in any order and from any thread. Rows are in Hugging Face's order; a norm or
+    /// bias may come in any float type.
+    fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()>;
+    /// Completes the artifact: checks that nothing is missing, writes what belongs beside the tensors, reads the headers back, and
+    /// gives it its final name.
+    fn finish(self: Box<Self>) -> Result<Artifact>;
+}
+
+/// An artifact that was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Artifact {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Its files with their sizes in bytes, by name.
+    pub files: Vec<(PathBuf, u64)>,
+}
+
+impl Artifact {
+    /// Bytes of all files together.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests;

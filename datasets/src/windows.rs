@@ -12,7 +12,8 @@ use std::str::FromStr;
 
 /// A tokenizer, as much of it as is needed here.
 pub struct Encoder<'a> {
-    /// Token ids of a text, without any special token added.
+    /// Token ids of a text, without any special token added. For numbers that agree with llama.cpp's, special tokens spelled out
+    /// in the text must be cut like any text.
     pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>>,
     /// The token that the tokenizer puts before every text; `None` if it adds none.
     pub bos: Option<u32>,

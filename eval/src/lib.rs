@@ -1,1 +1,20 @@
-//! Perplexity, KL divergence and reports.
+//! Perplexity, KL divergence, quality gates and reports.
+//!
+//! [`perplexity`](perplexity()) measures one model. A [`Reference`] holds what the reference model says about a set of windows, and
+//! compares any number of other models with it without running it again. [`Gate`]s judge the results, [`Report`] tabulates them.
+
+pub mod gate;
+pub mod metrics;
+pub mod perplexity;
+pub mod reference;
+pub mod report;
+pub mod results;
+pub mod states;
+pub mod stats;
+
+pub use gate::{Gate, GateOutcome, Measured};
+pub use perplexity::perplexity;
+pub use reference::{Comparison, Reference};
+pub use report::{Report, ReportRow};
+pub use results::{DomainKld, DomainPerplexity, EvalResult, Kld, KldSummary, Paired, Perplexity, TaskResult, WindowKld};
+pub use states::{Stage, States, Watch, ignore_progress, working_bytes};

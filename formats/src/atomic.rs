@@ -139,24 +139,17 @@ impl AtomicDir {
     pub fn commit(mut self) -> Result<()> {
         let failed = |e| Error::write(&self.target, e);
         sync_tree(&self.partial).map_err(failed)?;
-        if !self.target.exists() {
+        let old = if !self.target.exists() {
             fs::rename(&self.partial, &self.target).map_err(failed)?;
-            self.committed = true;
+            None
         } else if exchange(&self.partial, &self.target).is_ok() {
-            self.committed = true;
-            fs::remove_dir_all(&self.partial).map_err(failed)?;
+            Some(self.partial.clone())
         } else {
-            let previous = with_suffix(&self.target, ".previous")?;
-            if previous.exists() {
-                fs::remove_dir_all(&previous).map_err(failed)?;
-            }
-            fs::rename(&self.target, &previous).map_err(failed)?;
-            if let Err(e) = fs::rename(&self.partial, &self.target) {
-                fs::rename(&previous, &self.target).map_err(failed)?;
-                return Err(failed(e));
-            }
-            self.committed = true;
-            fs::remove_dir_all(&previous).map_err(failed)?;
+            Some(replace_in_two_steps(&self.partial, &self.target)?)
+        };
+        self.committed = true;
+        if let Some(old) = old {
+            fs::remove_dir_all(old).map_err(|e| Error::write(&self.target, e))?;
         }
         sync_dir(parent(&self.target)).map_err(|e| Error::write(&self.target, e))
     }
@@ -169,6 +162,21 @@ impl Drop for AtomicDir {
             let _ = fs::remove_dir_all(&self.partial);
         }
     }
+}
+
+/// Moves the target aside and the partial into its place; returns where the old one is now.
+fn replace_in_two_steps(partial: &Path, target: &Path) -> Result<PathBuf> {
+    let failed = |e| Error::write(target, e);
+    let previous = with_suffix(target, ".previous")?;
+    if previous.exists() {
+        fs::remove_dir_all(&previous).map_err(failed)?;
+    }
+    fs::rename(target, &previous).map_err(failed)?;
+    if let Err(e) = fs::rename(partial, target) {
+        fs::rename(&previous, target).map_err(failed)?;
+        return Err(failed(e));
+    }
+    Ok(previous)
 }
 
 fn with_suffix(target: &Path, suffix: &str) -> Result<PathBuf> {
@@ -252,7 +260,7 @@ fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()
 
 /// Makes the file `len` bytes long with its blocks allocated. Where the file system cannot allocate ahead the file is only
 /// made longer, and a full disk shows when the data are written.
-#[cfg(unix)]
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "macos", target_os = "freebsd"))]
 fn allocate(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     use rustix::io::Errno;
@@ -266,7 +274,7 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-#[cfg(not(unix))]
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "macos", target_os = "freebsd")))]
 fn allocate(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)
 }
@@ -426,6 +434,18 @@ mod tests {
         out.commit().unwrap();
         assert_eq!(names(&target), ["sub"]);
         assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn replacing_in_two_steps_undoes_the_first_if_the_second_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let (partial, target) = (dir.path().join("out.partial"), dir.path().join("out"));
+        fs::create_dir(&target).unwrap();
+        assert_eq!(replace_in_two_steps(&partial, &target).unwrap_err().kind, ErrorKind::CannotWrite);
+        assert_eq!(names(dir.path()), ["out"]);
+        fs::create_dir(&partial).unwrap();
+        assert_eq!(replace_in_two_steps(&partial, &target).unwrap(), dir.path().join("out.previous"));
+        assert_eq!(names(dir.path()), ["out", "out.previous"]);
     }
 
     #[test]

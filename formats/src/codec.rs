@@ -108,7 +108,7 @@ impl CodecId {
     /// Bytes of a row of `row_len` weights, or an error if the row is not a whole number of blocks.
     pub fn row_bytes(self, row_len: usize) -> Result<usize> {
         let c = self.codec();
-        if row_len % c.block_len() != 0 {
+        if !row_len.is_multiple_of(c.block_len()) {
             return Err(Error::usage(format!("rows of {row_len} weights are not whole blocks of {} in {self}", c.block_len())));
         }
         Ok(row_len / c.block_len() * c.block_bytes())

@@ -14,6 +14,15 @@ pub enum Encoding {
     Opaque(String),
 }
 
+impl std::fmt::Display for Encoding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Encoding::Codec(codec) => codec.fmt(f),
+            Encoding::Opaque(name) => f.write_str(name),
+        }
+    }
+}
+
 /// A tensor's entry in a container's header.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {

@@ -301,7 +301,7 @@ pub fn split_planes<'a>(name: &str, tensor: &'a EncodedTensor) -> Result<Vec<(St
     };
     let module = module_of(name)?;
     let (c, s) = (usize::from(bits) * usize::from(group) / 8, scale.size());
-    if tensor.bytes.len() % (c + 2 * s) != 0 {
+    if !tensor.bytes.len().is_multiple_of(c + 2 * s) {
         return Err(Error::failed(format!("{} bytes are not whole blocks of {}", tensor.bytes.len(), tensor.codec)).tensor(name));
     }
     let n = tensor.bytes.len() / (c + 2 * s);

@@ -1,6 +1,6 @@
 //! Byte-for-byte comparison with the reference encoders. The vectors and how they were made: `tests/golden/README.md`.
 
-use bitsmith_formats::{Codec, CodecId, Float};
+use bitsmith_formats::{Codec, CodecId, Float, decode_all};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -64,6 +64,19 @@ fn ggml_encoders() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn ggml_decoders() {
+    let manifest = manifest("ggml/manifest.json");
+    for id in CodecId::GGML {
+        for suffix in ["", ".imatrix"] {
+            let values = decode_all(id, &golden(&format!("ggml/{id}{suffix}.bin")));
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let name = format!("{}{suffix}", id.to_string().to_uppercase());
+            assert_eq!(manifest["types"][&name]["decoded_sha256"], sha256(&bytes), "{name}");
+        }
+    }
 }
 
 #[test]

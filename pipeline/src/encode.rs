@@ -108,7 +108,6 @@ impl Encoder<'_> {
         };
         sweep.embed(&tensor(embedding, &spec.shape(Part::TokenEmbd))?)?;
         for index in 0..spec.n_layers {
-            self.context.check_interrupted()?;
             let mut layer = Layer::load(self.source, index, &device)?;
             if !self.layer_done(index) {
                 let collector = Collector::new(detail);
@@ -217,7 +216,6 @@ impl Encoder<'_> {
                 _ => None,
             };
             for part in readers {
-                self.context.check_interrupted()?;
                 let role = Role { layer, part };
                 let importance = match &self.evidence {
                     Evidence::Importance(by_role) => by_role.get(&role).cloned(),
@@ -305,7 +303,6 @@ pub fn gather(source: &dyn WeightSource, windows: &[Vec<u32>], detail: Detail, c
     let mut sweep = Sweep::new(spec, windows, &device)?;
     sweep.embed(&tensor(source.read(Role::global(Part::TokenEmbd))?.data, &spec.shape(Part::TokenEmbd))?)?;
     for index in 0..spec.n_layers {
-        context.check_interrupted()?;
         sweep.run_layer(&Layer::load(source, index, &device)?, index, Some(&collector))?;
         context.progress.advance(1);
     }

@@ -1,1 +1,26 @@
 //! Stages, recipes, downloads: the whole job.
+
+pub mod artifact;
+pub mod calibrate;
+pub mod calibration;
+pub mod context;
+pub mod encode;
+pub mod estimate;
+pub mod evaluate;
+pub mod inspect;
+pub mod manifest;
+pub mod memory;
+pub mod model;
+pub mod opened;
+pub mod progress;
+pub mod pull;
+pub mod quantize;
+pub mod run;
+mod spool;
+pub mod target;
+pub mod text;
+
+pub use context::Context;
+pub use opened::Opened;
+pub use progress::Progress;
+pub use target::Target;

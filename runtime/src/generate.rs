@@ -261,3 +261,77 @@ pub struct Generated {
     /// Why it ended.
     pub stop: Stop,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{model, tokens};
+    use bitsmith_formats::ErrorKind;
+    use serde_json::json;
+
+    #[test]
+    fn incremental_logits_equal_the_sweeps() {
+        for (model_type, changes) in
+            [("llama", json!({"max_position_embeddings": 700})), ("mistral", json!({"sliding_window": 7})), ("qwen3", json!({}))]
+        {
+            let source = model(model_type, changes);
+            let window = tokens(if model_type == "llama" { 600 } else { 60 }, 4);
+            let normed = crate::sweep::run(&source, std::slice::from_ref(&window), &Device::Cpu, None).unwrap();
+            let model = Model::load(&source, &Device::Cpu).unwrap();
+            let want = normed.logits(&model.head, 0).unwrap();
+            for (cache, tolerance) in [(CacheType::F32, 1e-4), (CacheType::F16, 2e-2)] {
+                let mut session = model.session(cache);
+                // A prompt longer than a chunk, then a few tokens at once, then one by one.
+                let mut at = window.len() - 30;
+                let mut steps = vec![at, 5];
+                steps.extend([1; 25]);
+                at = 0;
+                for n in steps {
+                    let logits = session.feed(&window[at..at + n]).unwrap();
+                    at += n;
+                    for (a, b) in logits.iter().zip(&want[(at - 1) * 61..]) {
+                        assert!((a - b).abs() < tolerance, "{model_type} {cache:?} at {at}: {a} {b}");
+                    }
+                }
+                assert_eq!(session.len(), window.len());
+            }
+        }
+    }
+
+    #[test]
+    fn greedy_follows_the_largest_logit_and_stops() {
+        let source = model("llama", json!({"max_position_embeddings": 24}));
+        let model = Model::load(&source, &Device::Cpu).unwrap();
+        let options = Generate { max_tokens: 10, ignore_eos: true, ..Generate::default() };
+        let mut streamed = Vec::new();
+        let out = model
+            .generate(&[1, 5], &options, |t| {
+                streamed.push(t);
+                Flow::Continue
+            })
+            .unwrap();
+        assert_eq!((out.tokens.len(), out.stop), (10, Stop::Length));
+        assert_eq!(streamed, out.tokens);
+        let mut text = vec![1, 5];
+        for t in &out.tokens {
+            let logits = model.session(CacheType::F32).feed(&text).unwrap();
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            assert_eq!(*t as usize, best);
+            text.push(*t);
+        }
+        // The third token as end of sequence.
+        let mut spec = source.spec().clone();
+        spec.eos = vec![out.tokens[2]];
+        let first = out.tokens.iter().position(|t| *t == out.tokens[2]).unwrap();
+        let with_eos = Model { spec, ..Model::load(&source, &Device::Cpu).unwrap() };
+        let stopped = with_eos.generate(&[1, 5], &Generate { ignore_eos: false, ..options.clone() }, |_| Flow::Continue).unwrap();
+        assert_eq!((stopped.tokens.len(), stopped.stop), (first, Stop::Eos(out.tokens[2])));
+        let caller = model.generate(&[1, 5], &options, |_| Flow::Stop).unwrap();
+        assert_eq!((caller.tokens.len(), caller.stop), (1, Stop::Caller));
+        let full = model.generate(&[1; 20], &Generate { max_tokens: 100, ..options.clone() }, |_| Flow::Continue).unwrap();
+        assert_eq!((full.tokens.len(), full.stop), (5, Stop::Context));
+        assert_eq!(model.generate(&[1; 25], &options, |_| Flow::Continue).unwrap_err().kind, ErrorKind::Usage);
+        assert_eq!(model.generate(&[], &options, |_| Flow::Continue).unwrap_err().kind, ErrorKind::Usage);
+        assert_eq!(model.generate(&[99], &options, |_| Flow::Continue).unwrap_err().kind, ErrorKind::Corrupt);
+    }
+}

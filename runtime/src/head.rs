@@ -9,8 +9,8 @@ use bitsmith_formats::{Error, Result};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Logits held at once: 16 Mi values, 64 MiB.
-const MAX_LOGITS: usize = 16 << 20;
+/// Logits held at once: 32 Mi values, 128 MiB.
+const MAX_LOGITS: usize = 32 << 20;
 
 /// The matrix that makes logits, `(vocab, hidden)`.
 #[derive(Debug, Clone)]

@@ -1,9 +1,34 @@
 //! Inner loops over slices. Sums run over a fixed number of lanes, so results depend on the input alone, never on threads or on
 //! how the compiler vectorises.
 
+/// Defines functions twice, for AVX2 and for the target's baseline, from one body. Rust never contracts `a * b + c` into a fused
+/// product, so both give the same bits; only the registers are wider.
+macro_rules! dispatched {
+    ($($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
+        $(#[$doc])*
+        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn wide($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has AVX2, as just detected, and the function needs nothing else.
+                    return unsafe { wide($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    )*};
+}
+
 const LANES: usize = 16;
 
 /// Folds the lanes of a partial sum pairwise.
+#[inline(always)]
 fn fold(mut acc: [f32; LANES]) -> f32 {
     let mut n = LANES;
     while n > 1 {
@@ -16,6 +41,7 @@ fn fold(mut acc: [f32; LANES]) -> f32 {
 }
 
 /// Sum of `f(x)` over a slice.
+#[inline(always)]
 fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut acc = [0f32; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
@@ -31,7 +57,8 @@ fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// Largest value, NaN ignored; negative infinity for an empty slice.
-pub fn max(x: &[f32]) -> f32 {
+#[inline(always)]
+fn max(x: &[f32]) -> f32 {
     let mut acc = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for c in chunks {
@@ -65,57 +92,59 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent)
 }
 
-/// One row of an RMS norm: `x / rms(x) · weight`.
-pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let inv = 1.0 / (sum_by(x, |v| v * v) / x.len() as f32 + eps).sqrt();
-    for ((o, v), w) in out.iter_mut().zip(x).zip(weight) {
-        *o = v * inv * w;
+dispatched! {
+    /// One row of an RMS norm: `x / rms(x) · weight`.
+    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let inv = 1.0 / (sum_by(x, |v| v * v) / x.len() as f32 + eps).sqrt();
+        for ((o, v), w) in out.iter_mut().zip(x).zip(weight) {
+            *o = v * inv * w;
+        }
     }
-}
 
-/// `gate ← silu(gate) · up`.
-pub fn swiglu(gate: &mut [f32], up: &[f32]) {
-    for (g, u) in gate.iter_mut().zip(up) {
-        *g = *g / (1.0 + exp(-*g)) * u;
+    /// `gate ← silu(gate) · up`.
+    pub fn swiglu(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
+        }
     }
-}
 
-/// Softmax of `scale · x` in place.
-pub fn softmax(x: &mut [f32], scale: f32) {
-    let m = max(x);
-    for v in x.iter_mut() {
-        *v = exp((*v - m) * scale);
+    /// Softmax of `scale · x` in place.
+    pub fn softmax(x: &mut [f32], scale: f32) {
+        let m = max(x);
+        for v in x.iter_mut() {
+            *v = exp((*v - m) * scale);
+        }
+        let inv = 1.0 / sum_by(x, |v| v);
+        for v in x.iter_mut() {
+            *v *= inv;
+        }
     }
-    let inv = 1.0 / sum_by(x, |v| v);
-    for v in x.iter_mut() {
-        *v *= inv;
-    }
-}
 
-/// `log Σ exp(x)` of a row of logits, summed in f64.
-pub fn log_sum_exp(x: &[f32]) -> f64 {
-    let m = max(x);
-    let mut total = 0f64;
-    // Sums of 256 terms in f32, those in f64: full precision for any vocabulary at f32 speed.
-    for c in x.chunks(256) {
-        total += f64::from(sum_by(c, |v| exp(v - m)));
+    /// `log Σ exp(x)` of a row of logits, summed in f64.
+    pub fn log_sum_exp(x: &[f32]) -> f64 {
+        let m = max(x);
+        let mut total = 0f64;
+        // Sums of 256 terms in f32, those in f64: full precision for any vocabulary at f32 speed.
+        for c in x.chunks(256) {
+            total += f64::from(sum_by(c, |v| exp(v - m)));
+        }
+        f64::from(m) + total.ln()
     }
-    f64::from(m) + total.ln()
-}
 
-/// Rotates one head: pairs `(x[i], x[i + n/2])` by the angle whose cosine and sine are given (the half-split convention of
-/// Hugging Face).
-pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let (a, b) = x.split_at_mut(cos.len());
-    for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+    /// Rotates one head: pairs `(x[i], x[i + n/2])` by the angle whose cosine and sine are given (the half-split convention of
+    /// Hugging Face).
+    pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let (a, b) = x.split_at_mut(cos.len());
+        for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
     }
-}
 
-/// Whether every value is finite.
-pub fn all_finite(x: &[f32]) -> bool {
-    // 0 · v is 0 for finite v and NaN otherwise.
-    sum_by(x, |v| v * 0.0) == 0.0
+    /// Whether every value is finite.
+    pub fn all_finite(x: &[f32]) -> bool {
+        // 0 · v is 0 for finite v and NaN otherwise.
+        sum_by(x, |v| v * 0.0) == 0.0
+    }
 }
 
 #[cfg(test)]

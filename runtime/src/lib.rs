@@ -18,6 +18,8 @@ pub mod rope;
 pub mod sampler;
 pub mod spec;
 pub mod sweep;
+#[cfg(test)]
+mod testing;
 pub mod tokenizer;
 
 pub use arch::{ARCHITECTURES, Architecture, ContainerKind};

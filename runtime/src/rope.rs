@@ -124,13 +124,14 @@ mod tests {
         let rope = Rope { theta: 500000.0, scaling };
         let factors = rope.factors(128).unwrap();
         // theta^(28/64) = 311.3, wavelength 1956 < 2048; theta^(29/64) = 382.1, wavelength 2401: in the ramp, with
-        // 8192/2401 = 3.412 turns, smooth = 0.804, divisor = 1 / (0.196/8 + 0.804) = 1.207.
+        // 8192/2402 = 3.411 turns, smooth = 0.8035, divisor = 1 / (0.1965/8 + 0.8035) = 1.208.
         assert_eq!(factors[28], 1.0);
-        assert!((factors[29] - 1.2070).abs() < 2e-3, "{}", factors[29]);
-        // theta^(35/64) = 1308, wavelength 8216 > 8192.
+        assert!((factors[29] - 1.208).abs() < 1e-3, "{}", factors[29]);
+        // theta^(34/64) = 1065.6, wavelength 6695, 1.2236 turns, smooth = 0.0745, divisor = 1 / (0.9255/8 + 0.0745) = 5.257.
+        assert!((factors[34] - 5.257).abs() < 0.02, "{}", factors[34]);
+        // theta^(35/64) = 1308, wavelength 8218 > 8192.
         assert_eq!(factors[35], 8.0);
         assert_eq!(factors[63], 8.0);
-        assert!((factors[34] - 6.3).abs() < 0.2, "{}", factors[34]);
         // The same frequencies through the factors, as a GGUF gives them.
         let through = Rope { theta: rope.theta, scaling: RopeScaling::Factors(factors) };
         for (a, b) in rope.frequencies(128).iter().zip(through.frequencies(128)) {

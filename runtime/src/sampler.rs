@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn frequencies_follow_probabilities() {
         let logits: Vec<f32> = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.ln()).collect();
-        let mut count = |options: Sampling| {
+        let count = |options: Sampling| {
             let mut s = Sampler::new(options);
             let mut n = [0usize; 4];
             for _ in 0..20_000 {

@@ -35,6 +35,26 @@ pub struct Hidden {
     batches: Vec<Tensor>,
 }
 
+impl Hidden {
+    /// The states as tensors `(tokens, hidden)`, several windows in each. Two sweeps over the same windows agree in the order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.batches
+    }
+}
+
+/// Bytes that a sweep over `n_tokens` tokens in windows of at most `window` holds at its peak, besides what observers keep: hidden
+/// states, the largest of embedding, layer and output matrix as f32, and one batch's intermediate results.
+pub fn peak_bytes(spec: &ModelSpec, n_tokens: usize, window: usize, threads: usize) -> u64 {
+    let weights = |part: Part| spec.shape(part).iter().product::<usize>() as u64;
+    let layer: u64 = Part::ALL.into_iter().filter(|p| p.per_layer() && spec.has(*p)).map(weights).sum();
+    let rows = BATCH_TOKENS.max(window).min(n_tokens) as u64;
+    let heads = (spec.n_heads * spec.head_dim + 2 * spec.n_kv_heads * spec.head_dim) as u64;
+    // At most two of gate, up and down's output, and a few copies of the residual stream, live together.
+    let batch = rows * (4 * spec.hidden_size as u64 + heads + 2 * spec.ffn_size as u64);
+    let scores = (threads * crate::attention::QUERY_BLOCK * window) as u64;
+    4 * (n_tokens as u64 * spec.hidden_size as u64 + layer.max(weights(Part::TokenEmbd)) + batch + scores)
+}
+
 /// Token windows on their way through a model.
 #[derive(Debug)]
 pub struct Sweep {
@@ -235,4 +255,165 @@ impl Normed {
 /// Runs all windows through the model, one layer at a time, and gives the normed hidden states.
 pub fn run(source: &dyn WeightSource, windows: &[Vec<u32>], device: &Device, observer: Option<&dyn Observer>) -> Result<Normed> {
     Sweep::new(source.spec(), windows, device)?.run(source, observer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{model, plain_logits, tokens};
+    use bitsmith_formats::ErrorKind;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    fn logits(source: &dyn WeightSource, windows: &[Vec<u32>]) -> Vec<Vec<f32>> {
+        let normed = run(source, windows, &Device::Cpu, None).unwrap();
+        let head = Head::load(source, &Device::Cpu).unwrap();
+        (0..windows.len()).map(|i| normed.logits(&head, i).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_architecture_follows_its_definition() {
+        let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32});
+        let cases = [
+            ("llama", json!({})),
+            ("llama", json!({"attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true})),
+            ("llama", json!({"num_key_value_heads": 4, "head_dim": null, "rope_scaling": llama3})),
+            ("llama", json!({"num_key_value_heads": 1, "rope_scaling": {"type": "linear", "factor": 4.0}})),
+            ("mistral", json!({"sliding_window": 9, "head_dim": 10})),
+            ("qwen2", json!({})),
+            ("qwen3", json!({"head_dim": 12})),
+        ];
+        // Longer than a query block, equal lengths that share a batch, and a single token.
+        let windows = [tokens(150, 0), tokens(20, 1), tokens(1, 2), tokens(20, 3)];
+        for (model_type, changes) in cases {
+            let source = model(model_type, changes.clone());
+            for (got, window) in logits(&source, &windows).iter().zip(&windows) {
+                let want = plain_logits(&source, window).concat();
+                assert_eq!(got.len(), want.len());
+                for (g, w) in got.iter().zip(&want) {
+                    assert!((f64::from(*g) - w).abs() < 2e-4, "{model_type} {changes}: {g} {w}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn future_tokens_change_nothing() {
+        let source = model("llama", json!({}));
+        let mut other = tokens(40, 0);
+        other[30] = 5;
+        let out = logits(&source, &[tokens(40, 0), other]);
+        assert_eq!(out[0][..30 * 61], out[1][..30 * 61]);
+        assert_ne!(out[0][30 * 61..31 * 61], out[1][30 * 61..31 * 61]);
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let source =
+            model("llama", json!({"hidden_size": 256, "intermediate_size": 640, "head_dim": 32, "num_attention_heads": 8}));
+        let windows: Vec<Vec<u32>> = (0..12).map(|i| tokens(200 + i % 2, i)).collect();
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| logits(&source, &windows))
+        };
+        let one = with(1);
+        assert!(one == with(2) && one == with(3));
+    }
+
+    /// Counts tokens and sums inputs per site.
+    #[derive(Default)]
+    struct Sums(Mutex<BTreeMap<Site, (usize, usize, f64)>>);
+
+    impl Observer for Sums {
+        fn observe(&self, site: Site, x: &Tensor) -> Result<()> {
+            let (rows, width) = x.dims2().or_fail()?;
+            let sum = ops::with_f32(x, |v| v.iter().map(|v| f64::from(*v)).sum::<f64>())?;
+            let mut sums = self.0.lock().unwrap();
+            let entry = sums.entry(site).or_insert((0, width, 0.0));
+            entry.0 += rows;
+            entry.2 += sum;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn observer_sees_every_site_once_per_token() {
+        let source = model("qwen3", json!({"head_dim": 12}));
+        let windows = [tokens(600, 0), tokens(600, 1), tokens(3, 1)];
+        let sums = Sums::default();
+        run(&source, &windows, &Device::Cpu, Some(&sums)).unwrap();
+        let seen = sums.0.into_inner().unwrap();
+        let width = |i: Input| match i {
+            Input::AttnOut => 48,
+            Input::FfnOut => 48,
+            _ => 32,
+        };
+        assert_eq!(seen.len(), 2 * 4 + 1);
+        for (site, (rows, w, _)) in &seen {
+            assert_eq!((*rows, *w), (1203, width(site.input)), "{site}");
+        }
+        // Gathering alone sees the same numbers as running.
+        let again = Sums::default();
+        let mut sweep = Sweep::new(source.spec(), &windows, &Device::Cpu).unwrap();
+        sweep.embed_from(&source).unwrap();
+        for l in 0..2 {
+            let layer = Layer::load(&source, l, &Device::Cpu).unwrap();
+            sweep.observe_layer(sweep.hidden().unwrap(), &layer, l, &again).unwrap();
+            let next = sweep.apply_layer(sweep.hidden().unwrap(), &layer, l, None).unwrap();
+            sweep.set_hidden(next);
+        }
+        sweep.finish_from(&source, Some(&again)).unwrap();
+        assert_eq!(again.0.into_inner().unwrap(), seen);
+    }
+
+    #[test]
+    fn replaced_weights_take_effect_and_the_original_states_stay() {
+        let source = model("llama", json!({}));
+        let mut sweep = Sweep::new(source.spec(), &[tokens(10, 0)], &Device::Cpu).unwrap();
+        sweep.embed_from(&source).unwrap();
+        let start = sweep.hidden().unwrap().clone();
+        let mut layer = Layer::load(&source, 0, &Device::Cpu).unwrap();
+        let a = sweep.apply_layer(&start, &layer, 0, None).unwrap();
+        let up = layer.host(Part::FfnUp).unwrap();
+        layer.replace_host(Part::FfnUp, up.iter().map(|v| v * 0.5).collect()).unwrap();
+        let b = sweep.apply_layer(&start, &layer, 0, None).unwrap();
+        let first = |h: &Hidden| h.batches[0].to_vec2::<f32>().unwrap();
+        assert_ne!(first(&a), first(&b));
+        layer.replace_host(Part::FfnUp, up).unwrap();
+        assert_eq!(first(&a), first(&sweep.apply_layer(&start, &layer, 0, None).unwrap()));
+        assert!(layer.replace_host(Part::FfnUp, vec![0.0; 3]).is_err());
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        let mut source = model("llama", json!({}));
+        let e = Sweep::new(source.spec(), &[vec![1, 2], vec![3, 61]], &Device::Cpu).unwrap_err();
+        assert_eq!(e.kind, ErrorKind::Corrupt);
+        assert!(e.message.contains("token 61 in window 1"), "{e}");
+        assert_eq!(Sweep::new(source.spec(), &[vec![]], &Device::Cpu).unwrap_err().kind, ErrorKind::Usage);
+        source.set(Role::layer(1, Part::FfnDown), vec![3e38; 32 * 48]).unwrap();
+        let e = run(&source, &[tokens(10, 0)], &Device::Cpu, None).unwrap_err();
+        assert_eq!(e.kind, ErrorKind::Corrupt);
+        assert!(e.message.contains("layer 1"), "{e}");
+    }
+
+    #[test]
+    fn nll_is_minus_log_softmax() {
+        let source = model("llama", json!({"tie_word_embeddings": true}));
+        let window = tokens(30, 0);
+        let normed = run(&source, std::slice::from_ref(&window), &Device::Cpu, None).unwrap();
+        let head = Head::load(&source, &Device::Cpu).unwrap();
+        let states = normed.window(0).unwrap().narrow(0, 0, 29).unwrap();
+        let nll = head.nll(&states, &window[1..]).unwrap();
+        let mut rows = normed.logits(&head, 0).unwrap();
+        for ((nll, row), target) in nll.iter().zip(rows.chunks_mut(61)).zip(&window[1..]) {
+            crate::head::log_softmax(row);
+            assert!((nll + f64::from(row[*target as usize])).abs() < 1e-5);
+            let total: f64 = row.iter().map(|v| f64::from(*v).exp()).sum();
+            assert!((total - 1.0).abs() < 1e-5);
+        }
+        assert!(head.nll(&states, &[61; 29]).is_err());
+    }
 }

@@ -143,8 +143,9 @@ impl Problem<'_> {
         best
     }
 
-    /// Local minima found from many starts, best first, at most `keep`, no two nearly alike.
-    pub fn search(&self, bias: (f32, f32), keep: usize) -> Vec<(Line, f32)> {
+    /// Local minima found from many starts, best first, at most `keep`, no two nearly alike. Neighbouring starts differ by
+    /// `stride` of a step over the whole range.
+    pub fn search(&self, bias: (f32, f32), stride: f32, keep: usize) -> Vec<(Line, f32)> {
         let weight = self.weight();
         let symmetric = bias.0 == bias.1;
         let mut found: Vec<(Line, f32)> = Vec::with_capacity(80);
@@ -159,7 +160,7 @@ impl Problem<'_> {
             if extreme == 0.0 {
                 return vec![(Line { step: 0.0, bias: 0.0 }, 0.0)];
             }
-            for shrink in shrinks(self.high - self.low) {
+            for shrink in shrinks(self.high - self.low, stride) {
                 // The extreme on the lowest code, which reaches one further, or on the highest.
                 try_line(Line { step: extreme / self.low * shrink, bias: 0.0 });
                 try_line(Line { step: extreme / self.high * shrink, bias: 0.0 });
@@ -170,7 +171,7 @@ impl Problem<'_> {
                 let line = Line { step: 0.0, bias: low };
                 return vec![(line, self.error(line))];
             }
-            for shrink in shrinks(self.high) {
+            for shrink in shrinks(self.high, stride) {
                 let range = (high - low) * shrink;
                 // Cut the range at the top, at both ends, at the bottom.
                 for part in [0.0, 0.5, 1.0] {
@@ -199,8 +200,10 @@ impl Problem<'_> {
 
 /// Factors on the range of a block to start from: fine around 1, where codes change one by one, and coarse below, for blocks
 /// whose largest weights matter little.
-fn shrinks(levels: f32) -> impl Iterator<Item = f32> {
-    let fine = (-5..=32).map(move |i| levels / (levels + 0.8 * i as f32)).filter(|f| (0.75..1.4).contains(f));
+fn shrinks(levels: f32, stride: f32) -> impl Iterator<Item = f32> {
+    // From 4 steps fewer than there are to 26 more.
+    let range = (-4.0 / stride) as i32..=(26.0 / stride) as i32;
+    let fine = range.map(move |i| levels / (levels + stride * i as f32)).filter(|f| (0.75..1.4).contains(f));
     let coarse = [0.72, 0.66, 0.6, 0.54, 0.48, 0.42, 0.36, 0.3];
     fine.chain(coarse)
 }
@@ -241,4 +244,68 @@ pub(super) fn errors(scales: &BlockScales, codes: &[u8], target: &[f32]) -> Vec<
     let sub = |i: usize| i / scales.sub_len;
     let value = |(i, &c): (usize, &u8)| scales.step[sub(i)] * c as f32 + scales.offset[sub(i)];
     codes.iter().enumerate().map(value).zip(target).map(|(v, &t)| v as f64 - t as f64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem<'a>(x: &'a [f32], w: &'a [f32], low: f32, high: f32) -> Problem<'a> {
+        Problem { x, w, low, high }
+    }
+
+    #[test]
+    fn search_recovers_a_grid_exactly() {
+        // Weights that lie on a grid, which need not use its ends.
+        let x: Vec<f32> = (0..32).map(|i| 0.25 * ((i * 7) % 14) as f32 - 1.5).collect();
+        let found = problem(&x, &[1.0; 32], 0.0, 15.0).search((f32::MIN, f32::MAX), 0.5, 3);
+        assert!(found[0].1 < 1e-10, "{found:?}");
+        let x: Vec<f32> = (0..32).map(|i| -0.125 * ((i * 5) % 16 - 8) as f32).collect();
+        let found = problem(&x, &[1.0; 32], -8.0, 7.0).search((0.0, 0.0), 0.5, 3);
+        assert!(found[0].1 < 1e-10 && (found[0].0.step + 0.125).abs() < 1e-6, "{found:?}");
+    }
+
+    #[test]
+    fn importance_decides_what_is_cut_off() {
+        // One outlier that matters, or not.
+        let mut x: Vec<f32> = (0..32).map(|i| (i as f32 - 15.5) / 15.5).collect();
+        x[3] = 30.0;
+        for (importance, matters) in [(1.0, true), (1e-6, false)] {
+            let mut w = [1.0; 32];
+            w[3] = importance;
+            let best = problem(&x, &w, 0.0, 15.0).search((f32::MIN, f32::MAX), 0.5, 1)[0].0;
+            assert_eq!(best.step * 15.0 + best.bias > 25.0, matters, "{best:?}");
+        }
+    }
+
+    #[test]
+    fn limits_of_the_bias_hold() {
+        let x: Vec<f32> = (0..32).map(|i| 1.0 + i as f32 * 0.1).collect();
+        for (limits, low) in [((f32::MIN, 0.0), 0.0), ((0.0, f32::MAX), 0.0), ((0.0, 0.0), -8.0)] {
+            for (line, error) in problem(&x, &[1.0; 32], low, low + 15.0).search(limits, 0.5, 4) {
+                assert!((limits.0..=limits.1).contains(&line.bias) && error.is_finite(), "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn moments_predict_the_refit() {
+        let x: Vec<f32> = (0..32).map(|i| ((i * i) % 23) as f32 * 0.07 - 0.8).collect();
+        let w: Vec<f32> = (0..32).map(|i| 0.1 + (i % 5) as f32).collect();
+        let p = problem(&x, &w, 0.0, 15.0);
+        let line = Line { step: 0.11, bias: -0.75 };
+        let m = p.moments(line);
+        let better = p.refit(line, &m, p.weight(), (f32::MIN, f32::MAX));
+        assert!((m.error - p.error(line)).abs() < 1e-6);
+        let after = m.error_after(line, better, p.weight());
+        // Rounding anew can only gain.
+        assert!(after < m.error && p.error(better) <= after + 1e-6);
+    }
+
+    #[test]
+    fn unusable_numbers_are_mended() {
+        let (mut x, mut w) = ([0.0; 4], [0.0; 4]);
+        let (xs, ws) = prepare(&[f32::NAN, f32::INFINITY, -1.0, 2.0], &[f32::NAN, -1.0, f32::INFINITY, 0.0], &mut x, &mut w);
+        assert_eq!((xs, ws), (&[0.0, LIMIT, -1.0, 2.0][..], &[1.0; 4][..]));
+    }
 }

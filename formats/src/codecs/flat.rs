@@ -9,6 +9,10 @@ use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
 /// The longest block.
 pub(super) const MAX_LEN: usize = 128;
 
+/// Density of the search in [`Grid::fit`], and how many of its results are taken to storage precision.
+const STRIDE: f32 = 0.4;
+const LINES: usize = 6;
+
 /// The codes and scales of a block format.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
@@ -183,7 +187,7 @@ impl<L: Layout> Grid for Flat<L> {
         };
         consider(start);
         let limits = if zero.is_some() { (0.0, 0.0) } else { (f32::MIN, f32::MAX) };
-        for (line, _) in problem.search(limits, 4) {
+        for (line, _) in problem.search(limits, STRIDE, LINES) {
             consider(line);
             if zero.is_none() {
                 // The same line with its codes in reverse order: its bias is rounded at the other end.

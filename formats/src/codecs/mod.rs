@@ -9,7 +9,8 @@
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
 //! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
 //!
-//! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common. `search.rs` has ggml's own searches, for encoding as ggml does;
+//! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
+//! with `super_fit.rs` and `super_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 

@@ -15,6 +15,8 @@ use crate::codec::Float;
 
 /// Lines per sub-block that step 3 starts from.
 const LINES: usize = 3;
+/// Density of the search for them.
+const STRIDE: f32 = 0.8;
 /// Candidates for d, and for dmin, that step 3 tries.
 const CANDIDATES: usize = 3;
 /// Rounds of step 4.
@@ -80,7 +82,7 @@ fn line<L: Layout>(scales: &Scales<L>, s: usize) -> Line {
 impl<'a> Sub<'a> {
     fn new(problem: Problem<'a>, limits: (f32, f32)) -> Self {
         let weight = problem.weight();
-        let lines = problem.search(limits, LINES);
+        let lines = problem.search(limits, STRIDE, LINES);
         let m = problem.moments(lines[0].0);
         let along_step = if weight > 0.0 { m.cc - m.c * m.c / weight } else { 0.0 };
         let curvature = if limits.0 == limits.1 { (m.cc, 0.0) } else { (along_step, weight) };
@@ -130,7 +132,7 @@ fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>) -> f32 {
             let (ints, error) = choose(sub, scales, nearest(sub, scales, line));
             if error < errors[s] {
                 errors[s] = error;
-                set(scales, s, ints);
+                scales.set(s, ints);
             }
         }
     }
@@ -140,8 +142,8 @@ fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>) -> f32 {
         (trial.d, trial.dmin) = super_scales(subs, scales);
         let mut error = 0f32;
         for (s, sub) in subs.iter().enumerate() {
-            let (ints, e) = choose(sub, &trial, get(&trial, s));
-            set(&mut trial, s, ints);
+            let (ints, e) = choose(sub, &trial, trial.get(s));
+            trial.set(s, ints);
             error += e;
         }
         if error < least {
@@ -151,17 +153,6 @@ fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>) -> f32 {
         }
     }
     least
-}
-
-fn get<L: Layout>(scales: &Scales<L>, s: usize) -> (i16, i16) {
-    (scales.ints[s], if Scales::<L>::MINS { scales.ints[Scales::<L>::SUBS + s] } else { 0 })
-}
-
-fn set<L: Layout>(scales: &mut Scales<L>, s: usize, ints: (i16, i16)) {
-    scales.ints[s] = ints.0;
-    if Scales::<L>::MINS {
-        scales.ints[Scales::<L>::SUBS + s] = ints.1;
-    }
 }
 
 /// The error of a sub-block with these integers.
@@ -215,7 +206,7 @@ fn super_scales<L: Layout>(subs: &[Sub], scales: &Scales<L>) -> (f32, f32) {
     let (mut dd, mut dm, mut mm, mut rd, mut rm) = (0f64, 0f64, 0f64, 0f64, 0f64);
     for (s, sub) in subs.iter().enumerate() {
         let Moments { r, rc, c, cc, .. } = sub.problem.moments(line(scales, s));
-        let (scale, min) = get(scales, s);
+        let (scale, min) = scales.get(s);
         let (scale, min) = (scale as f64, min as f64);
         dd += scale * scale * cc;
         dm -= scale * min * c;

@@ -1,42 +1,33 @@
-//! Refit of a K-quant super-block's scales with codes fixed, under any quadratic loss: alternates least squares for (d, dmin)
-//! with moves of single integers, each the best for its sub-block, as long as the loss falls.
+//! Refit of a K-quant super-block's scales with codes fixed, under any quadratic loss.
+//!
+//! With codes fixed, the values are linear in two coefficients per sub-block, its step d·scale and its minimum dmin·min, so
+//! the loss is a quadratic form in at most 16 numbers. It is computed once; least squares for (d, dmin) and the best integers
+//! for each sub-block in turn then alternate at no cost to speak of, as long as the loss falls.
 
 use super::float::saturate;
 use super::gram::{Pair, dot};
-use super::superblock::{LEN, Layout, Scales};
+use super::superblock::{INTS, LEN, Layout, Scales};
 use crate::codec::{Float, Gram};
 
 /// Rounds of both kinds of moves.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 8;
 
 /// Better scales, if there are any.
 pub(super) fn refit<L: Layout>(start: Scales<L>, codes: &[u8], target: &[f32], gram: Gram<'_>) -> Option<Scales<L>> {
-    let loss = |scales: &Scales<L>| {
-        let error = errors(scales, codes, target);
-        let he = gram.apply(&error, 0, LEN);
-        (dot(&error, &he), he)
-    };
-    let (before, mut he) = loss(&start);
-    let (mut best, mut least) = (start, before);
+    let error = errors(&start, codes, target);
+    let h_error = gram.apply(&error, 0, LEN);
+    let mut form = Form::new::<L>(codes, &h_error, gram);
+    let mut scales = start;
     for _ in 0..ROUNDS {
-        let mut trial = best;
-        move_super_scales(&mut trial, codes, &he, gram);
-        let (after, after_he) = loss(&trial);
-        if after < least {
-            (best, least, he) = (trial, after, after_he);
-        }
-        let mut trial = best;
-        if !move_integers(&mut trial, codes, he.clone(), gram) {
-            break;
-        }
-        let (after, after_he) = loss(&trial);
-        if after < least {
-            (best, least, he) = (trial, after, after_he);
-        } else {
+        let moved = move_super_scales(&mut scales, &mut form);
+        if !move_integers(&mut scales, &mut form) && !moved {
             break;
         }
     }
-    (least < before).then_some(best)
+    // The form knows nothing of f32's rounding.
+    let after = errors(&scales, codes, target);
+    let falls = dot(&after, &gram.apply(&after, 0, LEN)) < dot(&error, &h_error);
+    falls.then_some(scales)
 }
 
 fn errors<L: Layout>(scales: &Scales<L>, codes: &[u8], target: &[f32]) -> Vec<f64> {
@@ -50,51 +41,107 @@ fn errors<L: Layout>(scales: &Scales<L>, codes: &[u8], target: &[f32]) -> Vec<f6
     out
 }
 
-/// The best storable d and dmin for the gradient `he` of the current ones.
-fn move_super_scales<L: Layout>(scales: &mut Scales<L>, codes: &[u8], he: &[f64], gram: Gram<'_>) {
-    let (mut along_d, mut along_dmin) = (vec![0f64; LEN], vec![0f64; LEN]);
-    for (i, &code) in codes.iter().enumerate() {
-        let s = i / L::SUB;
-        along_d[i] = scales.ints[s] as f64 * (code as f64 - L::ZERO as f64);
-        if Scales::<L>::MINS {
-            along_dmin[i] = -(scales.ints[Scales::<L>::SUBS + s] as f64);
-        }
-    }
-    let h_d = gram.apply(&along_d, 0, LEN);
-    let h_dmin = if Scales::<L>::MINS { gram.apply(&along_dmin, 0, LEN) } else { vec![0.0; LEN] };
-    let pair = Pair::new(&along_d, &along_dmin, &h_d, &h_dmin, he);
-    let d = saturate(Float::F16, (scales.d as f64 + pair.best().0) as f32);
-    let moved = d as f64 - scales.d as f64;
-    let dmin = saturate(Float::F16, (scales.dmin as f64 + pair.best_q(moved)) as f32);
-    (scales.d, scales.dmin) = (d, dmin);
+/// A direction in coefficients: changes of all steps, then of all minima.
+type Coefficients = [f64; INTS];
+
+/// The loss as a quadratic form in the coefficients.
+struct Form {
+    curvature: [Coefficients; INTS],
+    /// Half the gradient where the scales now stand.
+    gradient: Coefficients,
 }
 
-/// Moves each integer to its best value while all else stands; `he` follows. Returns whether any moved.
-fn move_integers<L: Layout>(scales: &mut Scales<L>, codes: &[u8], mut he: Vec<f64>, gram: Gram<'_>) -> bool {
+impl Form {
+    fn new<L: Layout>(codes: &[u8], h_error: &[f64], gram: Gram<'_>) -> Self {
+        let mut form = Form { curvature: [[0.0; INTS]; INTS], gradient: [0.0; INTS] };
+        let levels: Vec<f64> = codes.iter().map(|&c| c as f64 - L::ZERO as f64).collect();
+        let ones = [-1.0; LEN];
+        let count = if Scales::<L>::MINS { 2 * Scales::<L>::SUBS } else { Scales::<L>::SUBS };
+        // How coefficient k moves the values: only those of its sub-block.
+        let along = |k: usize| {
+            let at = k % Scales::<L>::SUBS * L::SUB;
+            (at, if k < Scales::<L>::SUBS { &levels[at..][..L::SUB] } else { &ones[..L::SUB] })
+        };
+        for k in 0..count {
+            let (at, values) = along(k);
+            let h = gram.apply(values, at, LEN);
+            form.gradient[k] = dot(values, &h_error[at..][..L::SUB]);
+            for l in 0..count {
+                let (at, values) = along(l);
+                form.curvature[k][l] = dot(values, &h[at..][..L::SUB]);
+            }
+        }
+        form
+    }
+
+    fn apply(&self, v: &Coefficients) -> Coefficients {
+        self.curvature.map(|row| dot(&row, v))
+    }
+    /// The form along two directions.
+    fn pair(&self, a: &Coefficients, b: &Coefficients) -> Pair {
+        Pair::new(a, b, &self.apply(a), &self.apply(b), &self.gradient)
+    }
+    /// Moves by `p` along `a` and by `q` along `b`.
+    fn step(&mut self, (p, a): (f64, &Coefficients), (q, b): (f64, &Coefficients)) {
+        let moved = std::array::from_fn(|k| p * a[k] + q * b[k]);
+        let changes = self.apply(&moved);
+        for (gradient, change) in self.gradient.iter_mut().zip(changes) {
+            *gradient += change;
+        }
+    }
+}
+
+/// Moves d and dmin to the best storable values while the integers stand. Returns whether that lowers the loss.
+fn move_super_scales<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool {
+    let (mut along_d, mut along_dmin) = ([0.0; INTS], [0.0; INTS]);
+    for s in 0..Scales::<L>::SUBS {
+        let (scale, min) = scales.get(s);
+        along_d[s] = scale as f64;
+        if Scales::<L>::MINS {
+            along_dmin[Scales::<L>::SUBS + s] = min as f64;
+        }
+    }
+    let pair = form.pair(&along_d, &along_dmin);
+    let d = saturate(Float::F16, (scales.d as f64 + pair.best().0) as f32);
+    let p = d as f64 - scales.d as f64;
+    let dmin = saturate(Float::F16, (scales.dmin as f64 + pair.best_q(p)) as f32);
+    let q = dmin as f64 - scales.dmin as f64;
+    let lower = pair.change(p, q) < 0.0;
+    if lower {
+        (scales.d, scales.dmin) = (d, dmin);
+        form.step((p, &along_d), (q, &along_dmin));
+    }
+    lower
+}
+
+/// Moves each sub-block's integers to their best values while all else stands. Returns whether any moved.
+fn move_integers<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool {
     let mut moved = false;
     for s in 0..Scales::<L>::SUBS {
-        let at = s * L::SUB;
-        let along_scale: Vec<f64> =
-            codes[at..][..L::SUB].iter().map(|&c| scales.d as f64 * (c as f64 - L::ZERO as f64)).collect();
-        let along_min = vec![-scales.dmin as f64; L::SUB];
-        let axes = [(s, &along_scale, L::SCALES), (Scales::<L>::SUBS + s, &along_min, (0, L::MAX_MIN))];
-        for (int, along, (low, high)) in axes.into_iter().take(if Scales::<L>::MINS { 2 } else { 1 }) {
-            let h = gram.apply(along, at, LEN);
-            let curvature = dot(along, &h[at..][..L::SUB]);
-            let gradient = dot(along, &he[at..][..L::SUB]);
-            if curvature <= 0.0 {
-                continue;
+        let (mut along_scale, mut along_min) = ([0.0; INTS], [0.0; INTS]);
+        along_scale[s] = scales.d as f64;
+        if Scales::<L>::MINS {
+            along_min[Scales::<L>::SUBS + s] = scales.dmin as f64;
+        }
+        let pair = form.pair(&along_scale, &along_min);
+
+        // For each integer scale near the best, the best integer minimum.
+        let (scale, min) = scales.get(s);
+        let ideal = pair.best().0;
+        let mut found = (0.0, 0.0, 0.0);
+        for p in [0.0, ideal.floor(), ideal.ceil(), pair.best_p(0.0).round()] {
+            let p = (scale as f64 + p).clamp(L::SCALES.0 as f64, L::SCALES.1 as f64) - scale as f64;
+            let q = (min as f64 + pair.best_q(p).round()).clamp(0.0, L::MAX_MIN as f64) - min as f64;
+            let change = pair.change(p, q);
+            if change < found.0 {
+                found = (change, p, q);
             }
-            let old = scales.ints[int];
-            let new = (old as f64 - gradient / curvature).round().clamp(low as f64, high as f64) as i16;
-            let by = (new - old) as f64;
-            if by != 0.0 && 2.0 * by * gradient + by * by * curvature < 0.0 {
-                scales.ints[int] = new;
-                for (he, h) in he.iter_mut().zip(&h) {
-                    *he += by * h;
-                }
-                moved = true;
-            }
+        }
+        let (change, p, q) = found;
+        if change < 0.0 {
+            scales.set(s, (scale + p as i16, min + q as i16));
+            form.step((p, &along_scale), (q, &along_min));
+            moved = true;
         }
     }
     moved

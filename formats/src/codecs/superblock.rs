@@ -135,6 +135,17 @@ impl<L: Layout> Scales<L> {
     pub fn min(&self, s: usize) -> f32 {
         if Self::MINS { self.dmin * self.ints[Self::SUBS + s] as f32 } else { 0.0 }
     }
+    /// Integer scale and minimum of sub-block `s`.
+    pub fn get(&self, s: usize) -> (i16, i16) {
+        (self.ints[s], if Self::MINS { self.ints[Self::SUBS + s] } else { 0 })
+    }
+    /// Sets them.
+    pub fn set(&mut self, s: usize, (scale, min): (i16, i16)) {
+        self.ints[s] = scale;
+        if Self::MINS {
+            self.ints[Self::SUBS + s] = min;
+        }
+    }
 
     fn from_block_scales(scales: &BlockScales) -> Self {
         let mut ints = [0; INTS];

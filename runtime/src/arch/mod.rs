@@ -85,3 +85,122 @@ pub(crate) fn special_tokens(config: &Value) -> Result<(Option<u32>, Vec<u32>)> 
     let c = config::Config(config);
     Ok((c.token_ids("bos_token_id")?.first().copied(), c.token_ids("eos_token_id")?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::Role;
+    use crate::spec::RopeScaling;
+    use crate::testing::{config, spec};
+    use bitsmith_formats::ErrorKind;
+    use serde_json::json;
+
+    fn error(model_type: &str, changes: Value) -> Error {
+        ModelSpec::from_config(&config(model_type, changes)).unwrap_err()
+    }
+
+    #[test]
+    fn old_and_new_rope_keys_agree() {
+        let old = spec("llama", json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}}));
+        let new = json!({"rope_theta": null, "rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}});
+        assert_eq!(old.rope, spec("llama", new).rope);
+        assert_eq!(old.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+        let default = json!({"rope_theta": null, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}});
+        assert_eq!(spec("qwen2", default).rope, crate::spec::Rope { theta: 1e6, scaling: RopeScaling::None });
+        assert_eq!(spec("llama", json!({"rope_theta": null})).rope.theta, 10_000.0);
+        let llama3 = json!({"rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}});
+        assert!(matches!(spec("llama", llama3).rope.scaling, RopeScaling::Llama3 { original_context: 8192, .. }));
+    }
+
+    #[test]
+    fn flavours() {
+        let llama = spec("llama", json!({"attention_bias": true}));
+        assert!(llama.qkv_bias && llama.attn_output_bias && !llama.mlp_bias);
+        let qwen2 = spec("qwen2", json!({"use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 1}));
+        assert!(qwen2.qkv_bias && !qwen2.attn_output_bias && qwen2.sliding_window.is_none());
+        let qwen3 = spec("qwen3", json!({"head_dim": null}));
+        assert!(qwen3.arch.qk_norm && qwen3.head_dim == 128 && !qwen3.qkv_bias);
+        assert_eq!(spec("mistral", json!({"sliding_window": 4096})).sliding_window, Some(4096));
+        assert_eq!(spec("mistral", json!({"sliding_window": null})).sliding_window, None);
+        assert_eq!(spec("llama", json!({"eos_token_id": [7, 3], "bos_token_id": null})).eos, [7, 3]);
+        assert_eq!(spec("llama", json!({"num_key_value_heads": null})).n_kv_heads, 4);
+        let full = json!({"layer_types": ["full_attention", "full_attention"], "sliding_window": 9});
+        assert_eq!(spec("llama", full).sliding_window, None);
+        let all = json!({"layer_types": ["sliding_attention", "sliding_attention"], "sliding_window": 9});
+        assert_eq!(spec("llama", all).sliding_window, Some(9));
+    }
+
+    #[test]
+    fn unsupported_features_are_refused() {
+        for (model_type, changes, word) in [
+            ("gpt_oss", json!({}), "gpt_oss"),
+            ("llama", json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "yarn"),
+            ("llama", json!({"rope_scaling": {"rope_type": "longrope"}}), "longrope"),
+            ("llama", json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}), "dynamic"),
+            ("llama", json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}), "layers"),
+            ("llama", json!({"hidden_act": "gelu"}), "gelu"),
+            ("llama", json!({"partial_rotary_factor": 0.5}), "partial"),
+            ("qwen2", json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 1}), "max_window_layers"),
+            ("mistral", json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9}), "1 of 2"),
+        ] {
+            let e = error(model_type, changes);
+            assert_eq!(e.kind, ErrorKind::Unsupported, "{e}");
+            assert!(e.message.contains(word), "{e}");
+        }
+        assert!(error("bert", json!({})).hint.unwrap().contains("qwen3"));
+        assert!(find_by_gguf("gemma3").unwrap_err().hint.unwrap().contains("llama, qwen2, qwen3"));
+    }
+
+    #[test]
+    fn damaged_configurations_name_the_key() {
+        for (changes, word) in [
+            (json!({"hidden_size": null}), "`hidden_size` is missing"),
+            (json!({"hidden_size": "big"}), "`hidden_size` is \"big\""),
+            (json!({"hidden_size": -4}), "`hidden_size`"),
+            (json!({"num_hidden_layers": 0}), "layers is 0"),
+            (json!({"num_attention_heads": 0}), "heads is 0"),
+            (json!({"num_attention_heads": 0, "head_dim": null}), "num_attention_heads"),
+            (json!({"num_attention_heads": 3, "head_dim": null}), "`hidden_size` 32 is not a multiple"),
+            (json!({"num_key_value_heads": 3}), "evenly"),
+            (json!({"num_key_value_heads": 0}), "heads is 0"),
+            (json!({"head_dim": 7}), "odd"),
+            (json!({"vocab_size": 1u64 << 60}), "vocabulary size"),
+            (json!({"hidden_size": 1e300}), "`hidden_size`"),
+            (json!({"rms_norm_eps": "x"}), "rms_norm_eps"),
+            (json!({"rope_theta": 0.0}), "rope base"),
+            (json!({"rope_scaling": {"type": "linear"}}), "in `rope_scaling`: key `factor`"),
+            (json!({"rope_scaling": {"type": "linear", "factor": 0}}), "factor"),
+            (json!({"eos_token_id": "</s>"}), "eos_token_id"),
+            (json!({"model_type": null}), "`model_type`"),
+        ] {
+            let e = error("llama", changes);
+            assert_eq!(e.kind, ErrorKind::Corrupt, "{e}");
+            assert!(e.message.contains(word), "{e}: {word}");
+        }
+    }
+
+    #[test]
+    fn tensors_find_their_roles() {
+        let spec = spec("llama", json!({"tie_word_embeddings": true}));
+        let names: Vec<String> = spec.roles().into_iter().map(|r| spec.arch.hf_name(r).unwrap()).collect();
+        let extra = ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"];
+        let map = |names: &[String], extra: &[&str]| {
+            let all = names.iter().map(String::as_str).chain(extra.iter().copied());
+            spec.arch.map_tensors(&spec, ContainerKind::Hf, all)
+        };
+        let found = map(&names, &extra).unwrap();
+        assert_eq!(found.roles[&Role::layer(1, Part::FfnDown)], "model.layers.1.mlp.down_proj.weight");
+        assert_eq!((found.roles.len(), found.dropped.len()), (2 + 2 * 9, 2));
+        let e = map(&names, &["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias"]).unwrap_err();
+        assert_eq!(e.kind, ErrorKind::Unsupported);
+        assert!(e.message.contains("2 tensors") && e.message.contains("q_proj.bias"), "{e}");
+        let e = map(&names[1..], &[]).unwrap_err();
+        assert_eq!((e.kind, e.tensor.as_deref()), (ErrorKind::Missing, Some("model.embed_tokens.weight")));
+    }
+
+    #[test]
+    fn gguf_row_order_pairs_halves() {
+        assert_eq!(gguf_row_order(2, 6), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+    }
+}

@@ -34,7 +34,9 @@ pub(super) fn window(c: Config<'_>, n_layers: usize) -> Result<Option<usize>> {
         Some(0) => window,
         _ if c.get("layer_types").is_some() => window,
         _ => {
-            return Err(Error::unsupported("sliding-window attention in some layers only (`max_window_layers`) is not supported"));
+            return Err(Error::unsupported(
+                "sliding-window attention in some layers only (`max_window_layers`) is not supported",
+            ));
         }
     };
     family::sliding_window(c, window)

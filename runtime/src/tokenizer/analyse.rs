@@ -41,8 +41,10 @@ impl GgufVocab {
         let exactly = |list: &[u32], id: Option<u32>, what: &str| match list {
             [] => Ok(false),
             [one] if Some(*one) == id => Ok(true),
-            _ => Err(Error::unsupported(format!("the post-processor adds tokens {list:?} {what} every text, which GGUF cannot express"))
-                .hint(AS_IT_IS)),
+            _ => Err(Error::unsupported(format!(
+                "the post-processor adds tokens {list:?} {what} every text, which GGUF cannot express"
+            ))
+            .hint(AS_IT_IS)),
         };
         let mut vocab = GgufVocab {
             model: VocabModel::Bpe,
@@ -64,7 +66,9 @@ impl GgufVocab {
             notes: Vec::new(),
         };
         let in_range = |id: &u32| (*id as usize) < vocab.tokens.len();
-        for (name, id) in [("BOS", &mut vocab.bos), ("EOS", &mut vocab.eos), ("unknown", &mut vocab.unk), ("padding", &mut vocab.pad)] {
+        for (name, id) in
+            [("BOS", &mut vocab.bos), ("EOS", &mut vocab.eos), ("unknown", &mut vocab.unk), ("padding", &mut vocab.pad)]
+        {
             if let Some(n) = id.filter(|n| !in_range(n)) {
                 vocab.notes.push(format!("the id {n} of the {name} token is outside the vocabulary and was left out"));
                 *id = None;
@@ -76,21 +80,22 @@ impl GgufVocab {
             vocab.more_eos.truncate(2);
         }
         if model["byte_fallback"].as_bool() == Some(true) {
-            vocab.sentencepiece(files)?;
+            vocab.finish_sentencepiece(files)?;
         } else {
-            vocab.byte_level(files)?;
+            vocab.finish_byte_level(files)?;
         }
         Ok(vocab)
     }
 
-    fn byte_level(&mut self, files: &HfFiles) -> Result<()> {
+    fn finish_byte_level(&mut self, files: &HfFiles) -> Result<()> {
         let mut normalizers = Vec::new();
         flatten(&files.tokenizer["normalizer"], &mut normalizers);
         for n in normalizers {
             match n["type"].as_str() {
                 Some("NFC") => self.notes.push("the tokenizer normalizes text to NFC; GGUF readers do not".into()),
                 other => {
-                    return Err(Error::unsupported(format!("the normalizer {} cannot be written to GGUF", other.unwrap_or("?"))).hint(AS_IT_IS));
+                    return Err(Error::unsupported(format!("the normalizer {} cannot be written to GGUF", other.unwrap_or("?")))
+                        .hint(AS_IT_IS));
                 }
             }
         }
@@ -105,7 +110,8 @@ impl GgufVocab {
         let mut model = files.tokenizer["model"].clone();
         model["ignore_merges"] = false.into();
         let corrupt = |e: &dyn std::fmt::Display| Error::corrupt(format!("not a usable tokenizer: {e}"));
-        let bpe: BPE = serde_json::from_value(model).map_err(|e| corrupt(&e))?;
+        // Its deserializer wants borrowed strings: text, not a value.
+        let bpe: BPE = serde_json::from_str(&model.to_string()).map_err(|e| corrupt(&e))?;
         for (id, token) in self.tokens.iter().enumerate().filter(|(id, _)| self.types[*id] == TokenType::Normal) {
             let made = bpe.tokenize(token).map_err(|e| corrupt(&e))?;
             if !matches!(made.as_slice(), [one] if one.id as usize == id) {
@@ -115,7 +121,7 @@ impl GgufVocab {
         Ok(false)
     }
 
-    fn sentencepiece(&mut self, files: &HfFiles) -> Result<()> {
+    fn finish_sentencepiece(&mut self, files: &HfFiles) -> Result<()> {
         self.model = VocabModel::Spm;
         self.pre = "default".into();
         let merges = std::mem::take(&mut self.merges);
@@ -136,8 +142,10 @@ impl GgufVocab {
             }
         }
         if bytes != 256 {
-            return Err(Error::unsupported(format!("{bytes} of the 256 byte tokens (<0x00> to <0xFF>) are in the vocabulary; GGUF readers need all"))
-                .hint(AS_IT_IS));
+            return Err(Error::unsupported(format!(
+                "{bytes} of the 256 byte tokens (<0x00> to <0xFF>) are in the vocabulary; GGUF readers need all"
+            ))
+            .hint(AS_IT_IS));
         }
         if let Some(unk) = files.tokenizer["model"]["unk_token"].as_str().and_then(|t| files.id_of(t)) {
             self.unk = Some(unk);
@@ -153,7 +161,9 @@ fn vocabulary(files: &HfFiles, vocab_size: usize) -> Result<(Vec<String>, Vec<To
     let vocab = files.tokenizer["model"]["vocab"].as_object().ok_or_else(|| Error::corrupt("the model has no vocabulary"))?;
     let mut by_id: BTreeMap<usize, (&str, TokenType)> = BTreeMap::new();
     let id_of = |v: &Value, token: &str| {
-        v.as_u64().and_then(|id| usize::try_from(id).ok()).ok_or_else(|| Error::corrupt(format!("token `{token}` has no valid id")))
+        v.as_u64()
+            .and_then(|id| usize::try_from(id).ok())
+            .ok_or_else(|| Error::corrupt(format!("token `{token}` has no valid id")))
     };
     for (token, id) in vocab {
         let id = id_of(id, token)?;
@@ -191,8 +201,12 @@ fn vocabulary(files: &HfFiles, vocab_size: usize) -> Result<(Vec<String>, Vec<To
 
 /// Tokens that are special whatever their flag says: readers of GGUF treat them so by their spelling.
 fn looks_special(token: &str) -> bool {
-    let between = |start: &str, end: &str| token.starts_with(start) && token.ends_with(end) && token.len() > start.len() + end.len();
-    between("<|", "|>") || between("<｜", "｜>") || between("<unused", ">") || matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+    let between =
+        |start: &str, end: &str| token.starts_with(start) && token.ends_with(end) && token.len() > start.len() + end.len();
+    between("<|", "|>")
+        || between("<｜", "｜>")
+        || between("<unused", ">")
+        || matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
 }
 
 fn is_byte(token: &str) -> bool {
@@ -225,7 +239,9 @@ struct SpaceRules {
 }
 
 fn space_rules(files: &HfFiles, merges: &[(String, String)]) -> Result<SpaceRules> {
-    let unsupported = |what: String| Error::unsupported(format!("a SentencePiece-style tokenizer with {what} cannot be written to GGUF")).hint(AS_IT_IS);
+    let unsupported = |what: String| {
+        Error::unsupported(format!("a SentencePiece-style tokenizer with {what} cannot be written to GGUF")).hint(AS_IT_IS)
+    };
     let mut rules = SpaceRules { prefix: false, remove_extra: false, metaspace: false };
     let (mut strips, mut collapses, mut replaces) = (false, false, false);
     let mut steps = Vec::new();

@@ -76,7 +76,8 @@ impl HfFiles {
     /// The ids that end a text: the tokenizer's own first, then the generation config's (which overrule the model config's).
     pub fn eos_ids(&self) -> Vec<u32> {
         let mut out: Vec<u32> = self.spelling("eos").and_then(|token| self.id_of(token)).into_iter().collect();
-        let configured = [&self.generation, &self.model_config].into_iter().map(|c| ids(&c["eos_token_id"])).find(|l| !l.is_empty());
+        let configured =
+            [&self.generation, &self.model_config].into_iter().map(|c| ids(&c["eos_token_id"])).find(|l| !l.is_empty());
         for id in configured.unwrap_or_default() {
             if !out.contains(&id) {
                 out.push(id);
@@ -102,7 +103,9 @@ impl HfFiles {
             };
             match (add, id) {
                 (true, None) => {
-                    return Err(Error::corrupt(format!("add_{kind}_token is set, but there is no {kind} token")).file(&self.config_path));
+                    return Err(
+                        Error::corrupt(format!("add_{kind}_token is set, but there is no {kind} token")).file(&self.config_path)
+                    );
                 }
                 (true, Some(id)) if !list.contains(&id) => *list = vec![id],
                 (false, Some(id)) => list.retain(|&x| x != id),
@@ -153,7 +156,9 @@ impl HfFiles {
                 Value::Array(list) => {
                     for entry in list {
                         let (Some(name), Some(text)) = (entry["name"].as_str(), entry["template"].as_str()) else {
-                            return Err(Error::corrupt("an entry of chat_template has no name or no template").file(&self.config_path));
+                            return Err(
+                                Error::corrupt("an entry of chat_template has no name or no template").file(&self.config_path)
+                            );
                         };
                         if name == "default" {
                             templates.default = Some(text.to_string());
@@ -179,7 +184,9 @@ fn missing(folder: &Path, path: &Path, e: std::io::Error) -> Error {
     if !absent {
         return error;
     }
-    let other = ["tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "vocab.txt"].into_iter().find(|n| folder.join(n).is_file());
+    let other = ["tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "vocab.txt"]
+        .into_iter()
+        .find(|n| folder.join(n).is_file());
     Error { message: "the tokenizer is missing".into(), ..error }.hint(match other {
         Some(name) => format!("the folder has {name} only; save the tokenizer in the fast format (tokenizer.json) with transformers' save_pretrained"),
         None => "download the checkpoint's tokenizer.json (and tokenizer_config.json) into this folder".to_string(),
@@ -188,7 +195,9 @@ fn missing(folder: &Path, path: &Path, e: std::io::Error) -> Error {
 
 fn optional_json(path: &Path) -> Result<Value> {
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(path).with_source(e)),
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(path).with_source(e))
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(Error::read(path, e)),
     }

@@ -13,10 +13,13 @@ impl GgufVocab {
             Some("gpt2") => VocabModel::Bpe,
             Some("llama") => VocabModel::Spm,
             None | Some("none" | "no_vocab") => {
-                return Err(Error::missing("the file has no tokenizer").hint("name a tokenizer folder, or convert the model again"));
+                return Err(
+                    Error::missing("the file has no tokenizer").hint("name a tokenizer folder, or convert the model again")
+                );
             }
             Some(other) => {
-                return Err(Error::unsupported(format!("tokenizer model `{other}`")).hint("supported: gpt2 (byte-level BPE), llama (SentencePiece)"));
+                return Err(Error::unsupported(format!("tokenizer model `{other}`"))
+                    .hint("supported: gpt2 (byte-level BPE), llama (SentencePiece)"));
             }
         };
         let tokens = m.strings("tokenizer.ggml.tokens")?.to_vec();
@@ -24,7 +27,10 @@ impl GgufVocab {
         let numbers = |key: &str| match m.get(key) {
             None => Ok(None),
             Some(v) => {
-                let list = v.as_array().and_then(Array::to_f64s).ok_or_else(|| Error::corrupt(format!("metadata `{key}` must be an array of numbers")))?;
+                let list = v
+                    .as_array()
+                    .and_then(Array::to_f64s)
+                    .ok_or_else(|| Error::corrupt(format!("metadata `{key}` must be an array of numbers")))?;
                 if list.len() < n {
                     return Err(Error::corrupt(format!("metadata `{key}` has {} entries for {n} tokens", list.len())));
                 }
@@ -48,7 +54,8 @@ impl GgufVocab {
         let (mut scores, mut merges) = (Vec::new(), Vec::new());
         let adds_bos = match model {
             VocabModel::Spm => {
-                let list = numbers("tokenizer.ggml.scores")?.ok_or_else(|| Error::missing("the metadata lack `tokenizer.ggml.scores`"))?;
+                let list = numbers("tokenizer.ggml.scores")?
+                    .ok_or_else(|| Error::missing("the metadata lack `tokenizer.ggml.scores`"))?;
                 scores = list[..n].iter().map(|&s| s as f32).collect();
                 true
             }
@@ -61,7 +68,8 @@ impl GgufVocab {
         for key in ["eot", "eom"] {
             more_eos.extend(id(key)?);
         }
-        let mut templates = ChatTemplates { default: m.optional("tokenizer.chat_template", Metadata::str)?.map(String::from), named: Vec::new() };
+        let mut templates =
+            ChatTemplates { default: m.optional("tokenizer.chat_template", Metadata::str)?.map(String::from), named: Vec::new() };
         for name in m.optional("tokenizer.chat_templates", Metadata::strings)?.unwrap_or_default() {
             let text = m.str(&format!("tokenizer.chat_template.{name}"))?;
             templates.named.push((name.clone(), text.to_string()));
@@ -89,10 +97,13 @@ impl GgufVocab {
 
     /// Adds the keys to a file's metadata, in the order in which llama.cpp's converter writes them.
     pub fn write(&self, m: &mut Metadata) {
-        m.set("tokenizer.ggml.model", match self.model {
-            VocabModel::Bpe => "gpt2",
-            VocabModel::Spm => "llama",
-        });
+        m.set(
+            "tokenizer.ggml.model",
+            match self.model {
+                VocabModel::Bpe => "gpt2",
+                VocabModel::Spm => "llama",
+            },
+        );
         m.set("tokenizer.ggml.pre", self.pre.as_str());
         m.set("tokenizer.ggml.tokens", self.tokens.clone());
         if self.model == VocabModel::Spm {

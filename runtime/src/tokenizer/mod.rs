@@ -87,11 +87,12 @@ impl Tokenizer {
     /// The token ids of `text`. With `special`, the tokens that the model expects around every text (BOS for most) are added.
     /// Special tokens spelled out in the text become their ids either way, unless [`Tokenizer::set_parse_special`] says otherwise.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::failed(format!("cannot tokenize: {e}")).file(&self.origin))?;
+        let encoding =
+            self.inner.encode_fast(text, false).map_err(|e| Error::failed(format!("cannot tokenize: {e}")).file(&self.origin))?;
         if !special || self.prefix.is_empty() && self.suffix.is_empty() {
             return Ok(encoding.get_ids().to_vec());
         }
-        Ok([&self.prefix, encoding.get_ids(), &self.suffix].concat())
+        Ok([self.prefix.as_slice(), encoding.get_ids(), self.suffix.as_slice()].concat())
     }
 
     /// The text of token ids, with or without the special tokens among them. Ids outside the vocabulary give nothing.
@@ -173,7 +174,8 @@ impl Tokenizer {
     /// Renders a conversation with the chat template; with `add_generation_prompt`, the start of the assistant's turn follows.
     /// Encode the result without `special`: templates write BOS themselves.
     pub fn apply_chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        let special = [("bos_token", self.bos), ("eos_token", self.eos.first().copied()), ("unk_token", self.unk), ("pad_token", self.pad)];
+        let special =
+            [("bos_token", self.bos), ("eos_token", self.eos.first().copied()), ("unk_token", self.unk), ("pad_token", self.pad)];
         let special = special.into_iter().filter_map(|(name, id)| Some((name, self.token(id?)?)));
         self.templates.render(messages, add_generation_prompt, special).map_err(|e| e.file(&self.origin))
     }
@@ -181,7 +183,8 @@ impl Tokenizer {
 
 /// Parses `tokenizer.json`'s contents, with truncation and padding off.
 fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| Error::corrupt(format!("not a usable tokenizer: {e}")))?;
+    let mut inner =
+        tokenizers::Tokenizer::from_bytes(json).map_err(|e| Error::corrupt(format!("not a usable tokenizer: {e}")))?;
     inner.with_truncation(None).map_err(|e| Error::corrupt(format!("not a usable tokenizer: {e}")))?;
     inner.with_padding(None);
     Ok(inner)

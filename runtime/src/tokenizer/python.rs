@@ -142,16 +142,19 @@ fn title(s: &str) -> String {
     let mut inside = false;
     let mut out = String::with_capacity(s.len());
     for c in s.chars() {
-        if inside { out.extend(c.to_lowercase()) } else { out.extend(c.to_uppercase()) }
+        if inside {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
+        }
         inside = c.is_alphabetic();
     }
     out
 }
 
 fn map_method(map: &Value, method: &str, args: &[Value]) -> Result<Option<Value>> {
-    let pairs = || -> Result<Vec<(Value, Value)>> {
-        map.try_iter()?.map(|key| map.get_item(&key).map(|value| (key, value))).collect()
-    };
+    let pairs =
+        || -> Result<Vec<(Value, Value)>> { map.try_iter()?.map(|key| map.get_item(&key).map(|value| (key, value))).collect() };
     Ok(Some(match method {
         "items" => pairs()?.into_iter().map(|(k, v)| Value::from(vec![k, v])).collect::<Vec<_>>().into(),
         "keys" => pairs()?.into_iter().map(|(k, _)| k).collect::<Vec<_>>().into(),
@@ -335,12 +338,12 @@ mod tests {
     #[test]
     fn splitting_like_python() {
         let f = |s: &str, sep: Option<&str>, max, right| split(s, sep, max, right).to_string();
-        assert_eq!(f("a,b,c", Some(","), None, false), r#"["a", "b", "c"]"#);
-        assert_eq!(f("a,b,c", Some(","), Some(1), false), r#"["a", "b,c"]"#);
-        assert_eq!(f("a,b,c", Some(","), Some(1), true), r#"["a,b", "c"]"#);
-        assert_eq!(f("  a  b  c ", None, None, false), r#"["a", "b", "c"]"#);
-        assert_eq!(f("  a  b  c ", None, Some(1), false), r#"["a", "b  c"]"#);
-        assert_eq!(f("  a  b  c ", None, Some(1), true), r#"["a  b", "c"]"#);
+        assert_eq!(f("a,b,c", Some(","), None, false), "['a', 'b', 'c']");
+        assert_eq!(f("a,b,c", Some(","), Some(1), false), "['a', 'b,c']");
+        assert_eq!(f("a,b,c", Some(","), Some(1), true), "['a,b', 'c']");
+        assert_eq!(f("  a  b  c ", None, None, false), "['a', 'b', 'c']");
+        assert_eq!(f("  a  b  c ", None, Some(1), false), "['a', 'b  c']");
+        assert_eq!(f("  a  b  c ", None, Some(1), true), "['a  b', 'c']");
     }
 
     #[test]

@@ -22,7 +22,9 @@ impl GgufVocab {
             .iter()
             .zip(&self.types)
             .enumerate()
-            .filter(|(_, (token, ty))| matches!(ty, TokenType::Control | TokenType::UserDefined | TokenType::Unknown) && !token.is_empty())
+            .filter(|(_, (token, ty))| {
+                matches!(ty, TokenType::Control | TokenType::UserDefined | TokenType::Unknown) && !token.is_empty()
+            })
             .map(|(id, (token, ty))| {
                 json!({
                     "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,

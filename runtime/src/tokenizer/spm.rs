@@ -21,7 +21,8 @@ pub(super) fn scores_from_merges(tokens: &[String], merges: &[(String, String)])
 /// The list of merges for given scores.
 pub(super) fn merges_from_scores(tokens: &[String], types: &[TokenType], scores: &[f32]) -> Vec<(String, String)> {
     let mergeable = |id: usize| matches!(types[id], TokenType::Normal | TokenType::UserDefined | TokenType::Unused);
-    let ids: HashMap<&str, usize> = tokens.iter().enumerate().filter(|(id, _)| mergeable(*id)).map(|(id, t)| (t.as_str(), id)).collect();
+    let ids: HashMap<&str, usize> =
+        tokens.iter().enumerate().filter(|(id, _)| mergeable(*id)).map(|(id, t)| (t.as_str(), id)).collect();
     struct Split<'a> {
         score: f32,
         left: &'a str,

@@ -26,20 +26,19 @@ fn byte_level() -> Value {
         next += u32::from(!printable);
         vocab.insert(c.to_string(), vocab.len().into());
     }
-    let merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("o", "r"), ("Ġw", "or"), ("1", "2"), ("Ġ", "Ġ")];
+    let merges =
+        [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("o", "r"), ("Ġw", "or"), ("1", "2"), ("Ġ", "Ġ")];
     for (l, r) in merges {
         vocab.insert(format!("{l}{r}"), vocab.len().into());
     }
     let n = vocab.len();
-    let added = |id: usize, content: &str, special: bool| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special})
-    };
+    let added = |id: usize, content: &str, special: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special});
     json!({
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
         "added_tokens": [added(0, "<s>", true), added(1, "</s>", true), added(2, "<unk>", true), added(n, "<tool>", false)],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "decoder": {"type": "ByteLevel"},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {"type": "BPE", "vocab": vocab, "merges": merges.iter().map(|(l, r)| format!("{l} {r}")).collect::<Vec<_>>()},
     })
 }
@@ -60,9 +59,7 @@ fn sentencepiece() -> Value {
     for (l, r) in merges {
         vocab.insert(format!("{l}{r}"), vocab.len().into());
     }
-    let special = |id: usize, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
-    };
+    let special = |id: usize, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
     let bos = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
     let text = json!({"Sequence": {"id": "A", "type_id": 0}});
     json!({
@@ -106,7 +103,10 @@ fn byte_level_through_gguf() {
     assert_eq!((vocab.pre.as_str(), vocab.model), ("gpt-2", VocabModel::Bpe));
     assert_eq!((vocab.tokens.len(), vocab.types[268], vocab.types[279]), (280, TokenType::UserDefined, TokenType::Unused));
     assert_eq!(vocab.tokens[279], "[PAD279]");
-    assert_eq!((vocab.types[0], vocab.bos, vocab.eos, vocab.unk, vocab.add_bos), (TokenType::Control, Some(0), Some(1), Some(2), false));
+    assert_eq!(
+        (vocab.types[0], vocab.bos, vocab.eos, vocab.unk, vocab.add_bos),
+        (TokenType::Control, Some(0), Some(1), Some(2), false)
+    );
     let texts: Vec<&str> = TEXTS.iter().chain(PROBES).copied().collect();
     assert!(verify_roundtrip(&source, &rebuilt, &texts).unwrap() > 500);
     for text in texts {
@@ -241,7 +241,8 @@ fn bad_input_has_its_kind() {
     fs::write(dir.path().join("tokenizer.json"), b"{").unwrap();
     assert_eq!(Tokenizer::from_hf_folder(dir.path()).unwrap_err().kind, ErrorKind::Corrupt);
 
-    let kind = |json: Value, size: usize| GgufVocab::from_hf_folder(folder(&[("tokenizer.json", json)]).path(), size).unwrap_err().kind;
+    let kind =
+        |json: Value, size: usize| GgufVocab::from_hf_folder(folder(&[("tokenizer.json", json)]).path(), size).unwrap_err().kind;
     assert_eq!(kind(byte_level(), 100), ErrorKind::Corrupt);
     let mut odd = byte_level();
     odd["pre_tokenizer"] = json!({"type": "Whitespace"});

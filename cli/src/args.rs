@@ -1,0 +1,241 @@
+//! The command line. Each command's own arguments stand in its file under `commands`.
+
+use crate::commands::{
+    archs, calibrate, completions, convert, datasets, eval, generate, inspect, logits, methods, pull, quantize, run, targets, tokenize,
+};
+use bitsmith_formats::{Error, Result};
+use bitsmith_pipeline::context::parse_size;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  bitsmith                                              the whole pipeline on the built-in demo model
+  bitsmith run Qwen/Qwen2.5-0.5B --to gguf:q4_k_m,mlx:4bit
+  bitsmith quantize ./model --to gguf:q4_k_m -o model-q4_k_m.gguf
+  bitsmith inspect model.gguf --tensors
+
+A MODEL is a hub id (org/name[@revision]), a checkpoint folder, a .gguf file, or `demo`.
+`bitsmith COMMAND --help` explains a command.";
+
+/// Turns checkpoints into quantized models, and shows where the quality went.
+#[derive(Debug, Parser)]
+#[command(name = "bitsmith", version, about, after_help = EXAMPLES, max_term_width = 120, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do; `run` on the demo model if nothing is given.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Print one JSON document on standard output; everything for people goes to standard error.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How messages on standard error look.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// Say more.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Say less: warnings and errors only; twice: errors only.
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "verbose")]
+    pub quiet: u8,
+    /// Threads to use [default: all cores].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// Refuse jobs that are estimated to need more memory, for example 8GiB.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = size)]
+    pub max_ram: Option<u64>,
+    /// Where downloads and other reusable files go [default: the hub's cache and ~/.cache/bitsmith].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Use no network: models come from the cache only.
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Where to compute: cpu.
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Whether to colour messages. NO_COLOR counts as `never` unless this is given.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: ColorWhen,
+    /// Seed of everything random.
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// How messages look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people, with progress bars on a terminal.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Jsonl,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorWhen {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Global {
+    /// Above 0: say more; below: say less.
+    pub fn verbosity(&self) -> i16 {
+        i16::from(self.verbose) - i16::from(self.quiet)
+    }
+
+    /// Refuses devices that this build cannot use.
+    pub fn check_device(&self) -> Result<()> {
+        let (kind, number) = match self.device.split_once(':') {
+            Some((kind, number)) => (kind, Some(number)),
+            None => (self.device.as_str(), None),
+        };
+        match (kind, number) {
+            ("cpu", None) => Ok(()),
+            ("cuda", None) | ("metal", None) => Err(no_support(kind)),
+            ("cuda", Some(n)) if n.parse::<u32>().is_ok() => Err(no_support(kind)),
+            _ => Err(Error::usage(format!("`{}` is not a device", self.device)).hint("devices are cpu, cuda[:N] and metal")),
+        }
+    }
+
+    /// Starts the thread pool that everything shares.
+    pub fn start_threads(&self) -> Result<()> {
+        let Some(threads) = self.threads else { return Ok(()) };
+        limit_tensor_library(threads);
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads as usize)
+            .build_global()
+            .map_err(|e| Error::failed(format!("cannot start {threads} threads: {e}")))
+    }
+}
+
+/// The tensor library sizes pools of its own by this variable.
+#[expect(unsafe_code, reason = "no safe way to tell the tensor library exists")]
+fn limit_tensor_library(threads: u32) {
+    // SAFETY: called before any other thread is started, so nobody reads the environment at the same time.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+}
+
+fn no_support(kind: &str) -> Error {
+    let name = if kind == "cuda" { "CUDA" } else { "Metal" };
+    Error::unsupported(format!("this build has no {name} support")).hint("use --device cpu")
+}
+
+/// A size for clap.
+pub fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|e| e.to_string())
+}
+
+/// Any type of ours for clap: its message, and the hint behind it.
+pub fn parsed<T: std::str::FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: Error| match e.hint {
+        Some(hint) => format!("{} ({hint})", e.message),
+        None => e.message,
+    })
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole job: pull, calibrate, quantize, write, load back, measure, report
+    Run(Box<run::Arguments>),
+    /// Make quantized artifacts of a model, one per target
+    Quantize(Box<quantize::Arguments>),
+    /// Change the container or the floating-point type; nothing is calibrated
+    Convert(convert::Arguments),
+    /// Gather activation statistics, for reuse and as llama.cpp's imatrix
+    Calibrate(calibrate::Arguments),
+    /// Measure perplexity and KL divergence
+    Eval(eval::Arguments),
+    /// Continue a text
+    Generate(generate::Arguments),
+    /// Describe a model: architecture, tensors, types, bits per weight, metadata
+    Inspect(inspect::Arguments),
+    /// Download and verify a checkpoint
+    Pull(pull::Arguments),
+    /// Turn text into token ids
+    Tokenize(tokenize::Arguments),
+    /// Print next-token distributions
+    Logits(logits::Arguments),
+    /// List the targets
+    Targets(targets::Arguments),
+    /// List the methods: transforms and solvers
+    Methods(methods::Arguments),
+    /// List the datasets
+    Datasets(datasets::Arguments),
+    /// List the architectures
+    Archs(archs::Arguments),
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("bitsmith").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_help_with_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            assert!(help.contains(&format!("bitsmith {}", command.get_name())), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        for line in ["--json --threads 2 targets", "targets --json --threads 2"] {
+            let cli = parse(line).unwrap();
+            assert!(cli.global.json);
+            assert_eq!(cli.global.threads, Some(2));
+        }
+        let cli = parse("inspect m --max-ram 2GiB --seed 7 -vv").unwrap();
+        assert_eq!((cli.global.max_ram, cli.global.seed, cli.global.verbosity()), (Some(2 << 30), 7, 2));
+        assert_eq!(parse("-qq targets").unwrap().global.verbosity(), -2);
+        for bad in ["--threads 0 targets", "--max-ram lots targets", "-v -q targets", "--color pink targets", "frobnicate", "pull"] {
+            assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_arguments_is_the_demo_run() {
+        assert!(parse("").unwrap().command.is_none());
+        let Some(Command::Run(args)) = parse("run").unwrap().command else { panic!("run") };
+        assert_eq!(*args, run::Arguments::default());
+        assert_eq!(args.job.model, "demo");
+        let targets: Vec<String> = args.job.to.iter().map(|t| t.to_string()).collect();
+        assert_eq!(targets, ["gguf:q4_k_m", "mlx:4bit"]);
+    }
+
+    #[test]
+    fn devices() {
+        let device = |d: &str| parse(&format!("--device {d} targets")).unwrap().global.check_device().map_err(|e| e.kind.exit_code());
+        assert_eq!(device("cpu"), Ok(()));
+        assert_eq!(device("cuda:1"), Err(69));
+        assert_eq!(device("metal"), Err(69));
+        assert_eq!(device("tpu"), Err(2));
+    }
+}

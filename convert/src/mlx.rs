@@ -1,0 +1,221 @@
+//! MLX folders: the source's configuration and tokenizer with weights packed for mlx-lm.
+
+use crate::about::{ModelAbout, yaml};
+use crate::layout::{Layout, PlannedTensor};
+use crate::{Artifact, ArtifactWriter, check, sidecars};
+use bitsmith_formats::atomic::AtomicDir;
+use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter, quantization_block};
+use bitsmith_formats::safetensors::SafetensorsStore;
+use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result, TensorStore};
+use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// An MLX folder to be written.
+#[derive(Debug, Clone)]
+pub struct MlxPlan {
+    source: PathBuf,
+    config: Value,
+    card: String,
+    layout: Layout,
+    max_shard_bytes: u64,
+}
+
+impl MlxPlan {
+    /// Plans a folder for the checkpoint folder `source`. `codecs` must name every matrix of the model: MLX codecs, or floats for
+    /// those that stay dense (all of them, for a dense folder). Norms and biases are stored as `dense`.
+    pub fn new(spec: &ModelSpec, source: &Path, about: &ModelAbout, dense: Float, codecs: &[(Role, CodecId)]) -> Result<Self> {
+        if !source.is_dir() {
+            return Err(Error::unsupported("an MLX folder can be made from a checkpoint folder only: it carries on config.json and the tokenizer's files")
+                .file(source)
+                .hint("name the Hugging Face checkpoint that this file was made from"));
+        }
+        let layout = Layout::new(spec, ContainerKind::Mlx, codecs, dense)?;
+        if let Some(t) = layout.tensors.iter().find(|t| t.codec.float().is_none() && !matches!(t.codec, CodecId::MlxAffine { .. })) {
+            return Err(Error::unsupported(format!("MLX has no codec {}", t.codec)).tensor(&t.name));
+        }
+        let config = config(source, dense, &layout.tensors)?;
+        let card = card(about, &layout);
+        Ok(MlxPlan { source: source.to_path_buf(), config, card, layout, max_shard_bytes: MAX_SHARD_BYTES })
+    }
+
+    /// Sets the most bytes of tensor data in one file (5 GiB otherwise).
+    pub fn shard_bytes(mut self, bytes: u64) -> Self {
+        self.max_shard_bytes = bytes;
+        self
+    }
+
+    /// The `config.json` to be written.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The model's tensors.
+    pub fn tensors(&self) -> &[PlannedTensor] {
+        &self.layout.tensors
+    }
+
+    /// Bits per weight: of all tensors, and of the linear layers alone.
+    pub fn bits_per_weight(&self) -> (f64, f64) {
+        self.layout.bits_per_weight()
+    }
+
+    /// Bytes of the tensors, which is the folder's size but for headers and small files.
+    pub fn bytes(&self) -> u64 {
+        self.layout.tensors.iter().map(|t| t.bytes as u64).sum()
+    }
+
+    /// Claims the disk space and starts writing. The folder appears as `path` on [`ArtifactWriter::finish`] and replaces whatever
+    /// folder has that name.
+    pub fn start(self, path: impl AsRef<Path>) -> Result<Box<dyn ArtifactWriter>> {
+        let dir = AtomicDir::create(path)?;
+        let tensors: Vec<_> = self.layout.tensors.iter().map(|t| (t.name.clone(), t.codec, t.shape.clone())).collect();
+        let weights = MlxWriter::create(dir.path(), &tensors, self.max_shard_bytes)?;
+        Ok(Box::new(Writing { plan: self, weights, dir }))
+    }
+
+    /// Writes the whole folder, asking for one tensor after the other.
+    pub fn write(self, path: impl AsRef<Path>, mut tensor: impl FnMut(Role) -> Result<EncodedTensor>) -> Result<Artifact> {
+        let roles: Vec<Role> = self.layout.tensors.iter().map(|t| t.role).collect();
+        let writer = self.start(path)?;
+        for role in roles {
+            writer.put(role, &tensor(role)?)?;
+        }
+        writer.finish()
+    }
+}
+
+struct Writing {
+    plan: MlxPlan,
+    // Before the folder, so that an abandoned writer removes its partial files first.
+    weights: MlxWriter,
+    dir: AtomicDir,
+}
+
+impl ArtifactWriter for Writing {
+    fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
+        let (planned, tensor) = self.plan.layout.accept(role, tensor).map_err(|e| e.file(self.dir.target()))?;
+        self.weights.write(&planned.name, &tensor)
+    }
+
+    fn finish(self: Box<Self>) -> Result<Artifact> {
+        let Writing { plan, weights, dir } = *self;
+        weights.finish()?;
+        sidecars::copy(&plan.source, dir.path())?;
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).map_err(|e| Error::write(path, e))
+        };
+        write("README.md", &plan.card)?;
+        write(CONFIG_FILE, &pretty(&plan.config)?)?;
+        let store: Box<dyn TensorStore> = match plan.config.get("quantization") {
+            Some(_) => Box::new(MlxStore::open(dir.path())?),
+            None => Box::new(SafetensorsStore::open(dir.path())?),
+        };
+        check::tensors(&*store, &plan.layout.tensors, 0)?;
+        drop(store);
+        let path = dir.target().to_path_buf();
+        dir.commit()?;
+        let mut files = Vec::new();
+        sizes(&path, &mut files)?;
+        files.sort();
+        Ok(Artifact { path, files })
+    }
+}
+
+fn sizes(folder: &Path, out: &mut Vec<(PathBuf, u64)>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::read(folder, e))? {
+        let path = entry.map_err(|e| Error::read(folder, e))?.path();
+        let meta = std::fs::metadata(&path).map_err(|e| Error::read(&path, e))?;
+        if meta.is_dir() {
+            sizes(&path, out)?;
+        } else {
+            out.push((path, meta.len()));
+        }
+    }
+    Ok(())
+}
+
+fn read_json(path: &Path) -> Result<Map<String, Value>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::read(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(format!("not a JSON object: {e}")).file(path).with_source(e))
+}
+
+/// The source's configuration with the `quantization` block, keys sorted as mlx-lm sorts them.
+fn config(source: &Path, dense: Float, tensors: &[PlannedTensor]) -> Result<Value> {
+    let mut config: BTreeMap<String, Value> = read_json(&source.join(CONFIG_FILE))?.into_iter().collect();
+    for key in ["_name_or_path", "quantization", "quantization_config"] {
+        config.remove(key);
+    }
+    let dtype = match dense {
+        Float::F32 => "float32",
+        Float::F16 => "float16",
+        Float::BF16 => "bfloat16",
+    };
+    // mlx-lm reads the older key only.
+    config.insert("torch_dtype".into(), dtype.into());
+    if let Some(newer) = config.get_mut("dtype") {
+        *newer = dtype.into();
+    }
+    let generation = source.join("generation_config.json");
+    if generation.is_file()
+        && let Some(eos) = read_json(&generation)?.remove("eos_token_id").filter(|v| !v.is_null())
+    {
+        config.insert("eos_token_id".into(), eos);
+    }
+    if let Some(block) = quantization(tensors)? {
+        config.insert("quantization".into(), block.clone());
+        config.insert("quantization_config".into(), block);
+    }
+    Ok(Value::Object(config.into_iter().collect()))
+}
+
+/// The `quantization` block: the codec with the most weights is the default, modules in another have their own entry, and
+/// matrices that stay dense have `false`.
+fn quantization(tensors: &[PlannedTensor]) -> Result<Option<Value>> {
+    let mut weights: BTreeMap<(u16, u8), (usize, CodecId)> = BTreeMap::new();
+    for t in tensors {
+        if let CodecId::MlxAffine { bits, group, .. } = t.codec {
+            weights.entry((group, bits)).or_insert((0, t.codec)).0 += t.n_weights();
+        }
+    }
+    let Some((_, default)) = weights.into_values().max_by_key(|(n, _)| *n) else { return Ok(None) };
+    let mut block = quantization_block(default, tensors.iter().map(|t| (t.name.as_str(), t.codec)))?;
+    if let Value::Object(entries) = &mut block {
+        for t in tensors.iter().filter(|t| t.role.part.is_matrix() && t.codec.float().is_some()) {
+            entries.insert(t.name.trim_end_matches(".weight").to_string(), false.into());
+        }
+        *entries = std::mem::take(entries).into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
+    }
+    Ok(Some(block))
+}
+
+/// JSON with four spaces of indentation, as Python's `json.dump(indent=4)` writes it.
+fn pretty(value: &Value) -> Result<String> {
+    let mut out = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, serde_json::ser::PrettyFormatter::with_indent(b"    "));
+    value.serialize(&mut serializer).map_err(|e| Error::failed(e.to_string()).with_source(e))?;
+    String::from_utf8(out).map_err(|e| Error::failed(e.to_string()).with_source(e))
+}
+
+fn card(about: &ModelAbout, layout: &Layout) -> String {
+    let mut lines = vec!["---".to_string(), "library_name: mlx".into()];
+    lines.push(format!("pipeline_tag: {}", yaml(about.pipeline_tag.as_deref().unwrap_or("text-generation"))));
+    lines.extend(about.card_lines());
+    lines.push("tags:".into());
+    lines.push("- mlx".into());
+    lines.extend(about.tags.iter().filter(|t| *t != "mlx").map(|t| format!("- {}", yaml(t))));
+    lines.push("---".into());
+    let (bpw, _) = layout.bits_per_weight();
+    let origin = match &about.repo {
+        Some(repo) => format!("[{repo}](https://huggingface.co/{repo})"),
+        None => about.name.clone(),
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    lines.push(format!("\n# {}\n", about.name));
+    lines.push(format!("{origin} in MLX format, {bpw:.2} bits per weight, made with bitsmith {version}.\n"));
+    lines.push("```sh\npip install mlx-lm\nmlx_lm.generate --model <this folder> --prompt \"hello\"\n```\n".into());
+    lines.join("\n")
+}

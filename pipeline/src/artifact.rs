@@ -1,0 +1,121 @@
+//! Where artifacts go, and writing them.
+
+use crate::opened::Opened;
+use crate::target::Target;
+use bitsmith_convert::{GgufPlan, MlxPlan, names};
+use bitsmith_formats::{EncodedTensor, Error, ErrorKind, Float, Result};
+use bitsmith_quantize::Plan;
+use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
+use bitsmith_runtime::{ContainerKind, Role, Tokenizer, WeightSource};
+use std::path::{Path, PathBuf};
+
+/// Where the user wants artifacts.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Exactly here: one target only.
+    Exact(PathBuf),
+    /// In this folder, named after model and encoding.
+    Folder(PathBuf),
+}
+
+impl Output {
+    /// What `-o` means for these targets: the name of one artifact, or a folder of artifacts where there are several, where the
+    /// name ends in `/`, or where one GGUF is to go to a name that does not end in `.gguf`.
+    pub fn from_argument(out: &Path, targets: &[Target]) -> Output {
+        let folder = match targets {
+            [Target::Gguf(_)] => !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")),
+            [_] => out.as_os_str().to_string_lossy().ends_with('/'),
+            _ => true,
+        };
+        if folder { Output::Folder(out.to_path_buf()) } else { Output::Exact(out.to_path_buf()) }
+    }
+
+    /// The path of each target's artifact. Parent folders are created; nothing that is not an artifact of ours, and nothing
+    /// that belongs to the source, may be overwritten.
+    pub fn paths(&self, model: &str, targets: &[Target], source: &Path) -> Result<Vec<PathBuf>> {
+        let paths: Vec<PathBuf> = match self {
+            Output::Exact(path) => vec![path.clone()],
+            Output::Folder(dir) => targets
+                .iter()
+                .map(|t| match t.container() {
+                    "gguf" => dir.join(names::gguf_file(model, &t.encoding())),
+                    _ => dir.join(names::mlx_folder(model, &t.encoding())),
+                })
+                .collect(),
+        };
+        for (path, target) in paths.iter().zip(targets) {
+            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+                std::fs::create_dir_all(parent).map_err(|e| Error::write(parent, e))?;
+            }
+            refuse_clobber(path, target, source)?;
+        }
+        Ok(paths)
+    }
+}
+
+fn refuse_clobber(path: &Path, target: &Target, source: &Path) -> Result<()> {
+    let refuse = |what: &str| Err(Error::new(ErrorKind::CannotWrite, what).file(path).hint("choose another output with -o"));
+    let real = |p: &Path| p.canonicalize().ok();
+    if let (Some(out), Some(input)) = (real(path), real(source))
+        && (out == input || input.starts_with(&out))
+    {
+        return refuse("the output would replace the source model");
+    }
+    match target.container() {
+        "gguf" if path.is_dir() => refuse("a folder of this name exists"),
+        "mlx" if path.is_file() => refuse("a file of this name exists"),
+        "mlx" if path.is_dir() && !is_replaceable(path) => refuse("the folder exists and is not an artifact that bitsmith wrote"),
+        _ => Ok(()),
+    }
+}
+
+/// A folder that holds nothing, or a manifest of ours.
+fn is_replaceable(dir: &Path) -> bool {
+    dir.join("bitsmith.json").is_file() || std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// The folder beside an artifact that holds its tensors while it is made.
+pub fn work_folder(artifact: &Path) -> PathBuf {
+    let name = artifact.file_name().unwrap_or_default().to_string_lossy();
+    artifact.with_file_name(format!(".{name}.work"))
+}
+
+/// Containers and tokenizers that a target cannot carry are found before any work is done.
+pub fn check(model: &Opened, target: Target, tokenizer: &Tokenizer) -> Result<()> {
+    match target {
+        Target::Gguf(_) => {
+            // What llama.cpp will make of the vocabulary must be what the source's tokenizer does.
+            let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;
+            verify_roundtrip(tokenizer, &rebuilt, PROBES).map(|_| ())
+        }
+        _ if model.checkpoint.kind() == ContainerKind::Gguf => Err(Error::unsupported("an MLX folder cannot be made from a GGUF file")
+            .file(model.checkpoint.path())
+            .hint("start from the Hugging Face checkpoint, which has config.json and tokenizer.json")),
+        _ => Ok(()),
+    }
+}
+
+/// Writes the artifact, asking for one tensor at a time. It appears under its name when it is whole.
+pub fn write(
+    model: &Opened,
+    target: Target,
+    plan: &Plan,
+    dense: Float,
+    path: &Path,
+    shard_size: Option<u64>,
+    tensor: &dyn Fn(Role) -> Result<EncodedTensor>,
+) -> Result<()> {
+    let spec = model.checkpoint.spec();
+    let codecs = plan.pairs();
+    match target {
+        Target::Gguf(_) => GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.write(path, tensor)?,
+        Target::Mlx { .. } | Target::MlxDense(_) => {
+            let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
+            if let Some(bytes) = shard_size {
+                mlx = mlx.shard_bytes(bytes);
+            }
+            mlx.write(path, tensor)?
+        }
+    };
+    Ok(())
+}

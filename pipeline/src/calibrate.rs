@@ -1,0 +1,61 @@
+//! Statistics of a dense model, saved for reuse, and as llama.cpp's importance matrix.
+
+use crate::calibration::{CalibrationOptions, stats_meta};
+use crate::context::Context;
+use crate::encode::gather;
+use crate::opened::Opened;
+use bitsmith_calibrate::{Detail, Stats, imatrix};
+use bitsmith_formats::Result;
+use bitsmith_runtime::WeightSource;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// What was gathered.
+#[derive(Debug, Clone, Serialize)]
+pub struct Calibrated {
+    /// The statistics file.
+    pub stats: Option<PathBuf>,
+    /// The importance matrix.
+    pub imatrix: Option<PathBuf>,
+    /// Windows.
+    pub samples: usize,
+    /// Tokens per window.
+    pub ctx: usize,
+    /// Tokens seen.
+    pub tokens: usize,
+    /// Input channels that never were active, by site.
+    pub dead_channels: Vec<(String, usize)>,
+}
+
+/// Runs the text through the model and writes what is asked for. Full Hessians are gathered only for a statistics file.
+pub fn calibrate(
+    model: &Opened,
+    options: &CalibrationOptions,
+    stats_path: Option<&Path>,
+    imatrix_path: Option<&Path>,
+    context: &Context,
+) -> Result<Calibrated> {
+    let spec = model.checkpoint.spec();
+    let windows = options.windows(&model.tokenizer()?, spec)?;
+    for note in &windows.notes {
+        context.progress.note(note);
+    }
+    let detail = if stats_path.is_some() { Detail::Gram } else { Detail::Channels };
+    let sites = gather(&model.checkpoint, &windows.windows, detail, context)?;
+    let stats = Stats { meta: stats_meta(&model.name, &windows), sites };
+    if let Some(path) = stats_path {
+        stats.save(path)?;
+    }
+    if let Some(path) = imatrix_path {
+        imatrix::write(&stats, spec, path)?;
+    }
+    let dead = stats.sites.iter().map(|(site, s)| (site.to_string(), s.sum_sq.iter().filter(|v| **v == 0.0).count()));
+    Ok(Calibrated {
+        stats: stats_path.map(Path::to_path_buf),
+        imatrix: imatrix_path.map(Path::to_path_buf),
+        samples: windows.windows.len(),
+        ctx: windows.ctx,
+        tokens: windows.n_tokens(),
+        dead_channels: dead.filter(|(_, n)| *n > 0).collect(),
+    })
+}

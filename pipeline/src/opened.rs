@@ -1,0 +1,53 @@
+//! A model on this machine, opened: weights, tokenizer, and what is known about it.
+
+use crate::context::Context;
+use crate::model::{Located, resolve};
+use bitsmith_convert::ModelAbout;
+use bitsmith_convert::names::model_name;
+use bitsmith_formats::Result;
+use bitsmith_runtime::{Checkpoint, GgufVocab, Tokenizer, WeightSource};
+
+/// An opened model.
+pub struct Opened {
+    /// What the user wrote, with the commit if it came from the hub.
+    pub name: String,
+    /// Licence, parents and the like, and the name that artifacts take.
+    pub about: ModelAbout,
+    /// The weights.
+    pub checkpoint: Checkpoint,
+}
+
+impl Opened {
+    /// Finds the model (downloading it if need be) and opens it.
+    pub fn find(model: &str, context: &Context) -> Result<Opened> {
+        Self::open(resolve(model, context)?)
+    }
+
+    /// Opens a model that is here.
+    pub fn open(located: Located) -> Result<Opened> {
+        let checkpoint = Checkpoint::open(&located.path)?;
+        let repo = located.pulled.as_ref().map(|p| p.model.as_str());
+        let mut about = ModelAbout::from_source(checkpoint.folder(), repo)?;
+        if repo.is_none() {
+            about.name = model_name(&located.path, None);
+        }
+        about.revision = located.pulled.map(|p| p.commit);
+        Ok(Opened { name: located.name, about, checkpoint })
+    }
+
+    /// The model's tokenizer: `tokenizer.json` of a folder, or rebuilt from a GGUF's metadata.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match self.checkpoint.gguf() {
+            Some(store) => Tokenizer::from_gguf(store.metadata(), self.checkpoint.path()),
+            None => Tokenizer::from_hf_folder(self.checkpoint.folder()),
+        }
+    }
+
+    /// The tokenizer in GGUF's terms.
+    pub fn vocab(&self) -> Result<GgufVocab> {
+        match self.checkpoint.gguf() {
+            Some(store) => GgufVocab::from_metadata(store.metadata()).map_err(|e| e.file(self.checkpoint.path())),
+            None => GgufVocab::from_hf_folder(self.checkpoint.folder(), self.checkpoint.spec().vocab_size),
+        }
+    }
+}

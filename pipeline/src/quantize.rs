@@ -1,0 +1,223 @@
+//! One dense model in, one artifact per target out.
+
+use crate::artifact::{self, Output};
+use crate::calibration::{CalibrationOptions, Loaded};
+use crate::context::Context;
+use crate::encode::{Encoder, Evidence};
+use crate::estimate::Estimate;
+use crate::manifest::{InputFile, Manifest, Recipe, hash_inputs};
+use crate::memory;
+use crate::spool::Spool;
+use crate::target::Target;
+use bitsmith_formats::{Encoding, Error, Float, Result};
+use bitsmith_quantize::plan::{Plan, PlanOptions};
+use bitsmith_quantize::Method;
+use crate::opened::Opened;
+use bitsmith_runtime::{Checkpoint, Part, Role, Tokenizer, WeightSource};
+use serde::Serialize;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What to make of a model, and how.
+#[derive(Debug, Clone)]
+pub struct QuantizeOptions {
+    /// What to write.
+    pub targets: Vec<Target>,
+    /// Transforms and solver.
+    pub method: Method,
+    /// Calibration.
+    pub calibration: CalibrationOptions,
+    /// Overrides of the presets' choices.
+    pub plan: PlanOptions,
+    /// Where to.
+    pub out: Output,
+    /// Largest file of a set in bytes, for containers that are written in several files.
+    pub shard_size: Option<u64>,
+}
+
+/// A finished artifact.
+#[derive(Debug, Clone, Serialize)]
+pub struct Artifact {
+    /// `container:encoding`.
+    pub target: String,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Size in bytes, all files together.
+    pub bytes: u64,
+    /// sha256 of the file; for a folder, of its `sha256  name` lines sorted by name.
+    pub sha256: String,
+    /// Bits per weight over all tensors, scales included.
+    pub bpw: f64,
+    /// Wall time in seconds of making it.
+    pub seconds: f64,
+    /// Peak memory in bytes of making it; 0 for an artifact that was there already.
+    pub peak_rss_bytes: u64,
+    /// Transforms and solver.
+    pub method: String,
+    /// Whether an identical job had made it before.
+    pub reused: bool,
+    /// What transforms, solvers and fallbacks reported.
+    pub notes: Vec<String>,
+}
+
+/// A job ready to run: everything read but the weights.
+pub struct Job<'a> {
+    model: &'a Opened,
+    options: &'a QuantizeOptions,
+    context: &'a Context,
+    evidence: Loaded,
+    calibration: Option<Value>,
+    dense: Float,
+}
+
+impl<'a> Job<'a> {
+    /// Checks the job and loads its calibration text.
+    pub fn new(model: &'a Opened, tokenizer: &Tokenizer, options: &'a QuantizeOptions, context: &'a Context) -> Result<Self> {
+        if options.targets.is_empty() {
+            return Err(Error::usage("no target is given").hint("for example --to gguf:q4_k_m"));
+        }
+        let dense = dense_type(&model.checkpoint)?;
+        for &target in &options.targets {
+            artifact::check(model, target, tokenizer)?;
+        }
+        let method = &options.method;
+        let quantizes = options.targets.iter().any(|t| t.is_quantized()) || !method.transforms.is_empty();
+        let (evidence, calibration) = match quantizes {
+            true => options.calibration.load(method, model.checkpoint.spec(), tokenizer, context)?,
+            false => (Loaded::None, None),
+        };
+        Ok(Job { model, options, context, evidence, calibration, dense })
+    }
+
+    /// The format of every tensor of a target.
+    pub fn plan(&self, target: Target) -> Result<Plan> {
+        let weighted = self.options.method.solver.name() != "rtn" && !matches!(self.evidence, Loaded::None);
+        let options = PlanOptions { importance: weighted, ..self.options.plan.clone() };
+        target.plan(self.model.checkpoint.spec(), self.dense, &options)
+    }
+
+    /// What each target will cost; `eval_tokens` are evaluated afterwards.
+    pub fn estimates(&self, eval_tokens: usize) -> Result<Vec<Estimate>> {
+        let tokens = match &self.evidence {
+            Loaded::Windows(set) => set.n_tokens(),
+            _ => 0,
+        };
+        let estimate = |&target: &Target| {
+            let plan = self.plan(target)?;
+            let (spec, method, threads) = (self.model.checkpoint.spec(), &self.options.method, self.context.threads);
+            Ok(Estimate::new(&target.to_string(), spec, &plan, method, tokens, eval_tokens, threads))
+        };
+        self.options.targets.iter().map(estimate).collect()
+    }
+
+    /// Makes every target, one after the other. Those that an identical job made before are left as they are.
+    pub fn run(&self) -> Result<Vec<Artifact>> {
+        for estimate in self.estimates(0)? {
+            estimate.check_ram(self.context.max_ram)?;
+        }
+        let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
+        let paths = self.options.out.paths(&self.model.about.name, &self.options.targets, self.model.checkpoint.path())?;
+        let inputs = hash_inputs(self.model.checkpoint.path())?;
+        let mut artifacts = Vec::new();
+        for ((&target, plan), path) in self.options.targets.iter().zip(&plans).zip(&paths) {
+            artifacts.push(self.make(target, plan, path, &inputs)?);
+        }
+        Ok(artifacts)
+    }
+
+    fn make(&self, target: Target, plan: &Plan, path: &Path, inputs: &[InputFile]) -> Result<Artifact> {
+        let start = Instant::now();
+        memory::reset_peak();
+        // Plain floating-point targets are stored as they are: no method applies unless a transform is asked for.
+        let method = &self.options.method;
+        let recipe = Recipe {
+            tool: concat!("bitsmith ", env!("CARGO_PKG_VERSION")).into(),
+            inputs: inputs.to_vec(),
+            target: target.to_string(),
+            method: method.to_string(),
+            plan: serde_json::to_value(plan).map_err(|e| Error::failed(e.to_string()))?,
+            calibration: self.calibration.clone(),
+        };
+        let key = recipe.key()?;
+        if let Some(m) = Manifest::load(path).filter(|m| m.proves(path, &recipe)) {
+            self.context.progress.note(&format!("{target}: {} is there already and unchanged", path.display()));
+            return Ok(self.artifact(target, path, m, 0, true));
+        }
+        for line in plan.fallbacks() {
+            self.context.progress.warn(&format!("{target}: {line}"));
+        }
+        let spool_dir = artifact::work_folder(path);
+        let spool = Spool::open(&spool_dir, &key)?;
+        let encoder = Encoder {
+            source: &self.model.checkpoint,
+            plan,
+            method,
+            vector_type: target.vector_type(self.dense),
+            evidence: self.evidence(),
+            spool: &spool,
+            context: self.context,
+        };
+        let mut notes = plan.fallbacks();
+        let found = encoder.run()?;
+        for note in &found {
+            self.context.progress.note(&format!("{target}: {note}"));
+        }
+        notes.extend(found);
+        self.context.progress.start("write", 1);
+        artifact::write(self.model, target, plan, self.dense, path, self.options.shard_size, &|role| encoder.encoded(role))?;
+        self.context.progress.finish();
+        let bpw = plan.bytes(self.model.checkpoint.spec()) as f64 * 8.0 / self.model.checkpoint.spec().n_weights() as f64;
+        let manifest = Manifest::new(path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
+        manifest.save(path)?;
+        spool.remove()?;
+        Ok(self.artifact(target, path, manifest, memory::peak_bytes(), false))
+    }
+
+    fn evidence(&self) -> Evidence<'_> {
+        match &self.evidence {
+            Loaded::None => Evidence::None,
+            Loaded::Stats(stats) => Evidence::Stats(stats),
+            Loaded::Importance(map) => Evidence::Importance(map),
+            Loaded::Windows(set) => {
+                Evidence::Windows { windows: &set.windows, sequential: self.options.calibration.sequential(&self.options.method) }
+            }
+        }
+    }
+
+    fn artifact(&self, target: Target, path: &Path, m: Manifest, peak_rss_bytes: u64, reused: bool) -> Artifact {
+        Artifact {
+            target: target.to_string(),
+            path: path.to_path_buf(),
+            bytes: m.bytes,
+            sha256: m.sha256,
+            bpw: m.bpw,
+            seconds: m.seconds,
+            peak_rss_bytes,
+            method: m.recipe.method,
+            reused,
+            notes: m.notes,
+        }
+    }
+}
+
+/// The type in which a dense checkpoint stores its matrices; an error if they are quantized already.
+pub fn dense_type(checkpoint: &Checkpoint) -> Result<Float> {
+    let mut found = None;
+    for role in checkpoint.spec().roles() {
+        let name = checkpoint.tensor_name(role)?;
+        let float = match checkpoint.codec(role)? {
+            Encoding::Codec(codec) if codec.float().is_some() => codec.float().expect("just checked"),
+            other => {
+                return Err(Error::unsupported(format!("is not a plain floating-point tensor but {other}"))
+                    .file(checkpoint.path())
+                    .tensor(name)
+                    .hint("start from the unquantized checkpoint"));
+            }
+        };
+        if role == Role::layer(0, Part::AttnQ) {
+            found = Some(float);
+        }
+    }
+    found.ok_or_else(|| Error::corrupt("the model has no layers").file(checkpoint.path()))
+}

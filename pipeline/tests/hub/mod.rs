@@ -1,0 +1,223 @@
+//! A hub on 127.0.0.1 that speaks the routes of the real one, and misbehaves on request.
+
+use sha1::{Digest as _, Sha1};
+use sha2::Sha256;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A request as it came.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub range: Option<String>,
+    pub authorization: Option<String>,
+}
+
+/// What to do wrong with the next request for a file, once each.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// Answer with this status.
+    Status(u16),
+    /// Close the connection after this many bytes of the body.
+    BreakAfter(usize),
+    /// Ignore the range and send everything.
+    NoRange,
+    /// Send other bytes of the same length.
+    WrongBytes,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub files: BTreeMap<String, Vec<u8>>,
+    /// Files stored as large: known by sha256 and redirected to a storage path.
+    pub large: Vec<String>,
+    pub faults: BTreeMap<String, Vec<Fault>>,
+    pub requests: Vec<Request>,
+    /// Whether the listing has sizes and hashes.
+    pub blobs: bool,
+    /// Token without which everything is refused.
+    pub token: Option<String>,
+    /// Extra names in the listing.
+    pub extra_names: Vec<String>,
+    /// Address of another host that keeps the large files.
+    pub storage: Option<String>,
+}
+
+pub struct Hub {
+    pub endpoint: String,
+    pub state: Arc<Mutex<State>>,
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl Hub {
+    /// Serves `org/tiny` from a thread of its own.
+    pub fn start(state: State) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(state));
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = shared.clone();
+                std::thread::spawn(move || serve(stream, &state));
+            }
+        });
+        Hub { endpoint, state }
+    }
+
+    pub fn requests(&self) -> Vec<Request> {
+        self.state.lock().unwrap().requests.clone()
+    }
+    /// Requests for the contents of a file.
+    pub fn gets(&self, file: &str) -> Vec<Request> {
+        let path = format!("/org/tiny/resolve/{COMMIT}/{file}");
+        self.requests().into_iter().filter(|r| r.method == "GET" && r.path == path).collect()
+    }
+    pub fn forget(&self) {
+        self.state.lock().unwrap().requests.clear();
+    }
+    pub fn fault(&self, file: &str, faults: &[Fault]) {
+        self.state.lock().unwrap().faults.insert(file.to_string(), faults.to_vec());
+    }
+}
+
+/// One connection, one request.
+fn serve(stream: TcpStream, state: &Mutex<State>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    if reader.read_line(&mut line).unwrap_or(0) == 0 {
+        return;
+    }
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next().unwrap_or("").to_string(), words.next().unwrap_or("").replace("%20", " "));
+    let (mut range, mut authorization) = (None, None);
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).unwrap();
+        let Some((name, value)) = header.trim().split_once(':') else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "range" => range = Some(value.trim().to_string()),
+            "authorization" => authorization = Some(value.trim().to_string()),
+            _ => {}
+        }
+    }
+    let request = Request { method, path: target, range, authorization };
+    let answer = {
+        let mut state = state.lock().unwrap();
+        state.requests.push(request.clone());
+        respond(&mut state, &request)
+    };
+    let mut stream = stream;
+    let _ = stream.write_all(&answer);
+    let _ = stream.shutdown(Shutdown::Write);
+    let _ = stream.read(&mut [0; 1]);
+}
+
+fn status_only(status: u16, headers: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n").into_bytes()
+}
+
+fn respond(state: &mut State, request: &Request) -> Vec<u8> {
+    let allowed = state.token.as_ref().is_none_or(|t| request.authorization == Some(format!("Bearer {t}")));
+    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+    if let Some(name) = path.strip_prefix("/storage/") {
+        // Storage of large files: its own host on the real hub, which must not see the token.
+        return send(state, request, name);
+    }
+    if !allowed {
+        return status_only(401, "X-Error-Code: GatedRepo\r\nX-Error-Message: Access to org/tiny is restricted\r\n");
+    }
+    if let Some(rest) = path.strip_prefix("/api/models/") {
+        return match rest.strip_prefix("org/tiny").map(|r| r.strip_prefix("/revision/").unwrap_or("main")) {
+            Some("main" | COMMIT) if query == "blobs=true" => listing(state),
+            Some(_) => status_only(404, "X-Error-Code: RevisionNotFound\r\n"),
+            None => status_only(404, "X-Error-Code: RepoNotFound\r\n"),
+        };
+    }
+    let Some(name) = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")).map(String::from) else {
+        return status_only(404, "");
+    };
+    let Some(data) = state.files.get(&name) else { return status_only(404, "X-Error-Code: EntryNotFound\r\n") };
+    if state.large.contains(&name) {
+        let (etag, size) = (etag(state, &name, data), data.len());
+        let headers =
+            format!("Location: {}/storage/{name}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {size}\r\nX-Repo-Commit: {COMMIT}\r\n", state.storage.as_deref().unwrap_or(""));
+        return status_only(302, &headers);
+    }
+    send(state, request, &name)
+}
+
+fn etag(state: &State, name: &str, data: &[u8]) -> String {
+    if state.large.iter().any(|n| n == name) {
+        hex(&Sha256::digest(data))
+    } else {
+        hex(&Sha1::new_with_prefix(format!("blob {}\0", data.len())).chain_update(data).finalize())
+    }
+}
+
+fn listing(state: &State) -> Vec<u8> {
+    let mut siblings = Vec::new();
+    for (name, data) in &state.files {
+        let mut entry = serde_json::json!({"rfilename": name});
+        if state.blobs {
+            let hash = etag(state, name, data);
+            entry["size"] = data.len().into();
+            if state.large.contains(name) {
+                entry["blobId"] = "pointer".into();
+                entry["lfs"] = serde_json::json!({"sha256": hash, "size": data.len(), "pointerSize": 130});
+            } else {
+                entry["blobId"] = hash.into();
+            }
+        }
+        siblings.push(entry);
+    }
+    siblings.extend(state.extra_names.iter().map(|n| serde_json::json!({"rfilename": n})));
+    let body = serde_json::json!({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).to_string();
+    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+fn send(state: &mut State, request: &Request, name: &str) -> Vec<u8> {
+    let Some(data) = state.files.get(name).cloned() else { return status_only(404, "") };
+    let head = request.method == "HEAD";
+    let etag = etag(state, name, &data);
+    let faults = state.faults.get_mut(name).filter(|f| !f.is_empty() && !head);
+    let fault = faults.map(|f| f.remove(0));
+    let start: usize = match (&request.range, fault) {
+        (None, _) | (_, Some(Fault::NoRange)) => 0,
+        (Some(range), _) => range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap(),
+    };
+    if start >= data.len() && start > 0 {
+        return status_only(416, &format!("Content-Range: bytes */{}\r\n", data.len()));
+    }
+    let mut body = data[start..].to_vec();
+    match fault {
+        Some(Fault::Status(status)) => return status_only(status, "Retry-After: 0\r\n"),
+        Some(Fault::WrongBytes) => body.iter_mut().for_each(|b| *b ^= 1),
+        _ => {}
+    }
+    let status = if start > 0 { 206 } else { 200 };
+    let mut answer = format!(
+        "HTTP/1.1 {status} OK\r\nConnection: close\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n",
+        body.len()
+    );
+    if start > 0 {
+        answer.push_str(&format!("Content-Range: bytes {start}-{}/{}\r\n", data.len() - 1, data.len()));
+    }
+    answer.push_str("\r\n");
+    let mut answer = answer.into_bytes();
+    if let Some(Fault::BreakAfter(n)) = fault {
+        body.truncate(n);
+    }
+    if !head {
+        answer.extend(body);
+    }
+    answer
+}
