@@ -1,10 +1,10 @@
 //! From the command line to an exit code.
 
 use crate::args::{Cli, Command, Global};
-use crate::commands;
+use crate::commands::{self, Status};
 use crate::console::{Console, Style};
 use crate::output::{Output, is_closed_pipe};
-use bitsmith_formats::{Error, Result};
+use bitsmith_formats::{Error, ErrorKind, Result};
 use bitsmith_pipeline::Context;
 use bitsmith_pipeline::progress::Progress;
 use clap::error::ErrorKind as ClapKind;
@@ -38,12 +38,14 @@ pub fn main() -> ExitCode {
     let console = Arc::new(Console::new(style, cli.global.log_format, cli.global.verbosity()));
     let result = match catch_unwind(AssertUnwindSafe(|| start(cli, output, console.clone()))) {
         Ok(result) => result,
-        Err(panic) => Err(Error::failed(format!("internal error: {}", panic_text(panic.as_ref()))).hint("please report this as a bug")),
+        Err(panic) => {
+            Err(Error::failed(format!("internal error: {}", panic_text(panic.as_ref()))).hint("please report this as a bug"))
+        }
     };
     finish(result, output, &console)
 }
 
-fn start(cli: Cli, output: Output, console: Arc<Console>) -> Result<()> {
+fn start(cli: Cli, output: Output, console: Arc<Console>) -> Result<Status> {
     let context = context(&cli.global, console.clone())?;
     let app = App { output, console, context };
     let command = cli.command.unwrap_or_else(|| Command::Run(Box::default()));
@@ -64,8 +66,17 @@ fn context(global: &Global, console: Arc<Console>) -> Result<Context> {
     Ok(context)
 }
 
-fn finish(result: Result<()>, output: Output, console: &Console) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
+fn finish(result: Result<Status>, output: Output, console: &Console) -> ExitCode {
+    let error = match result {
+        Ok(Status::Done) => return ExitCode::SUCCESS,
+        Ok(Status::GateFailed) => {
+            // The results are out: this is one of them, not an error that replaces them.
+            let error = Error::new(ErrorKind::Gate, "a quality gate did not hold");
+            console.error(&error);
+            return ExitCode::from(error.kind.exit_code());
+        }
+        Err(error) => error,
+    };
     // Whoever read our output has seen enough.
     if is_closed_pipe(&error) {
         return ExitCode::SUCCESS;
@@ -104,7 +115,11 @@ impl Early {
 }
 
 fn parse(args: &[OsString], style: Style) -> Result<Cli, clap::Error> {
-    let choice = if style.forced { if style.color { clap::ColorChoice::Always } else { clap::ColorChoice::Never } } else { clap::ColorChoice::Auto };
+    let choice = if style.forced {
+        if style.color { clap::ColorChoice::Always } else { clap::ColorChoice::Never }
+    } else {
+        clap::ColorChoice::Auto
+    };
     let matches = Cli::command().color(choice).try_get_matches_from(args)?;
     Cli::from_arg_matches(&matches)
 }

@@ -1,7 +1,8 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, completions, convert, datasets, eval, generate, inspect, logits, methods, pull, quantize, run, targets, tokenize,
+    archs, calibrate, completions, convert, datasets, eval, generate, inspect, logits, methods, pull, quantize, run, targets,
+    tokenize,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
-  bitsmith                                              the whole pipeline on the built-in demo model
+  bitsmith                          the whole job on the built-in demo model
   bitsmith run Qwen/Qwen2.5-0.5B --to gguf:q4_k_m,mlx:4bit
   bitsmith quantize ./model --to gguf:q4_k_m -o model-q4_k_m.gguf
   bitsmith inspect model.gguf --tensors
@@ -20,7 +21,7 @@ A MODEL is a hub id (org/name[@revision]), a checkpoint folder, a .gguf file, or
 
 /// Turns checkpoints into quantized models, and shows where the quality went.
 #[derive(Debug, Parser)]
-#[command(name = "bitsmith", version, about, after_help = EXAMPLES, max_term_width = 120, disable_help_subcommand = true)]
+#[command(name = "bitsmith", version, after_help = EXAMPLES, max_term_width = 120, disable_help_subcommand = true)]
 pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]
@@ -139,14 +140,6 @@ pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|e| e.to_string())
 }
 
-/// Any type of ours for clap: its message, and the hint behind it.
-pub fn parsed<T: std::str::FromStr<Err = Error>>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|e: Error| match e.hint {
-        Some(hint) => format!("{} ({hint})", e.message),
-        None => e.message,
-    })
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -215,7 +208,9 @@ mod tests {
         let cli = parse("inspect m --max-ram 2GiB --seed 7 -vv").unwrap();
         assert_eq!((cli.global.max_ram, cli.global.seed, cli.global.verbosity()), (Some(2 << 30), 7, 2));
         assert_eq!(parse("-qq targets").unwrap().global.verbosity(), -2);
-        for bad in ["--threads 0 targets", "--max-ram lots targets", "-v -q targets", "--color pink targets", "frobnicate", "pull"] {
+        for bad in
+            ["--threads 0 targets", "--max-ram lots targets", "-v -q targets", "--color pink targets", "frobnicate", "pull"]
+        {
             assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }
@@ -225,14 +220,12 @@ mod tests {
         assert!(parse("").unwrap().command.is_none());
         let Some(Command::Run(args)) = parse("run").unwrap().command else { panic!("run") };
         assert_eq!(*args, run::Arguments::default());
-        assert_eq!(args.job.model, "demo");
-        let targets: Vec<String> = args.job.to.iter().map(|t| t.to_string()).collect();
-        assert_eq!(targets, ["gguf:q4_k_m", "mlx:4bit"]);
     }
 
     #[test]
     fn devices() {
-        let device = |d: &str| parse(&format!("--device {d} targets")).unwrap().global.check_device().map_err(|e| e.kind.exit_code());
+        let device =
+            |d: &str| parse(&format!("--device {d} targets")).unwrap().global.check_device().map_err(|e| e.kind.exit_code());
         assert_eq!(device("cpu"), Ok(()));
         assert_eq!(device("cuda:1"), Err(69));
         assert_eq!(device("metal"), Err(69));

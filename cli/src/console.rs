@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// Least time between two lines of progress in a JSON log.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Stages that took fewer seconds are not worth a line of their own.
+const SHORT: f64 = 0.5;
+
 /// What standard error can show.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
@@ -80,7 +83,8 @@ impl Console {
     fn bar(&self, name: &str, total: u64, bytes: bool) -> ProgressBar {
         let counts = if bytes { "{bytes}/{total_bytes} {bytes_per_sec} {eta}" } else { "{pos}/{len} {eta}" };
         let bar = if self.style.color { "{bar:24.cyan/dim}" } else { "{bar:24}" };
-        let style = ProgressStyle::with_template(&format!("{{prefix}} {bar} {counts} {{msg}}")).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template(&format!("{{prefix}} {bar} {counts} {{msg}}"))
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         bar.set_style(style.progress_chars("━╸─"));
         bar.set_prefix(name.to_string());
@@ -182,8 +186,10 @@ impl Progress for Console {
             return;
         }
         if self.format == LogFormat::Jsonl {
-            line(&json!({"event": "finish", "stage": stage.name, "done": stage.done, "unit": unit(stage.bytes), "seconds": seconds}));
-        } else {
+            line(
+                &json!({"event": "finish", "stage": stage.name, "done": stage.done, "unit": unit(stage.bytes), "seconds": seconds}),
+            );
+        } else if seconds >= SHORT || self.verbosity > 0 {
             let done = if stage.bytes { crate::output::human_bytes(stage.done) } else { stage.done.to_string() };
             write(&format!("{}: {done} in {seconds:.1} s\n", stage.name));
         }

@@ -81,12 +81,12 @@ pub fn work_folder(artifact: &Path) -> PathBuf {
 }
 
 /// Containers and tokenizers that a target cannot carry are found before any work is done.
-pub fn check(model: &Opened, target: Target, tokenizer: &Tokenizer) -> Result<()> {
+pub fn check(model: &Opened, target: Target) -> Result<()> {
     match target {
         Target::Gguf(_) => {
             // What llama.cpp will make of the vocabulary must be what the source's tokenizer does.
             let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;
-            verify_roundtrip(tokenizer, &rebuilt, PROBES).map(|_| ())
+            verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())
         }
         _ if model.checkpoint.kind() == ContainerKind::Gguf => Err(Error::unsupported("an MLX folder cannot be made from a GGUF file")
             .file(model.checkpoint.path())

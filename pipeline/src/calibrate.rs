@@ -36,7 +36,7 @@ pub fn calibrate(
     context: &Context,
 ) -> Result<Calibrated> {
     let spec = model.checkpoint.spec();
-    let windows = options.windows(&model.tokenizer()?, spec)?;
+    let windows = options.windows(model)?;
     for note in &windows.notes {
         context.progress.note(note);
     }

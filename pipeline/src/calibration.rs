@@ -1,12 +1,13 @@
 //! Calibration windows and other evidence for solvers, from what the user named.
 
 use crate::context::Context;
+use crate::opened::Opened;
 use bitsmith_calibrate::{Stats, StatsMeta, imatrix};
 use bitsmith_datasets::{DataSpec, Encoder, Purpose, WindowSet, calibration_windows};
 use bitsmith_formats::hash::sha256_file;
 use bitsmith_formats::{Error, Result};
 use bitsmith_quantize::Method;
-use bitsmith_runtime::{Role, Tokenizer, ModelSpec};
+use bitsmith_runtime::{ModelSpec, Role, WeightSource};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -53,7 +54,8 @@ pub enum Loaded {
 
 impl CalibrationOptions {
     /// Loads what `method` will need. The second value describes it for the recipe: everything that can change a result.
-    pub fn load(&self, method: &Method, spec: &ModelSpec, tokenizer: &Tokenizer, context: &Context) -> Result<(Loaded, Option<Value>)> {
+    pub fn load(&self, method: &Method, model: &Opened, context: &Context) -> Result<(Loaded, Option<Value>)> {
+        let spec = model.checkpoint.spec();
         let named = [self.data.is_some(), self.stats.is_some(), self.imatrix.is_some()].iter().filter(|n| **n).count();
         if named > 1 {
             return Err(Error::usage("--calib, --stats and --imatrix exclude each other"));
@@ -74,7 +76,7 @@ impl CalibrationOptions {
         if self.data.is_none() && !method.needs_calibration() {
             return Ok((Loaded::None, None));
         }
-        let windows = self.windows(tokenizer, spec)?;
+        let windows = self.windows(model)?;
         for note in &windows.notes {
             context.progress.note(note);
         }
@@ -91,7 +93,8 @@ impl CalibrationOptions {
     }
 
     /// The token windows, from the data named or the built-in text.
-    pub fn windows(&self, tokenizer: &Tokenizer, spec: &ModelSpec) -> Result<WindowSet> {
+    pub fn windows(&self, model: &Opened) -> Result<WindowSet> {
+        let (tokenizer, spec) = (model.text_tokenizer()?, model.checkpoint.spec());
         if self.ctx > spec.context_length {
             return Err(Error::usage(format!("windows of {} tokens exceed the model's context of {}", self.ctx, spec.context_length))
                 .hint("lower --ctx"));

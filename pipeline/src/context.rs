@@ -80,7 +80,9 @@ pub fn parse_size(text: &str) -> bitsmith_formats::Result<u64> {
     let value: Option<f64> = number.parse().ok();
     match (value, factor) {
         (Some(value), Some(factor)) if value * (factor as f64) < u64::MAX as f64 => Ok((value * factor as f64).round() as u64),
-        _ => Err(bitsmith_formats::Error::usage(format!("`{text}` is not a size")).hint("write sizes like 4GiB, 500MB or 1000000")),
+        _ => {
+            Err(bitsmith_formats::Error::usage(format!("`{text}` is not a size")).hint("write sizes like 4GiB, 500MB or 1000000"))
+        }
     }
 }
 
@@ -90,7 +92,9 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in [("4GiB", 4u64 << 30), ("500 MB", 500_000_000), ("1.5g", 3 << 29), ("1000", 1000), ("0", 0), ("2k", 2048)] {
+        for (text, bytes) in
+            [("4GiB", 4u64 << 30), ("500 MB", 500_000_000), ("1.5g", 3 << 29), ("1000", 1000), ("0", 0), ("2k", 2048)]
+        {
             assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
         }
         for bad in ["", "GiB", "4 apples", "-1", "1.2.3M", "99999999999T"] {

@@ -189,7 +189,7 @@ impl Encoder<'_> {
             spec,
             codec: &codec,
             vector_type: self.vector_type,
-            weighted_solver: self.method.solver.name() != "rtn",
+            solver: self.method.solver,
         };
         for t in &self.method.transforms {
             for note in t.apply(&mut dense, &mut stats, &context)? {

@@ -67,7 +67,7 @@ pub fn evaluate(
     context: &Context,
 ) -> Result<EvalResult> {
     let device = Device::Cpu;
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = model.text_tokenizer()?;
     let mut result = EvalResult { model: model.name.clone(), perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };
     let against = match (against, kld) {
         (_, []) => None,
@@ -77,7 +77,7 @@ pub fn evaluate(
     for data in kld {
         let reference_model = against.expect("checked above");
         // The reference's own tokenizer cuts the text: the model must agree with it token for token to be comparable.
-        let windows = options.windows(data, reference_model, &reference_model.tokenizer()?)?;
+        let windows = options.windows(data, reference_model, &reference_model.text_tokenizer()?)?;
         let own = options.windows(data, model, &tokenizer)?;
         if own.set.windows != windows.set.windows {
             return Err(Error::failed(format!("the two models tokenize {data} differently, so their predictions cannot be compared"))

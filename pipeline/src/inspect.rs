@@ -85,7 +85,9 @@ fn unsupported(located: &Located, full_metadata: bool, reason: Error) -> Result<
     let store = open_store(path)?;
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
     // The checkpoint was opened far enough to read its configuration, or there would be another error.
-    let Some(config) = std::fs::read(folder.join("config.json")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()) else {
+    let Some(config) =
+        std::fs::read(folder.join("config.json")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+    else {
         return Err(reason);
     };
     let architecture = config["model_type"].as_str().map(String::from);
@@ -137,7 +139,8 @@ impl Inspection {
             let sum = sums.entry(&t.codec).or_default();
             *sum = (sum.0 + 1, sum.1 + t.shape.iter().product::<usize>() as u64, sum.2 + t.bytes);
         }
-        let mut list: Vec<_> = sums.into_iter().map(|(codec, (n, params, bytes))| (codec.to_string(), n, params, bytes)).collect();
+        let mut list: Vec<_> =
+            sums.into_iter().map(|(codec, (n, params, bytes))| (codec.to_string(), n, params, bytes)).collect();
         list.sort_by(|a, b| b.3.cmp(&a.3).then_with(|| a.0.cmp(&b.0)));
         list
     }

@@ -43,6 +43,14 @@ impl Opened {
         }
     }
 
+    /// The tokenizer for calibration and evaluation text, in which the names of special tokens are plain text, as llama-perplexity
+    /// and the papers' scripts read it.
+    pub fn text_tokenizer(&self) -> Result<Tokenizer> {
+        let mut tokenizer = self.tokenizer()?;
+        tokenizer.set_parse_special(false);
+        Ok(tokenizer)
+    }
+
     /// The tokenizer in GGUF's terms.
     pub fn vocab(&self) -> Result<GgufVocab> {
         match self.checkpoint.gguf() {

@@ -13,7 +13,7 @@ use bitsmith_formats::{Encoding, Error, Float, Result};
 use bitsmith_quantize::plan::{Plan, PlanOptions};
 use bitsmith_quantize::Method;
 use crate::opened::Opened;
-use bitsmith_runtime::{Checkpoint, Part, Role, Tokenizer, WeightSource};
+use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -73,18 +73,18 @@ pub struct Job<'a> {
 
 impl<'a> Job<'a> {
     /// Checks the job and loads its calibration text.
-    pub fn new(model: &'a Opened, tokenizer: &Tokenizer, options: &'a QuantizeOptions, context: &'a Context) -> Result<Self> {
+    pub fn new(model: &'a Opened, options: &'a QuantizeOptions, context: &'a Context) -> Result<Self> {
         if options.targets.is_empty() {
             return Err(Error::usage("no target is given").hint("for example --to gguf:q4_k_m"));
         }
         let dense = dense_type(&model.checkpoint)?;
         for &target in &options.targets {
-            artifact::check(model, target, tokenizer)?;
+            artifact::check(model, target)?;
         }
         let method = &options.method;
         let quantizes = options.targets.iter().any(|t| t.is_quantized()) || !method.transforms.is_empty();
         let (evidence, calibration) = match quantizes {
-            true => options.calibration.load(method, model.checkpoint.spec(), tokenizer, context)?,
+            true => options.calibration.load(method, model, context)?,
             false => (Loaded::None, None),
         };
         Ok(Job { model, options, context, evidence, calibration, dense })

@@ -76,8 +76,8 @@ pub struct Pipeline<'a> {
 impl<'a> Pipeline<'a> {
     /// Checks everything that can be checked before the work.
     pub fn new(model: &'a Opened, options: &'a RunOptions, context: &'a Context) -> Result<Self> {
-        let tokenizer = model.tokenizer()?;
-        let job = Job::new(model, &tokenizer, &options.quantize, context)?;
+        let tokenizer = model.text_tokenizer()?;
+        let job = Job::new(model, &options.quantize, context)?;
         let windows = options.eval.windows(&options.data, model, &tokenizer)?;
         Ok(Pipeline { model, options, context, job, windows })
     }

@@ -104,7 +104,8 @@ pub fn logits(model: &Opened, input: &Sequences, top: usize, context: &Context) 
         }
     }
     let mut results = results.into_iter();
-    let sequences = input.sequences.iter().map(|s| if s.is_empty() { Vec::new() } else { results.next().unwrap_or_default() }).collect();
+    let sequences =
+        input.sequences.iter().map(|s| if s.is_empty() { Vec::new() } else { results.next().unwrap_or_default() }).collect();
     Ok(Distributions { sequences })
 }
 
@@ -188,12 +189,8 @@ pub fn generate(model: &Opened, options: &GenerateOptions, mut each: impl FnMut(
             }
         }
     };
-    let run = Generate {
-        max_tokens: options.max_tokens,
-        sampling: options.sampling.clone(),
-        cache: options.cache,
-        ignore_eos: false,
-    };
+    let run =
+        Generate { max_tokens: options.max_tokens, sampling: options.sampling.clone(), cache: options.cache, ignore_eos: false };
     let generated = loaded.generate(&ids, &run, |token| give(stream.push(token)))?;
     give(stream.finish());
     if let Some(e) = failure {

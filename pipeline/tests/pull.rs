@@ -95,7 +95,15 @@ fn a_complete_pull_and_a_second_that_downloads_nothing() {
         assert_eq!(pulled.files[4].sha256, Some(bitsmith_formats::sha256_bytes(&weights())));
         assert_eq!(pulled.downloaded_bytes, pulled.files.iter().map(|f| f.bytes).sum::<u64>());
         // The configuration came first.
-        assert!(test.hub.requests().iter().find(|r| r.method == "GET" && r.path.contains("/resolve/")).unwrap().path.ends_with("/config.json"));
+        assert!(
+            test.hub
+                .requests()
+                .iter()
+                .find(|r| r.method == "GET" && r.path.contains("/resolve/"))
+                .unwrap()
+                .path
+                .ends_with("/config.json")
+        );
 
         test.hub.forget();
         let again = test.pull().unwrap();
@@ -249,9 +257,11 @@ fn offline_misses_a_shard_that_the_index_names() {
     let mut state = repository();
     state.files.remove(WEIGHTS);
     let index = r#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
-    for (name, data) in
-        [("model.safetensors.index.json", index), ("model-00001-of-00002.safetensors", "one"), ("model-00002-of-00002.safetensors", "two")]
-    {
+    for (name, data) in [
+        ("model.safetensors.index.json", index),
+        ("model-00001-of-00002.safetensors", "one"),
+        ("model-00002-of-00002.safetensors", "two"),
+    ] {
         state.files.insert(name.into(), data.into());
     }
     let mut test = Test::new(state);

@@ -82,7 +82,7 @@ impl RopeTable {
 
     /// Positions in the table.
     pub fn positions(&self) -> usize {
-        if self.half == 0 { 0 } else { self.cos.len() / self.half }
+        self.cos.len().checked_div(self.half).unwrap_or(0)
     }
 
     /// Rotates `x`, `(windows × len, heads × head_dim)`, in place; row `r` is at position `start + r % len`.

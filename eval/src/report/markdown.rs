@@ -26,7 +26,7 @@ pub(super) fn render(report: &Report) -> String {
     if !report.gates.is_empty() {
         out += "\n## Gates\n\n";
         let row = |(target, g): &(String, crate::GateOutcome)| {
-            vec![target.clone(), format!("`{}`", g.gate), number(g.value), if g.held { "held" } else { "**failed**" }.to_string()]
+            vec![target.clone(), g.gate.clone(), number(g.value), if g.held { "held" } else { "**failed**" }.to_string()]
         };
         let heads = ["target", "gate", "value", "result"].map(String::from);
         out += &table(&heads, &report.gates.iter().map(row).collect::<Vec<_>>(), |c| c == 2);

@@ -141,10 +141,13 @@ impl ReportRow {
 /// In cells without a value.
 const ABSENT: &str = "–";
 
-/// A value and its standard error to two significant digits of the error.
+/// A value and its standard error to two significant digits of the error; small values in powers of ten.
 fn with_error(value: f64, error: f64) -> String {
     if !value.is_finite() || !error.is_finite() {
         return format!("{value} ± {error}");
+    }
+    if value != 0.0 && value.abs() < 1e-3 {
+        return format!("{value:.2e} ± {error:.0e}");
     }
     let digits = match error > 0.0 {
         true => (1 - error.log10().floor() as i64).clamp(0, 9) as usize,
@@ -277,6 +280,8 @@ mod tests {
         assert_eq!(with_error(273.4456, 2.34), "273.4 ± 2.3");
         assert_eq!(with_error(0.0095, 0.00021), "0.00950 ± 0.00021");
         assert_eq!(with_error(1.0, 0.0), "1.0000 ± 0.0000");
+        assert_eq!(with_error(3.973e-5, 7.6e-7), "3.97e-5 ± 8e-7");
+        assert_eq!(with_error(0.0, 0.0), "0.0000 ± 0.0000");
         assert_eq!(with_error(12345.0, 321.0), "12345 ± 321");
         assert_eq!(bytes(4 << 30), "4.00 GiB");
         assert_eq!(bytes(17), "17 B");

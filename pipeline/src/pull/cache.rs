@@ -3,12 +3,12 @@
 use super::client::RemoteFile;
 use super::hub::{Hub, HubId};
 use super::select::Selection;
-use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::{Error, Result};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
 /// One model's part of the cache.
 #[derive(Debug)]
@@ -76,7 +76,8 @@ impl ModelCache {
             _ => {}
         }
         let up = "../".repeat(2 + file.name.matches('/').count());
-        link_to(&self.blob(&file.etag), Path::new(&format!("{up}blobs/{}", file.etag)), &pointer).map_err(|e| Error::write(&pointer, e))
+        link_to(&self.blob(&file.etag), Path::new(&format!("{up}blobs/{}", file.etag)), &pointer)
+            .map_err(|e| Error::write(&pointer, e))
     }
 
     /// Remembers the commit of a revision.
@@ -86,7 +87,14 @@ impl ModelCache {
             return Ok(());
         }
         create_parent(&path)?;
-        write_file(&path, commit.as_bytes())
+        // Several processes may do this at once, each with a file of its own until the last moment.
+        let write = || {
+            let mut file = NamedTempFile::new_in(path.parent().unwrap_or(&self.root))?;
+            file.write_all(commit.as_bytes())?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(|e| Error::write(&path, e))
     }
 
     /// The commit that the cache has for a revision.
@@ -137,8 +145,10 @@ impl ModelCache {
 /// The files that an index of weights names, each once.
 fn shards(index: &Path) -> Result<Vec<String>> {
     let text = fs::read(index).map_err(|e| Error::read(index, e))?;
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(index))?;
-    let mut names: Vec<String> = value["weight_map"].as_object().into_iter().flatten().filter_map(|(_, v)| v.as_str().map(String::from)).collect();
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(index))?;
+    let mut names: Vec<String> =
+        value["weight_map"].as_object().into_iter().flatten().filter_map(|(_, v)| v.as_str().map(String::from)).collect();
     names.sort();
     names.dedup();
     Ok(names)

@@ -32,7 +32,10 @@ impl Failure {
     }
     /// A failure that may pass.
     pub fn passing(message: impl Into<String>) -> Self {
-        Failure { error: Error::new(ErrorKind::Transient, message).hint("try again; what is complete is kept"), retry: Some(None) }
+        Failure {
+            error: Error::new(ErrorKind::Transient, message).hint("try again; what is complete is kept"),
+            retry: Some(None),
+        }
     }
 }
 
@@ -130,8 +133,9 @@ impl<'a> Client<'a> {
             return Err(self.refused(&response, &format!("revision `{revision}`")));
         }
         let body = response.body_mut().with_config().limit(MAX_LISTING).read_to_vec().map_err(|e| self.broken(e))?;
-        let info: Info = serde_json::from_slice(&body)
-            .map_err(|e| Failure::fatal(Error::corrupt(format!("{} does not answer as a model hub does: {e}", self.hub.endpoint))))?;
+        let info: Info = serde_json::from_slice(&body).map_err(|e| {
+            Failure::fatal(Error::corrupt(format!("{} does not answer as a model hub does: {e}", self.hub.endpoint)))
+        })?;
         if !is_plain(&info.sha) {
             return Err(Failure::fatal(Error::corrupt(format!("the hub gives `{}` as the commit of {}", info.sha, self.id))));
         }
@@ -158,7 +162,8 @@ impl<'a> Client<'a> {
             return Err(self.refused(&response, name));
         }
         let etag = header(&response, "x-linked-etag").or_else(|| header(&response, "etag"));
-        let size = header(&response, "x-linked-size").or_else(|| header(&response, "content-length")).and_then(|s| s.parse().ok());
+        let size =
+            header(&response, "x-linked-size").or_else(|| header(&response, "content-length")).and_then(|s| s.parse().ok());
         match (etag, size) {
             (Some(etag), Some(size)) => {
                 let etag = etag.trim_start_matches("W/").trim_matches('"').to_string();
@@ -247,7 +252,9 @@ impl<'a> Client<'a> {
                 let hint = match (&self.hub.token, code.as_str()) {
                     (Some(_), "GatedRepo") => format!("ask for access on {page}, then try again"),
                     (Some(_), _) => format!("check the name, and that your token may read {page}"),
-                    (None, _) => format!("check the name; for a private or gated model set HF_TOKEN to a token that may read {page}"),
+                    (None, _) => {
+                        format!("check the name; for a private or gated model set HF_TOKEN to a token that may read {page}")
+                    }
                 };
                 fatal(ErrorKind::NotAuthorised, format!("the hub refuses access to {repo} ({status}){said}"), hint)
             }
@@ -261,10 +268,13 @@ impl<'a> Client<'a> {
             }
             408 | 425 | 429 | 500..=599 => {
                 let mut failure = Failure::passing(format!("the hub answers {status} for {repo}: {what}{said}"));
-                failure.retry = Some(header(response, "retry-after").and_then(|s| s.trim().parse().ok()).map(Duration::from_secs));
+                failure.retry =
+                    Some(header(response, "retry-after").and_then(|s| s.trim().parse().ok()).map(Duration::from_secs));
                 failure
             }
-            _ => fatal(ErrorKind::Failed, format!("the hub answers {status} for {repo}: {what}{said}"), format!("look at {page}")),
+            _ => {
+                fatal(ErrorKind::Failed, format!("the hub answers {status} for {repo}: {what}{said}"), format!("look at {page}"))
+            }
         }
     }
 }
@@ -317,7 +327,9 @@ mod tests {
 
     #[test]
     fn listings_with_and_without_blobs() {
-        let listed: Listed = serde_json::from_str(r#"{"rfilename":"m","size":3,"blobId":"p","lfs":{"sha256":"s","size":9,"pointerSize":1}}"#).unwrap();
+        let listed: Listed =
+            serde_json::from_str(r#"{"rfilename":"m","size":3,"blobId":"p","lfs":{"sha256":"s","size":9,"pointerSize":1}}"#)
+                .unwrap();
         assert_eq!(listed.complete(), Some(RemoteFile { name: "m".into(), size: 9, etag: "s".into() }));
         let listed: Listed = serde_json::from_str(r#"{"rfilename":"c","size":3,"blobId":"p"}"#).unwrap();
         assert_eq!(listed.complete(), Some(RemoteFile { name: "c".into(), size: 3, etag: "p".into() }));

@@ -200,7 +200,9 @@ impl Transfer<'_> {
                     Ok(0) => break,
                     Ok(n) => n,
                     Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                    Err(e) => return Err(Failure::passing(format!("{name}: the connection broke at byte {len} of {size} ({e})"))),
+                    Err(e) => {
+                        return Err(Failure::passing(format!("{name}: the connection broke at byte {len} of {size} ({e})")));
+                    }
                 };
                 if n as u64 > size - len {
                     return Err(self.damaged(format!("more than the {size} bytes that the hub announced")));

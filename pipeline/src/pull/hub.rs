@@ -44,8 +44,10 @@ impl Hub {
             // No token file is the common case, and an unreadable one is like none: the hub says if it wants one.
             std::fs::read_to_string(token_file).ok().map(|t| t.trim().to_string()).filter(|t| !t.is_empty())
         });
-        let cache_dir = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map_or_else(|| home.join("hub"), PathBuf::from);
-        let offline = set("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
+        let cache_dir =
+            set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map_or_else(|| home.join("hub"), PathBuf::from);
+        let offline =
+            set("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_string());
         Hub {
             endpoint: endpoint.trim_end_matches('/').to_string(),
@@ -134,7 +136,9 @@ mod tests {
         let id: HubId = "Qwen/Qwen2.5-0.5B@refs/pr/3".parse().unwrap();
         assert_eq!((id.repo.as_str(), id.revision.as_deref()), ("Qwen/Qwen2.5-0.5B", Some("refs/pr/3")));
         assert_eq!(id.to_string(), "Qwen/Qwen2.5-0.5B@refs/pr/3");
-        for bad in ["", "name", "a/b/c", "../b", "a/..", "a/b c", "a/b@", "a/b@../x", "a/b@x/../y", "/a/b", "a/b@/x", "./model", "a/-b"] {
+        for bad in
+            ["", "name", "a/b/c", "../b", "a/..", "a/b c", "a/b@", "a/b@../x", "a/b@x/../y", "/a/b", "a/b@/x", "./model", "a/-b"]
+        {
             assert!(bad.parse::<HubId>().is_err(), "{bad}");
         }
     }

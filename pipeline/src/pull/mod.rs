@@ -148,8 +148,7 @@ fn online(id: &HubId, revision: &str, options: &PullOptions, cache: &ModelCache)
     if !options.dry_run {
         let missing: Vec<&RemoteFile> = files.iter().zip(&cached).filter(|(_, cached)| !**cached).map(|(f, _)| f).collect();
         let stop = AtomicBool::new(false);
-        let job =
-            Downloader { hub: &options.hub, client: &client, cache, commit: &listing.commit, progress, stop: &stop };
+        let job = Downloader { hub: &options.hub, client: &client, cache, commit: &listing.commit, progress, stop: &stop };
         downloaded_bytes = transfer(&job, &missing, &path, options)?;
         cache.set_ref(revision, &listing.commit)?;
     }
@@ -219,7 +218,9 @@ fn check_config(snapshot: &Path, options: &PullOptions) -> Result<()> {
 fn check_choice(id: &HubId, names: &[&str], chosen: &[&str], selection: &Selection) -> Result<()> {
     if !selection.is_default() {
         if chosen.is_empty() {
-            return Err(Error::missing(format!("no file of {} matches", id.repo)).hint(format!("the repository has {}", some(names))));
+            return Err(
+                Error::missing(format!("no file of {} matches", id.repo)).hint(format!("the repository has {}", some(names)))
+            );
         }
         return Ok(());
     }

@@ -167,8 +167,14 @@ mod tests {
         assert_eq!(chosen, expected);
         assert_eq!(Selection::default().choose(&["weights.00.safetensors"]), ["weights.00.safetensors"]);
         let selection = Selection { include: vec!["*.gguf".into(), "*.json".into()], exclude: vec!["onnx/".into()] };
-        let expected =
-            ["config.json", "model.safetensors.index.json", "original/params.json", "pytorch_model.bin.index.json", "tokenizer.json", "x.gguf"];
+        let expected = [
+            "config.json",
+            "model.safetensors.index.json",
+            "original/params.json",
+            "pytorch_model.bin.index.json",
+            "tokenizer.json",
+            "x.gguf",
+        ];
         assert_eq!(selection.choose(&names), expected);
     }
 
@@ -189,7 +195,9 @@ mod tests {
         ] {
             assert!(matches(pattern, name), "{pattern} {name}");
         }
-        for (pattern, name) in [("*.json", "config.jsonl"), ("a?c", "ac"), ("[!x]*", "xyz"), ("a[0-9]b", "axb"), ("", "a"), ("onnx/", "onnx")] {
+        for (pattern, name) in
+            [("*.json", "config.jsonl"), ("a?c", "ac"), ("[!x]*", "xyz"), ("a[0-9]b", "axb"), ("", "a"), ("onnx/", "onnx")]
+        {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }
     }

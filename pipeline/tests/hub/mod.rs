@@ -148,8 +148,10 @@ fn respond(state: &mut State, request: &Request) -> Vec<u8> {
     let Some(data) = state.files.get(&name) else { return status_only(404, "X-Error-Code: EntryNotFound\r\n") };
     if state.large.contains(&name) {
         let (etag, size) = (etag(state, &name, data), data.len());
-        let headers =
-            format!("Location: {}/storage/{name}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {size}\r\nX-Repo-Commit: {COMMIT}\r\n", state.storage.as_deref().unwrap_or(""));
+        let headers = format!(
+            "Location: {}/storage/{name}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {size}\r\nX-Repo-Commit: {COMMIT}\r\n",
+            state.storage.as_deref().unwrap_or("")
+        );
         return status_only(302, &headers);
     }
     send(state, request, &name)

@@ -6,15 +6,20 @@
 //! mean of its weights relative to their block's largest. The loss of a candidate is `tr(ΔW H ΔWᵀ)` of the stored formats,
 //! so no activations are kept.
 //!
+//! A solver with error feedback fits scales by importance and compensates, which leaves less to gain: there a candidate must
+//! also win when a sample of the rows is really solved with and without it.
+//!
 //! Under a solver that treats all weights alike, ranges are then clipped per block to 0.5–1 of their largest magnitude,
 //! whichever loses least.
 
 use super::{Context, DenseLayer, Transform};
+use crate::hessian::Hessian;
+use crate::solver::Problem;
 use bitsmith_calibrate::SiteStats;
 use bitsmith_formats::{CodecId, Result};
 use bitsmith_runtime::role::{Input, Part};
 use bitsmith_runtime::spec::ModelSpec;
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -22,6 +27,10 @@ use std::collections::BTreeMap;
 const STEPS: usize = 20;
 /// Rows per reader used to score candidates.
 const SAMPLE_ROWS: usize = 256;
+/// Rows per reader that are really solved to confirm a candidate.
+const SOLVED_ROWS: usize = 96;
+/// What the confirmation must gain, relatively.
+const MIN_SOLVED_GAIN: f64 = 0.04;
 /// A fold must lower the loss at least this much, relatively: less is noise of the sample.
 const MIN_GAIN: f64 = 0.002;
 /// Clipping ratios tried.
@@ -65,7 +74,7 @@ impl Transform for Awq {
                 apply_fold(layer, fold.source, &readers, &scales, &sources, site, context);
                 folded += 1;
             }
-            if !context.weighted_solver {
+            if !context.weighted_solver() {
                 let h = site.hessian().expect("gathered above");
                 for &part in &readers {
                     // Clipping q and k would change attention scores too sharply.
@@ -100,7 +109,7 @@ fn search(
 ) -> Option<Vec<f32>> {
     let n_sources = sources.iter().max()? + 1;
     let importance = site.importance();
-    let samples: Vec<(Part, Array2<f32>)> = readers.iter().map(|&p| (p, sample_rows(&layer[&p]))).collect();
+    let samples: Vec<(Part, Array2<f32>)> = readers.iter().map(|&p| (p, sample_rows(&layer[&p], SAMPLE_ROWS))).collect();
     let a = fold_mean(&site.mean_abs(), sources, n_sources);
     let w = fold_mean(&column_magnitudes(&samples, context), sources, n_sources);
     let loss = |scales: &[f32]| -> f64 {
@@ -108,7 +117,7 @@ fn search(
         let of = |(part, rows): &(Part, Array2<f32>)| {
             let codec = (context.codec)(*part);
             let scaled: Vec<f32> = per_column.iter().zip(&importance).map(|(s, i)| i / (s * s)).collect();
-            error(rows, &per_column, codec, context.weighted_solver.then_some(&scaled[..]), h)
+            error(rows, &per_column, codec, context.weighted_solver().then_some(&scaled[..]), h)
         };
         samples.iter().map(of).sum()
     };
@@ -123,7 +132,37 @@ fn search(
     let start = loss(&vec![1.0; n_sources]);
     let losses: Vec<f64> = candidates.par_iter().map(|c| loss(c)).collect();
     let best = (0..candidates.len()).min_by(|&i, &j| losses[i].total_cmp(&losses[j]))?;
-    (losses[best] < start * (1.0 - MIN_GAIN)).then(|| candidates.swap_remove(best))
+    if losses[best] >= start * (1.0 - MIN_GAIN) {
+        return None;
+    }
+    let scales = candidates.swap_remove(best);
+    if context.solver.needs_hessian() {
+        let per_column: Vec<f32> = sources.iter().map(|&c| scales[c]).collect();
+        let scaled = solved_error(&samples, &per_column, h, site, context)?;
+        if scaled >= solved_error(&samples, &vec![1.0; sources.len()], h, site, context)? * (1.0 - MIN_SOLVED_GAIN) {
+            return None;
+        }
+    }
+    Some(scales)
+}
+
+/// `tr(ΔW H ΔWᵀ)` over sampled rows when they are solved with their columns multiplied by `scales`.
+fn solved_error(samples: &[(Part, Array2<f32>)], scales: &[f32], h: &Array2<f32>, site: &SiteStats, context: &Context<'_>) -> Option<f64> {
+    let mut stats = site.clone();
+    stats.rescale(scales);
+    let hessian = Hessian::from_stats(&stats, 0.0)?;
+    let scales = ArrayView1::from(scales);
+    let mut total = 0.0;
+    for (part, rows) in samples {
+        let rows = sample_rows(rows, SOLVED_ROWS);
+        let scaled = &rows * &scales;
+        let importance = Some(&hessian.importance[..]);
+        let problem = Problem { weights: scaled.view(), codec: (context.codec)(*part), importance, hessian: Some(&hessian) };
+        let solution = context.solver.solve(&problem).ok()?;
+        let decoded = Array2::from_shape_vec(rows.dim(), solution.tensor.decode()).ok()?;
+        total += quadratic((decoded / scales - &rows).view(), h);
+    }
+    Some(total)
 }
 
 /// Scales around 1, safe to divide by; silent channels keep 1.
@@ -145,8 +184,9 @@ fn fold_mean(per_input: &[f32], sources: &[usize], n_sources: usize) -> Vec<f32>
     sum.iter().zip(&count).map(|(s, n)| s / n.max(1.0)).collect()
 }
 
-fn sample_rows(w: &Array2<f32>) -> Array2<f32> {
-    let stride = w.nrows().div_ceil(SAMPLE_ROWS);
+/// At most `most` rows, evenly spread.
+fn sample_rows(w: &Array2<f32>, most: usize) -> Array2<f32> {
+    let stride = w.nrows().div_ceil(most);
     w.slice(s![..;stride, ..]).to_owned()
 }
 

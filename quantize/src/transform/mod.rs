@@ -2,6 +2,7 @@
 
 mod awq;
 
+use crate::solver::Solver;
 use bitsmith_calibrate::SiteStats;
 use bitsmith_formats::{CodecId, Float, Result};
 use bitsmith_runtime::role::{Input, Part};
@@ -21,8 +22,15 @@ pub struct Context<'a> {
     pub codec: &'a (dyn Fn(Part) -> CodecId + Sync),
     /// The type in which norms and biases will be stored: a fold divides by what survives rounding to it.
     pub vector_type: Float,
-    /// Whether the solver that follows weighs errors by E[x²] or H, or treats all weights alike.
-    pub weighted_solver: bool,
+    /// The solver that will follow.
+    pub solver: &'a dyn Solver,
+}
+
+impl Context<'_> {
+    /// Whether the solver weighs errors by E[x²] or H, or treats all weights alike.
+    pub fn weighted_solver(&self) -> bool {
+        self.solver.name() != "rtn"
+    }
 }
 
 /// A function-preserving rewrite.

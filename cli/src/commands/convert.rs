@@ -1,0 +1,55 @@
+//! `bitsmith convert`.
+
+use super::job::{JobArgs, artifact_table, estimates};
+use crate::app::App;
+use bitsmith_formats::Result;
+use bitsmith_pipeline::Opened;
+use bitsmith_pipeline::artifact::Output;
+use bitsmith_pipeline::quantize::Job;
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  bitsmith convert ./model --to gguf:bf16 -o model-bf16.gguf
+  bitsmith convert ./model --to mlx:bf16 -o model-mlx --shard-size 5GB";
+
+/// Arguments of `convert`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Hub id, checkpoint folder, .gguf file, or `demo`
+    pub model: String,
+    /// Target, as container:encoding; several separated by commas. Quantized ones get the format's own encoder
+    #[arg(long, value_name = "TARGET", value_delimiter = ',', required = true)]
+    pub to: Vec<String>,
+    /// Where to: the artifact's name, or a folder for several targets
+    #[arg(short, long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// Split MLX weights into files of at most this size, for example 5GB
+    #[arg(long, value_name = "SIZE")]
+    pub shard_size: Option<String>,
+    /// Only say what it would cost in time, memory and disk
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Writes the model anew.
+pub fn run(args: &Arguments, app: &App) -> Result<()> {
+    let job = JobArgs {
+        to: args.to.clone(),
+        method: Some("reference".into()),
+        shard_size: args.shard_size.clone(),
+        ..JobArgs::default()
+    };
+    let options = job.resolve(Output::from_argument(&args.out, &job.targets()?))?;
+    let model = Opened::find(&args.model, &app.context)?;
+    let work = Job::new(&model, &options, &app.context)?;
+    if args.dry_run {
+        let (document, text) = estimates(&work.estimates(0)?);
+        return app.output.result(&document, |_| text);
+    }
+    let artifacts = work.run()?;
+    app.output.result(&json!({ "artifacts": artifacts }), |_| artifact_table(&artifacts))
+}

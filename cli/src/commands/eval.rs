@@ -1,0 +1,92 @@
+//! `bitsmith eval`.
+
+use super::job::positive;
+use crate::app::App;
+use crate::output::table;
+use bitsmith_datasets::DataSpec;
+use bitsmith_eval::EvalResult;
+use bitsmith_formats::atomic::write_file;
+use bitsmith_formats::{Error, Result};
+use bitsmith_pipeline::Opened;
+use bitsmith_pipeline::evaluate::{EvalOptions, evaluate};
+use clap::Args;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  bitsmith eval model-q4_k_m.gguf --ppl wiki.test.raw
+  bitsmith eval model-q4_k_m.gguf --kld builtin --against ./model --json";
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Hub id, checkpoint folder, .gguf file, or `demo`
+    pub model: String,
+    /// Measure perplexity on this text; can be given several times
+    #[arg(long, value_name = "DATA", required_unless_present = "kld")]
+    pub ppl: Vec<String>,
+    /// Measure KL divergence from another model on this text; can be given several times
+    #[arg(long, value_name = "DATA", requires = "against")]
+    pub kld: Vec<String>,
+    /// The model that --kld compares with
+    #[arg(long, value_name = "MODEL", requires = "kld")]
+    pub against: Option<String>,
+    /// Tokens per window [default: 512, paper: 2048]
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
+    /// How text is cut and scored: llama.cpp or paper
+    #[arg(long, value_name = "STYLE", default_value = "llama.cpp")]
+    pub style: String,
+    /// Use this many windows only
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Write the results as JSON to this file too
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Measures the model.
+pub fn run(args: &Arguments, app: &App) -> Result<()> {
+    let specs = |list: &[String]| list.iter().map(|d| d.parse()).collect::<Result<Vec<DataSpec>>>();
+    let (ppl, kld) = (specs(&args.ppl)?, specs(&args.kld)?);
+    let options = EvalOptions {
+        style: args.style.parse()?,
+        ctx: args.ctx.map(|n| positive("--ctx", Some(n), n)).transpose()?,
+        limit: args.limit.map(|n| positive("--limit", Some(n), n)).transpose()?,
+    };
+    let model = Opened::find(&args.model, &app.context)?;
+    let against = args.against.as_deref().map(|m| Opened::find(m, &app.context)).transpose()?;
+    let result = evaluate(&model, &ppl, &kld, against.as_ref(), &options, &app.context)?;
+    if let Some(path) = &args.out {
+        let mut json = serde_json::to_vec_pretty(&result).map_err(|e| Error::failed(e.to_string()))?;
+        json.push(b'\n');
+        write_file(path, &json)?;
+    }
+    app.output.result(&result, text)
+}
+
+fn text(result: &EvalResult) -> String {
+    let mut text = String::new();
+    if !result.perplexity.is_empty() {
+        let mut rows = vec![["data", "ctx", "style", "tokens", "perplexity", "±"].map(String::from).to_vec()];
+        rows.extend(result.perplexity.iter().map(|p| {
+            let numbers = [p.tokens.to_string(), format!("{:.4}", p.ppl), format!("{:.4}", p.stderr)];
+            [p.data.clone(), p.ctx.to_string(), p.style.to_string()].into_iter().chain(numbers).collect()
+        }));
+        text.push_str(&table(&rows, &[1, 3, 4, 5]));
+    }
+    if !result.kld.is_empty() {
+        let header = ["data", "against", "tokens", "mean KLD", "median", "p99", "max", "same top", "RMS Δp", "ppl ratio"];
+        let mut rows = vec![header.map(String::from).to_vec()];
+        rows.extend(result.kld.iter().map(|k| {
+            let s = &k.summary;
+            let nats = [s.mean, s.median, s.p99, s.max].map(|v| format!("{v:.6}"));
+            let rest =
+                [format!("{:.2} %", 100.0 * s.same_top_p), format!("{:.2} %", 100.0 * s.rms_dp), format!("{:.4}", s.ppl_ratio)];
+            [k.data.clone(), k.against.clone(), s.tokens.to_string()].into_iter().chain(nats).chain(rest).collect()
+        }));
+        text.push_str(&table(&rows, &[2, 3, 4, 5, 6, 7, 8, 9]));
+    }
+    text
+}

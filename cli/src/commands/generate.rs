@@ -1,0 +1,90 @@
+//! `bitsmith generate`.
+
+use crate::app::App;
+use bitsmith_formats::{Error, Result};
+use bitsmith_pipeline::Opened;
+use bitsmith_pipeline::text::{GenerateOptions, generate};
+use bitsmith_runtime::generate::CacheType;
+use bitsmith_runtime::sampler::Sampling;
+use clap::{Args, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  bitsmith generate model.gguf -p 'Once upon a time' -n 64
+  bitsmith generate ./model --chat -p 'Why is the sky blue?' --temp 0.7 --top-p 0.9";
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Hub id, checkpoint folder, .gguf file, or `demo`
+    pub model: String,
+    /// The text to continue, or with --chat what the user says
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Most tokens to generate
+    #[arg(short, long = "tokens", value_name = "N", default_value_t = 128)]
+    pub n: usize,
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temp: f32,
+    /// Choose among the most likely tokens whose probabilities sum to this
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Choose among this many of the most likely tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// How keys and values are kept
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    pub kv: Kv,
+    /// Use the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// With --chat, what the system says first
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+}
+
+/// Storage of keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Kv {
+    /// Exact
+    #[default]
+    F32,
+    /// Half the memory
+    F16,
+}
+
+/// Generates and prints text as it comes.
+pub fn run(args: &Arguments, app: &App) -> Result<()> {
+    if !(args.temp >= 0.0 && args.temp.is_finite()) {
+        return Err(Error::usage("--temp must be 0 or more"));
+    }
+    if args.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+        return Err(Error::usage("--top-p must be above 0 and at most 1"));
+    }
+    if args.top_k == Some(0) {
+        return Err(Error::usage("--top-k must be at least 1"));
+    }
+    let options = GenerateOptions {
+        prompt: args.prompt.clone(),
+        chat: args.chat,
+        system: args.system.clone(),
+        max_tokens: args.n,
+        sampling: Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, seed: app.context.seed },
+        cache: match args.kv {
+            Kv::F32 => CacheType::F32,
+            Kv::F16 => CacheType::F16,
+        },
+    };
+    let model = Opened::find(&args.model, &app.context)?;
+    let generation = generate(&model, &options, |piece| if app.output.is_json() { Ok(()) } else { app.output.text(piece) })?;
+    app.console.detail(&format!(
+        "{} + {} tokens in {:.2} s, stopped at: {}",
+        generation.prompt_tokens,
+        generation.tokens.len(),
+        generation.seconds,
+        generation.stop
+    ));
+    app.output.result(&generation, |_| "\n".into())
+}

@@ -1,0 +1,202 @@
+//! Arguments that `run` and `quantize` share, from the command line or a recipe file.
+
+use crate::output::{human_bytes, table};
+use bitsmith_datasets::DataSpec;
+use bitsmith_formats::{CodecId, Error, Result};
+use bitsmith_pipeline::artifact::Output;
+use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
+use bitsmith_pipeline::context::parse_size;
+use bitsmith_pipeline::estimate::Estimate;
+use bitsmith_pipeline::quantize::{Artifact, QuantizeOptions};
+use bitsmith_pipeline::target::Target;
+use bitsmith_quantize::plan::PlanOptions;
+use clap::Args;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// What to make of a model, and how.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct JobArgs {
+    /// Targets, as container:encoding, separated by commas; `bitsmith targets` lists them
+    #[arg(long, value_name = "TARGET", value_delimiter = ',')]
+    pub to: Vec<String>,
+    /// Transforms and a solver joined by `+`: rtn, reference, gptq, awq, awq+gptq, best [default: best]
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+    /// Calibration text: a dataset or files [default: builtin, where the method needs text]
+    #[arg(long, value_name = "DATA", help_heading = "Calibration")]
+    pub calib: Option<String>,
+    /// Statistics that `bitsmith calibrate` gathered, instead of text
+    #[arg(long, value_name = "FILE", help_heading = "Calibration", conflicts_with = "calib")]
+    pub stats: Option<PathBuf>,
+    /// Importance matrix in llama.cpp's format, instead of text
+    #[arg(long, value_name = "FILE", help_heading = "Calibration", conflicts_with_all = ["calib", "stats"])]
+    pub imatrix: Option<PathBuf>,
+    /// Windows of calibration text [default: 128]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
+    pub samples: Option<usize>,
+    /// Tokens per window of calibration text [default: 512]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
+    pub ctx: Option<usize>,
+    /// Calibrate every layer on the dense model, not on the quantized layers before it
+    #[arg(long, help_heading = "Calibration")]
+    pub independent: bool,
+    /// Give every matrix the target's base format
+    #[arg(long, help_heading = "Formats of single tensors")]
+    pub pure: bool,
+    /// Fail where rows do not fit a format, instead of taking another format
+    #[arg(long, help_heading = "Formats of single tensors")]
+    pub no_fallback: bool,
+    /// Another format for a role (attn_v) or one tensor (blk.0.ffn_down); can be given several times
+    #[arg(long, value_name = "ROLE=CODEC", help_heading = "Formats of single tensors")]
+    pub tensor_type: Vec<String>,
+    /// Split MLX weights into files of at most this size, for example 5GB
+    #[arg(long, value_name = "SIZE")]
+    pub shard_size: Option<String>,
+}
+
+impl JobArgs {
+    /// Fills what is not given from a recipe.
+    pub fn or(self, recipe: JobArgs) -> JobArgs {
+        let list = |given: Vec<String>, other| if given.is_empty() { other } else { given };
+        // The three sources of evidence exclude each other: one given replaces whichever the recipe names.
+        let evidence = self.calib.is_some() || self.stats.is_some() || self.imatrix.is_some();
+        let other = if evidence { JobArgs { calib: None, stats: None, imatrix: None, ..recipe } } else { recipe };
+        JobArgs {
+            to: list(self.to, other.to),
+            method: self.method.or(other.method),
+            calib: self.calib.or(other.calib),
+            stats: self.stats.or(other.stats),
+            imatrix: self.imatrix.or(other.imatrix),
+            samples: self.samples.or(other.samples),
+            ctx: self.ctx.or(other.ctx),
+            independent: self.independent || other.independent,
+            pure: self.pure || other.pure,
+            no_fallback: self.no_fallback || other.no_fallback,
+            tensor_type: list(self.tensor_type, other.tensor_type),
+            shard_size: self.shard_size.or(other.shard_size),
+        }
+    }
+
+    /// The targets.
+    pub fn targets(&self) -> Result<Vec<Target>> {
+        let targets: Vec<Target> = self.to.iter().map(|t| t.trim().parse()).collect::<Result<_>>()?;
+        if let Some(twice) = targets.iter().enumerate().find(|(i, t)| targets[..*i].contains(t)) {
+            return Err(Error::usage(format!("target {} is given twice", twice.1)));
+        }
+        Ok(targets)
+    }
+
+    /// The options that the libraries take.
+    pub fn resolve(&self, out: Output) -> Result<QuantizeOptions> {
+        let overrides = self.tensor_type.iter().map(|t| tensor_type(t)).collect::<Result<_>>()?;
+        Ok(QuantizeOptions {
+            targets: self.targets()?,
+            method: self.method.as_deref().unwrap_or("best").parse()?,
+            calibration: CalibrationOptions {
+                data: self.calib.as_deref().map(str::parse::<DataSpec>).transpose()?,
+                stats: self.stats.clone(),
+                imatrix: self.imatrix.clone(),
+                samples: positive("--samples", self.samples, DEFAULT_SAMPLES)?,
+                ctx: positive("--ctx", self.ctx, DEFAULT_CTX)?,
+                independent: self.independent,
+            },
+            plan: PlanOptions { pure: self.pure, no_fallback: self.no_fallback, overrides, ..PlanOptions::default() },
+            out,
+            shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
+        })
+    }
+}
+
+/// A count of at least 1.
+pub fn positive(flag: &str, value: Option<usize>, default: usize) -> Result<usize> {
+    match value {
+        Some(0) => Err(Error::usage(format!("{flag} must be at least 1"))),
+        value => Ok(value.unwrap_or(default)),
+    }
+}
+
+fn tensor_type(text: &str) -> Result<(String, CodecId)> {
+    match text.split_once('=') {
+        Some((role, codec)) if !role.is_empty() => Ok((role.trim().to_string(), codec.trim().parse()?)),
+        _ => Err(Error::usage(format!("`{text}` is not of the form ROLE=CODEC")).hint("for example --tensor-type attn_v=q6_k")),
+    }
+}
+
+/// Finished artifacts for people.
+pub fn artifact_table(artifacts: &[Artifact]) -> String {
+    let header = ["target", "size", "bpw", "time", "peak memory", "path"].map(String::from).to_vec();
+    let rows = artifacts.iter().map(|a| {
+        let memory = if a.peak_rss_bytes > 0 { human_bytes(a.peak_rss_bytes) } else { "–".into() };
+        let time = format!("{:.1} s", a.seconds);
+        vec![a.target.clone(), human_bytes(a.bytes), format!("{:.3}", a.bpw), time, memory, a.path.display().to_string()]
+    });
+    table(&std::iter::once(header).chain(rows).collect::<Vec<_>>(), &[1, 2, 3, 4])
+}
+
+/// The document and the text of `--dry-run`.
+pub fn estimates(list: &[Estimate]) -> (serde_json::Value, String) {
+    let header = ["target", "size", "bpw", "memory", "disk", "time"].map(String::from).to_vec();
+    let row = |e: &Estimate| {
+        let time = format!("about {}", duration(e.seconds));
+        vec![
+            e.target.clone(),
+            human_bytes(e.bytes),
+            format!("{:.3}", e.bpw),
+            human_bytes(e.ram_bytes),
+            human_bytes(e.disk_bytes),
+            time,
+        ]
+    };
+    let mut text = table(&std::iter::once(header).chain(list.iter().map(row)).collect::<Vec<_>>(), &[1, 2, 3, 4]);
+    for e in list {
+        e.fallbacks.iter().for_each(|line| text.push_str(&format!("{}: {line}\n", e.target)));
+    }
+    (serde_json::json!({ "dry_run": true, "estimates": list }), text)
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{} s", s.ceil()),
+        s if s < 5400.0 => format!("{} min", (s / 60.0).round()),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_wins_over_the_recipe() {
+        let recipe: JobArgs = toml::from_str(
+            "to = ['mlx:4bit']\nmethod = 'rtn'\ncalib = 'a.txt'\nsamples = 3\ntensor-type = ['attn_v=q6_k']\npure = true\nno-fallback = false",
+        )
+        .unwrap();
+        let given = JobArgs { method: Some("gptq".into()), stats: Some("s".into()), ..JobArgs::default() };
+        let merged = given.or(recipe);
+        assert_eq!((merged.to, merged.method.as_deref(), merged.samples), (vec!["mlx:4bit".to_string()], Some("gptq"), Some(3)));
+        assert_eq!((merged.calib, merged.stats, merged.pure), (None, Some("s".into()), true));
+    }
+
+    #[test]
+    fn resolved() {
+        let args = JobArgs {
+            to: vec!["gguf:q4_k_m".into(), "mlx:8bit".into()],
+            tensor_type: vec!["attn_v=q6_k".into()],
+            ..JobArgs::default()
+        };
+        let options = args.resolve(Output::Folder("out".into())).unwrap();
+        assert_eq!(
+            (options.targets.len(), options.calibration.samples, options.calibration.ctx),
+            (2, DEFAULT_SAMPLES, DEFAULT_CTX)
+        );
+        assert_eq!(options.plan.overrides, [("attn_v".to_string(), CodecId::Q6K)]);
+        let bad = |args: JobArgs| args.resolve(Output::Folder("out".into())).unwrap_err().kind.exit_code();
+        assert_eq!(bad(JobArgs { to: vec!["gguf:q9".into()], ..JobArgs::default() }), 69);
+        assert_eq!(bad(JobArgs { to: vec!["gguf:q8_0".into(), "gguf:q8_0".into()], ..JobArgs::default() }), 2);
+        assert_eq!(bad(JobArgs { tensor_type: vec!["attn_v".into()], ..JobArgs::default() }), 2);
+        assert_eq!(bad(JobArgs { samples: Some(0), ..JobArgs::default() }), 2);
+    }
+}

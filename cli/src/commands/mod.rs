@@ -1,0 +1,54 @@
+//! One file per command: its arguments, and a call into the libraries.
+
+pub mod archs;
+pub mod calibrate;
+pub mod completions;
+pub mod convert;
+pub mod datasets;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+mod job;
+pub mod logits;
+pub mod methods;
+pub mod pull;
+pub mod quantize;
+mod recipe;
+pub mod run;
+pub mod targets;
+pub mod tokenize;
+
+use crate::app::App;
+use crate::args::Command;
+use bitsmith_formats::Result;
+
+/// Runs a command.
+pub fn run(command: &Command, app: &App) -> Result<Status> {
+    let done = |result: Result<()>| result.map(|()| Status::Done);
+    match command {
+        Command::Run(args) => run::run(args, app),
+        Command::Quantize(args) => done(quantize::run(args, app)),
+        Command::Convert(args) => done(convert::run(args, app)),
+        Command::Calibrate(args) => done(calibrate::run(args, app)),
+        Command::Eval(args) => done(eval::run(args, app)),
+        Command::Generate(args) => done(generate::run(args, app)),
+        Command::Inspect(args) => done(inspect::run(args, app)),
+        Command::Pull(args) => done(pull::run(args, app)),
+        Command::Tokenize(args) => done(tokenize::run(args, app)),
+        Command::Logits(args) => done(logits::run(args, app)),
+        Command::Targets(args) => done(targets::run(args, app)),
+        Command::Methods(args) => done(methods::run(args, app)),
+        Command::Datasets(args) => done(datasets::run(args, app)),
+        Command::Archs(args) => done(archs::run(args, app)),
+        Command::Completions(args) => done(completions::run(args, app)),
+    }
+}
+
+/// How a command ended that did its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// All is well.
+    Done,
+    /// A quality gate did not hold; the results are written all the same.
+    GateFailed,
+}
