@@ -139,6 +139,8 @@ pub struct StatsMeta {
     pub samples: usize,
     /// Tokens per window.
     pub ctx: usize,
+    /// Largest magnitude among hidden states and linear inputs: whether a type with a small range can hold them.
+    pub peak: f32,
 }
 
 /// Statistics of a whole model.

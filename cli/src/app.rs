@@ -69,9 +69,9 @@ fn context(global: &Global, console: Arc<Console>) -> Result<Context> {
 fn finish(result: Result<Status>, output: Output, console: &Console) -> ExitCode {
     let error = match result {
         Ok(Status::Done) => return ExitCode::SUCCESS,
-        Ok(Status::GateFailed) => {
+        Ok(Status::GatesFailed(gates)) => {
             // The results are out: this is one of them, not an error that replaces them.
-            let error = Error::new(ErrorKind::Gate, "a quality gate did not hold");
+            let error = Error::new(ErrorKind::Gate, gates.join("; "));
             console.error(&error);
             return ExitCode::from(error.kind.exit_code());
         }

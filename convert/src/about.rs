@@ -1,6 +1,7 @@
 //! What a source's README and path tell about a model: licence, origin, languages.
 
 use crate::names;
+use bitsmith_formats::gguf::Metadata;
 use bitsmith_formats::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,7 +38,12 @@ impl ModelAbout {
         let readme = source.join("README.md");
         let text = match std::fs::read_to_string(&readme) {
             Ok(text) => text,
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory | std::io::ErrorKind::InvalidData) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory | std::io::ErrorKind::InvalidData
+                ) =>
+            {
                 return Ok(about);
             }
             Err(e) => return Err(Error::read(readme, e)),
@@ -54,13 +60,43 @@ impl ModelAbout {
         Ok(about)
     }
 
+    /// What the metadata of a GGUF file say.
+    pub fn from_gguf(metadata: &Metadata, file: &Path) -> Result<Self> {
+        let text = |key: &str| -> Result<Option<String>> {
+            Ok(metadata.optional(&format!("general.{key}"), Metadata::str).map_err(|e| e.file(file))?.map(String::from))
+        };
+        let list = |key: &str| -> Result<Vec<String>> {
+            Ok(metadata
+                .optional(&format!("general.{key}"), Metadata::strings)
+                .map_err(|e| e.file(file))?
+                .unwrap_or_default()
+                .to_vec())
+        };
+        let mut base_models = Vec::new();
+        while let Some(url) = text(&format!("base_model.{}.repo_url", base_models.len()))? {
+            base_models.push(url.trim_start_matches("https://huggingface.co/").to_string());
+        }
+        Ok(ModelAbout {
+            name: text("name")?.unwrap_or_else(|| names::model_name(file, None)),
+            repo: text("source.huggingface.repository")?,
+            revision: text("source.huggingface.revision")?,
+            license: text("license")?,
+            license_name: text("license.name")?,
+            license_link: text("license.link")?,
+            base_models,
+            languages: list("languages")?,
+            tags: list("tags")?,
+            pipeline_tag: None,
+        })
+    }
+
     /// The model that an artifact made from this source is based on: the source itself if it has a hub id, else what it names.
     pub fn parents(&self) -> Vec<String> {
         self.repo.clone().map_or_else(|| self.base_models.clone(), |r| vec![r])
     }
 
-    /// YAML lines of what a card passes on: licence, base model, languages.
-    pub(crate) fn card_lines(&self) -> Vec<String> {
+    /// YAML lines of what a card passes on: licence, base model (and that the artifact is a quantization of it), languages.
+    pub(crate) fn card_lines(&self, quantized: bool) -> Vec<String> {
         let mut lines = Vec::new();
         let scalars = [("license", &self.license), ("license_name", &self.license_name), ("license_link", &self.license_link)];
         for (key, value) in scalars {
@@ -73,7 +109,7 @@ impl ModelAbout {
                 lines.extend(list.iter().map(|v| format!("- {}", yaml(v))));
             }
         }
-        if !parents.is_empty() {
+        if quantized && !parents.is_empty() {
             lines.push("base_model_relation: quantized".into());
         }
         lines
@@ -83,7 +119,8 @@ impl ModelAbout {
 /// A YAML scalar, quoted where it must be.
 pub(crate) fn yaml(text: &str) -> String {
     // Plain letters, except the words that YAML reads as something else (Norway's `no` for one).
-    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
     let word = matches!(text.to_ascii_lowercase().as_str(), "yes" | "no" | "on" | "off" | "true" | "false" | "null" | "y" | "n");
     if plain && !word { text.to_string() } else { serde_json::Value::from(text).to_string() }
 }
@@ -138,12 +175,27 @@ mod tests {
         let text = "---\nlicense: other\nlicense_name: \"my licence\"\nlanguage:\n- en\n- 'no'\ntags: [a, b]\nbase_model: org/base # first\nmodel-index:\n- name: x\n  results: []\n---\n# Title\nlicense: no\n";
         std::fs::write(dir.path().join("README.md"), text).unwrap();
         let about = ModelAbout::from_source(dir.path(), Some("me/model-1B")).unwrap();
-        assert_eq!((about.name.as_str(), about.license.as_deref(), about.license_name.as_deref()), ("model-1B", Some("other"), Some("my licence")));
-        assert_eq!((about.languages.clone(), about.tags.clone()), (vec!["en".to_string(), "no".into()], vec!["a".to_string(), "b".into()]));
+        assert_eq!(
+            (about.name.as_str(), about.license.as_deref(), about.license_name.as_deref()),
+            ("model-1B", Some("other"), Some("my licence"))
+        );
+        assert_eq!(
+            (about.languages.clone(), about.tags.clone()),
+            (vec!["en".to_string(), "no".into()], vec!["a".to_string(), "b".into()])
+        );
         assert_eq!(about.base_models, ["org/base"]);
         assert_eq!(
-            about.card_lines(),
-            ["license: other", "license_name: \"my licence\"", "language:", "- en", "- \"no\"", "base_model:", "- me/model-1B", "base_model_relation: quantized"]
+            about.card_lines(true),
+            [
+                "license: other",
+                "license_name: \"my licence\"",
+                "language:",
+                "- en",
+                "- \"no\"",
+                "base_model:",
+                "- me/model-1B",
+                "base_model_relation: quantized"
+            ]
         );
     }
 

@@ -27,10 +27,17 @@ pub struct GgufPlan {
 impl GgufPlan {
     /// Plans a file. `codecs` must name every matrix of the model; norms and biases become F32. `encoding` is the preset's name
     /// (`q4_k_m`), from which `general.file_type` follows; for names that are no preset, the commonest codec decides.
-    pub fn new(spec: &ModelSpec, vocab: &GgufVocab, about: &ModelAbout, encoding: &str, codecs: &[(Role, CodecId)]) -> Result<Self> {
+    pub fn new(
+        spec: &ModelSpec,
+        vocab: &GgufVocab,
+        about: &ModelAbout,
+        encoding: &str,
+        codecs: &[(Role, CodecId)],
+    ) -> Result<Self> {
         let layout = Layout::new(spec, ContainerKind::Gguf, codecs, Float::F32)?;
         if vocab.tokens.len() != spec.vocab_size {
-            let message = format!("the vocabulary has {} tokens, the model's embedding {} rows", vocab.tokens.len(), spec.vocab_size);
+            let message =
+                format!("the vocabulary has {} tokens, the model's embedding {} rows", vocab.tokens.len(), spec.vocab_size);
             return Err(Error::failed(message));
         }
         let mut metadata = Metadata::new();
@@ -41,7 +48,9 @@ impl GgufPlan {
         vocab.write(&mut metadata);
         let mut orders = BTreeMap::new();
         if spec.arch.gguf_permutes_qk {
-            for (parts, heads) in [([Part::AttnQ, Part::AttnQBias], spec.n_heads), ([Part::AttnK, Part::AttnKBias], spec.n_kv_heads)] {
+            for (parts, heads) in
+                [([Part::AttnQ, Part::AttnQBias], spec.n_heads), ([Part::AttnK, Part::AttnKBias], spec.n_kv_heads)]
+            {
                 orders.extend(parts.map(|part| (part, gguf_row_order(heads, spec.head_dim))));
             }
         }
@@ -141,7 +150,7 @@ impl ArtifactWriter for Writing {
 /// elements count as rows.
 pub fn permute_rows(tensor: &EncodedTensor, order: &[usize]) -> Result<EncodedTensor> {
     let n = tensor.shape.first().copied().unwrap_or(0);
-    if order.len() != n || n == 0 || tensor.bytes.len() % n != 0 {
+    if order.len() != n || n == 0 || !tensor.bytes.len().is_multiple_of(n) {
         return Err(Error::failed(format!("a row order of {} does not fit a tensor of shape {:?}", order.len(), tensor.shape)));
     }
     let row = tensor.bytes.len() / n;

@@ -54,7 +54,8 @@ impl Layout {
                 (true, None) => return Err(Error::failed("no codec is planned for this tensor").tensor(role.to_string())),
             };
             let name = spec.arch.tensor_name(kind, role).ok_or_else(|| {
-                Error::unsupported(format!("architecture `{}` has no name for this tensor in {}", spec.arch.name, kind.name())).tensor(role.to_string())
+                Error::unsupported(format!("architecture `{}` has no name for this tensor in {}", spec.arch.name, kind.name()))
+                    .tensor(role.to_string())
             })?;
             let shape = spec.shape(role.part);
             let row_len = *shape.last().unwrap_or(&1);

@@ -28,12 +28,16 @@ impl MlxPlan {
     /// those that stay dense (all of them, for a dense folder). Norms and biases are stored as `dense`.
     pub fn new(spec: &ModelSpec, source: &Path, about: &ModelAbout, dense: Float, codecs: &[(Role, CodecId)]) -> Result<Self> {
         if !source.is_dir() {
-            return Err(Error::unsupported("an MLX folder can be made from a checkpoint folder only: it carries on config.json and the tokenizer's files")
-                .file(source)
-                .hint("name the Hugging Face checkpoint that this file was made from"));
+            return Err(Error::unsupported(
+                "an MLX folder can be made from a checkpoint folder only: it carries on config.json and the tokenizer's files",
+            )
+            .file(source)
+            .hint("name the Hugging Face checkpoint that this file was made from"));
         }
         let layout = Layout::new(spec, ContainerKind::Mlx, codecs, dense)?;
-        if let Some(t) = layout.tensors.iter().find(|t| t.codec.float().is_none() && !matches!(t.codec, CodecId::MlxAffine { .. })) {
+        if let Some(t) =
+            layout.tensors.iter().find(|t| t.codec.float().is_none() && !matches!(t.codec, CodecId::MlxAffine { .. }))
+        {
             return Err(Error::unsupported(format!("MLX has no codec {}", t.codec)).tensor(&t.name));
         }
         let config = config(source, dense, &layout.tensors)?;
@@ -203,7 +207,7 @@ fn pretty(value: &Value) -> Result<String> {
 fn card(about: &ModelAbout, layout: &Layout) -> String {
     let mut lines = vec!["---".to_string(), "library_name: mlx".into()];
     lines.push(format!("pipeline_tag: {}", yaml(about.pipeline_tag.as_deref().unwrap_or("text-generation"))));
-    lines.extend(about.card_lines());
+    lines.extend(about.card_lines(layout.tensors.iter().any(|t| t.codec.float().is_none())));
     lines.push("tags:".into());
     lines.push("- mlx".into());
     lines.extend(about.tags.iter().filter(|t| *t != "mlx").map(|t| format!("- {}", yaml(t))));

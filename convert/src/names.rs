@@ -121,9 +121,15 @@ mod tests {
     #[test]
     fn parts_of_names() {
         let p = name_parts("Llama-3.2-1B-Instruct");
-        assert_eq!((p.basename.as_deref(), p.size_label.as_deref(), p.finetune.as_deref()), (Some("Llama-3.2"), Some("1B"), Some("Instruct")));
+        assert_eq!(
+            (p.basename.as_deref(), p.size_label.as_deref(), p.finetune.as_deref()),
+            (Some("Llama-3.2"), Some("1B"), Some("Instruct"))
+        );
         let p = name_parts("Mistral-7B-Instruct-v0.3");
-        assert_eq!((p.basename.as_deref(), p.finetune.as_deref(), p.version.as_deref()), (Some("Mistral"), Some("Instruct"), Some("v0.3")));
+        assert_eq!(
+            (p.basename.as_deref(), p.finetune.as_deref(), p.version.as_deref()),
+            (Some("Mistral"), Some("Instruct"), Some("v0.3"))
+        );
         assert_eq!(name_parts("Mixtral-8x7B-v0.1").size_label.as_deref(), Some("8X7B"));
         assert_eq!(name_parts("stories"), NameParts::default());
         assert_eq!(name_parts("7B"), NameParts::default());
@@ -131,7 +137,14 @@ mod tests {
 
     #[test]
     fn size_labels() {
-        for (n, label) in [(5_200_000, "5.2M"), (134_500_000, "134M"), (1_235_000_000, "1.2B"), (260_000, "260K"), (512, "0.5K"), (70_553_706_496, "71B")] {
+        for (n, label) in [
+            (5_200_000, "5.2M"),
+            (134_500_000, "134M"),
+            (1_235_000_000, "1.2B"),
+            (260_000, "260K"),
+            (512, "0.5K"),
+            (70_553_706_496, "71B"),
+        ] {
             assert_eq!(size_label(n), label);
         }
     }

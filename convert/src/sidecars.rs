@@ -37,8 +37,18 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<Vec<PathBuf>> {
 
 fn is_sidecar(name: &str) -> bool {
     const EXACT: &[&str] = &[
-        "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "generation_config.json",
-        "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "image_processor_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "tekken.json",
+        "generation_config.json",
+        "chat_template.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+        "image_processor_config.json",
     ];
     let upper = name.to_ascii_uppercase();
     EXACT.contains(&name)

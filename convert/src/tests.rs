@@ -3,7 +3,7 @@
 use crate::{GgufPlan, MlxPlan, ModelAbout, gguf, permute_rows};
 use bitsmith_formats::gguf::{GgufStore, Metadata};
 use bitsmith_formats::mlx::MlxStore;
-use bitsmith_formats::{CodecId, Encoding, EncodedTensor, ErrorKind, Float, TensorStore};
+use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore};
 use bitsmith_runtime::tokenizer::{GgufVocab, TokenType, VocabModel};
 use bitsmith_runtime::{Checkpoint, ModelSpec, Part, Role, WeightSource};
 use serde_json::{Value, json};
@@ -61,7 +61,12 @@ fn codecs(spec: &ModelSpec, f: impl Fn(Role) -> CodecId) -> Vec<(Role, CodecId)>
 }
 
 fn about() -> ModelAbout {
-    ModelAbout { name: "Tiny-1B-Instruct".into(), repo: Some("org/Tiny-1B-Instruct".into()), license: Some("mit".into()), ..Default::default() }
+    ModelAbout {
+        name: "Tiny-1B-Instruct".into(),
+        repo: Some("org/Tiny-1B-Instruct".into()),
+        license: Some("mit".into()),
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -88,6 +93,8 @@ fn gguf_is_what_the_runtime_reads() {
     assert_eq!(m.u64("llama.attention.head_count_kv").unwrap(), 2);
     assert!(m.bool("tokenizer.ggml.add_bos_token").unwrap());
     assert!(!m.contains("llama.rope.scaling.type"));
+    let read = ModelAbout::from_gguf(m, &path).unwrap();
+    assert_eq!(read, ModelAbout { base_models: vec!["org/Tiny-1B-Instruct".into()], ..about() });
     assert_eq!(store.find("blk.0.attn_norm.weight").unwrap().encoding, Encoding::Codec(CodecId::F32));
     let (_, freqs) = store.read_f32("rope_freqs.weight").unwrap();
     assert_eq!(freqs, spec.rope.factors(16).unwrap());
@@ -98,7 +105,10 @@ fn gguf_is_what_the_runtime_reads() {
     let expected = values(q, 64 * 64);
     let (_, file) = store.read_f32("blk.1.attn_q.weight").unwrap();
     assert_eq!(file[64..128], expected[8 * 64..9 * 64]);
-    assert_eq!(store.read_f32("blk.1.attn_q.bias").unwrap().1[..4], [0, 8, 1, 9].map(|i| values(Role::layer(1, Part::AttnQBias), 64)[i]));
+    assert_eq!(
+        store.read_f32("blk.1.attn_q.bias").unwrap().1[..4],
+        [0, 8, 1, 9].map(|i| values(Role::layer(1, Part::AttnQBias), 64)[i])
+    );
     let checkpoint = Checkpoint::open(&path).unwrap();
     for role in spec.roles() {
         let read = checkpoint.read(role).unwrap();
@@ -125,7 +135,10 @@ fn gguf_plans_are_checked() {
     let e = GgufPlan::new(&spec, &vocab(70), &about(), "q4_k_m", &codecs(&spec, |_| CodecId::Q4K)).unwrap_err();
     assert_eq!(e.tensor.as_deref(), Some("token_embd.weight"));
     let mlx = CodecId::MlxAffine { bits: 4, group: 64, scale: Float::BF16 };
-    assert_eq!(GgufPlan::new(&spec, &vocab(70), &about(), "x", &codecs(&spec, |_| mlx)).unwrap_err().kind, ErrorKind::Unsupported);
+    assert_eq!(
+        GgufPlan::new(&spec, &vocab(70), &about(), "x", &codecs(&spec, |_| mlx)).unwrap_err().kind,
+        ErrorKind::Unsupported
+    );
     assert_eq!((gguf::file_type("Q4_K_M"), gguf::file_type("auto@4bpw")), (Some(15), None));
     let mixed = codecs(&spec, |r| if r.part == Part::Output { CodecId::F16 } else { CodecId::Q5_0 });
     let plan = GgufPlan::new(&spec, &vocab(70), &about(), "auto@4bpw", &mixed).unwrap();
@@ -191,16 +204,26 @@ fn mlx_is_what_the_runtime_reads() {
     };
     let plan = MlxPlan::new(&spec, &src, &about(), Float::F32, &codecs(&spec, choose)).unwrap().shard_bytes(20_000);
     let out = dir.path().join("out");
-    let artifact = plan.write(&out, |role| Ok(encoded(&spec, role, if role.part.is_matrix() { choose(role) } else { CodecId::F32 }))).unwrap();
-    let names: Vec<String> = artifact.files.iter().map(|(p, _)| p.strip_prefix(&out).unwrap().to_str().unwrap().to_string()).collect();
+    let artifact = plan
+        .write(&out, |role| Ok(encoded(&spec, role, if role.part.is_matrix() { choose(role) } else { CodecId::F32 })))
+        .unwrap();
+    let names: Vec<String> =
+        artifact.files.iter().map(|(p, _)| p.strip_prefix(&out).unwrap().to_str().unwrap().to_string()).collect();
     let shards = names.iter().filter(|n| n.starts_with("model-0000")).count();
     assert!(shards > 1);
     let rest: Vec<&str> = names.iter().map(String::as_str).filter(|n| !n.starts_with("model-")).collect();
     assert_eq!(
         rest,
         [
-            "LICENSE", "README.md", "additional_chat_templates/rag.jinja", "chat_template.jinja", "config.json", "generation_config.json",
-            "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"
+            "LICENSE",
+            "README.md",
+            "additional_chat_templates/rag.jinja",
+            "chat_template.jinja",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "tokenizer_config.json"
         ]
     );
     assert!(!dir.path().join("out.partial").exists());
@@ -219,7 +242,11 @@ fn mlx_is_what_the_runtime_reads() {
     assert_eq!(config["quantization"], expected);
     assert_eq!(config["quantization_config"], expected);
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
-    assert!(card.starts_with("---\nlibrary_name: mlx\n") && card.contains("license: mit") && card.contains("base_model:\n- org/Tiny-1B-Instruct"));
+    assert!(
+        card.starts_with("---\nlibrary_name: mlx\n")
+            && card.contains("license: mit")
+            && card.contains("base_model:\n- org/Tiny-1B-Instruct")
+    );
 
     let store = MlxStore::open(&out).unwrap();
     assert_eq!(store.find("lm_head.weight").unwrap().encoding, Encoding::Codec(eight));

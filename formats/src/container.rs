@@ -47,6 +47,11 @@ impl TensorInfo {
 pub trait TensorStore: Send + Sync {
     /// The file or folder that was opened.
     fn path(&self) -> &Path;
+    /// The file that holds a tensor, for messages: the same as `path` unless there are several.
+    fn file_of(&self, name: &str) -> &Path {
+        let _ = name;
+        self.path()
+    }
     /// All tensors, in file order.
     fn tensors(&self) -> &[TensorInfo];
     /// The tensor's blocks as one row-major stream in its codec (MLX planes are interleaved into blocks).
@@ -60,13 +65,13 @@ pub trait TensorStore: Send + Sync {
     fn read_f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
         let Encoding::Codec(codec) = &info.encoding else {
-            return Err(Error::unsupported(format!("cannot decode {:?}", info.encoding)).file(self.path()).tensor(name));
+            return Err(Error::unsupported(format!("cannot decode {:?}", info.encoding)).file(self.file_of(name)).tensor(name));
         };
         let values = decode_all(*codec, &self.bytes(name)?);
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             let row_len = *info.shape.last().unwrap_or(&1);
             return Err(Error::corrupt(format!("value {} in row {}, column {}", values[i], i / row_len, i % row_len))
-                .file(self.path())
+                .file(self.file_of(name))
                 .tensor(name)
                 .hint("the checkpoint is damaged or was saved after training diverged; download it again or choose another revision"));
         }

@@ -143,7 +143,7 @@ impl MlxStore {
         let inner = SafetensorsStore::open(folder)?;
         let mut tensors = Vec::new();
         for info in inner.tensors() {
-            let (tensor, file) = (info.name.as_str(), inner.file_of(&info.name).unwrap_or(folder));
+            let (tensor, file) = (info.name.as_str(), inner.file_of(&info.name));
             if let Some(module) = plane_owner(&inner, tensor) {
                 debug_assert!(!module.is_empty());
                 continue;
@@ -247,6 +247,9 @@ pub(crate) fn read_config(folder: &Path) -> Result<(PathBuf, Value)> {
 impl TensorStore for MlxStore {
     fn path(&self) -> &Path {
         self.inner.path()
+    }
+    fn file_of(&self, name: &str) -> &Path {
+        self.inner.file_of(name)
     }
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

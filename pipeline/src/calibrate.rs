@@ -41,8 +41,8 @@ pub fn calibrate(
         context.progress.note(note);
     }
     let detail = if stats_path.is_some() { Detail::Gram } else { Detail::Channels };
-    let sites = gather(&model.checkpoint, &windows.windows, detail, context)?;
-    let stats = Stats { meta: stats_meta(&model.name, &windows), sites };
+    let gathered = gather(&model.checkpoint, &windows.windows, detail, context)?;
+    let stats = Stats { meta: stats_meta(&model.name, &windows, gathered.peak), sites: gathered.sites };
     if let Some(path) = stats_path {
         stats.save(path)?;
     }

@@ -133,12 +133,13 @@ impl CalibrationOptions {
 }
 
 /// Where statistics came from, for their file.
-pub fn stats_meta(model: &str, windows: &WindowSet) -> StatsMeta {
+pub fn stats_meta(model: &str, windows: &WindowSet, peak: f32) -> StatsMeta {
     StatsMeta {
         model: model.to_string(),
         data: windows.data.clone(),
         data_sha256: windows.sha256.clone(),
         samples: windows.windows.len(),
         ctx: windows.ctx,
+        peak,
     }
 }

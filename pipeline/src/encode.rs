@@ -294,20 +294,31 @@ fn check_overflow(role: Role, float: Float, values: &[f32], tensor: &EncodedTens
     }
 }
 
-/// Gathers the statistics of a whole dense model: independent mode, for `calibrate`.
-pub fn gather(source: &dyn WeightSource, windows: &[Vec<u32>], detail: Detail, context: &Context) -> Result<BTreeMap<Site, SiteStats>> {
+/// Statistics of a whole dense model.
+pub struct Gathered {
+    /// Per site.
+    pub sites: BTreeMap<Site, SiteStats>,
+    /// Largest magnitude among hidden states and linear inputs.
+    pub peak: f32,
+}
+
+/// Gathers the statistics of a whole dense model: independent mode.
+pub fn gather(source: &dyn WeightSource, windows: &[Vec<u32>], detail: Detail, context: &Context) -> Result<Gathered> {
     let spec = source.spec();
     let device = Device::Cpu;
     let collector = Collector::new(detail);
     context.progress.start("calibrate", spec.n_layers as u64);
     let mut sweep = Sweep::new(spec, windows, &device)?;
-    sweep.embed(&tensor(source.read(Role::global(Part::TokenEmbd))?.data, &spec.shape(Part::TokenEmbd))?)?;
+    sweep.embed_from(source)?;
+    let mut peak = sweep.hidden()?.max_abs()?;
     for index in 0..spec.n_layers {
         sweep.run_layer(&Layer::load(source, index, &device)?, index, Some(&collector))?;
+        peak = peak.max(sweep.hidden()?.max_abs()?);
         context.progress.advance(1);
     }
-    let norm = source.read(Role::global(Part::OutputNorm))?;
-    sweep.finish(&tensor(norm.data, &norm.shape)?, Some(&collector))?;
+    sweep.finish_from(source, Some(&collector))?;
     context.progress.finish();
-    Ok(collector.take())
+    let sites = collector.take();
+    let inputs = sites.values().flat_map(|s| &s.max_abs).fold(0f32, |m, v| m.max(*v));
+    Ok(Gathered { sites, peak: peak.max(inputs) })
 }

@@ -92,8 +92,8 @@ pub fn logits(model: &Opened, input: &Sequences, top: usize, context: &Context) 
         context.progress.finish();
         let normed = sweep.finish_from(source, None)?;
         let head = Head::load(source, &device)?;
-        for w in 0..windows.len() {
-            let mut positions = Vec::with_capacity(windows[w].len());
+        for (w, window) in windows.iter().enumerate() {
+            let mut positions = Vec::with_capacity(window.len());
             head.for_each_chunk(&normed.window(w)?, |first, rows| {
                 let vocab = head.vocab_size();
                 let next = |(i, row): (usize, &[f32])| Next { position: first + i, top: most_likely(row, top) };

@@ -17,7 +17,7 @@ pub struct Method {
 
 impl Method {
     /// What measures best for most targets: see BENCHMARKS.md.
-    pub const BEST: &'static str = "gptq";
+    pub const BEST: &'static str = "awq+gptq";
 
     /// Whether calibration data is needed.
     pub fn needs_calibration(&self) -> bool {

@@ -109,7 +109,7 @@ impl Checkpoint {
         for (role, name) in &checkpoint.map.roles {
             if let Some(info) = checkpoint.store().find(name) {
                 check_shape(&checkpoint.spec, *role, &info.shape).map_err(|e| {
-                    e.file(checkpoint.file_of(name)).tensor(name).hint("the weights and the configuration do not belong together")
+                    e.file(checkpoint.store().file_of(name)).tensor(name).hint("the weights and the configuration do not belong together")
                 })?;
             }
         }
@@ -159,14 +159,6 @@ impl Checkpoint {
             .map(String::as_str)
             .ok_or_else(|| Error::missing("the checkpoint lacks this tensor").file(&self.path).tensor(role.to_string()))
     }
-
-    /// The file that holds a tensor, for messages.
-    fn file_of(&self, name: &str) -> &Path {
-        match &self.store {
-            Store::Safetensors(s) => s.file_of(name).unwrap_or(&self.path),
-            _ => &self.path,
-        }
-    }
 }
 
 impl WeightSource for Checkpoint {
@@ -184,8 +176,8 @@ impl WeightSource for Checkpoint {
 
     fn read(&self, role: Role) -> Result<HostTensor> {
         let name = self.tensor_name(role)?;
-        let (shape, mut data) = self.store().read_f32(name).map_err(|e| e.file(self.file_of(name)).tensor(name))?;
-        check_shape(&self.spec, role, &shape).map_err(|e| e.file(self.file_of(name)).tensor(name))?;
+        let (shape, mut data) = self.store().read_f32(name).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
+        check_shape(&self.spec, role, &shape).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
         if self.kind == ContainerKind::Gguf && self.spec.arch.gguf_permutes_qk {
             let heads = match role.part {
                 Part::AttnQ | Part::AttnQBias => Some(self.spec.n_heads),

@@ -55,6 +55,14 @@ pub fn peak_bytes(spec: &ModelSpec, n_tokens: usize, window: usize, threads: usi
     4 * (n_tokens as u64 * spec.hidden_size as u64 + layer.max(weights(Part::TokenEmbd)) + batch + scores)
 }
 
+impl Hidden {
+    /// The largest magnitude of any hidden state.
+    pub fn max_abs(&self) -> Result<f32> {
+        let of = |x: &Tensor| ops::with_f32(x, |v| v.iter().fold(0f32, |m, x| m.max(x.abs())));
+        self.batches.iter().try_fold(0f32, |m, x| Ok(m.max(of(x)?)))
+    }
+}
+
 /// Token windows on their way through a model.
 #[derive(Debug)]
 pub struct Sweep {

@@ -21,14 +21,14 @@ pub struct Arguments {
     /// List every tensor; JSON always has them
     #[arg(long)]
     pub tensors: bool,
-    /// Print the metadata with long arrays in full; JSON always has the rest
+    /// Print the metadata; JSON always has it, and with this flag also long arrays (vocabularies) in full
     #[arg(long)]
     pub metadata: bool,
 }
 
 /// Prints the description.
 pub fn run(args: &Arguments, app: &App) -> Result<()> {
-    let inspection = inspect(&resolve(&args.model, &app.context)?, args.metadata)?;
+    let inspection = inspect(&resolve(&args.model, &app.context)?, args.metadata && app.output.is_json())?;
     app.output.result(&inspection, |i| text(i, args))
 }
 

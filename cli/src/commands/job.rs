@@ -2,7 +2,7 @@
 
 use crate::output::{human_bytes, table};
 use bitsmith_datasets::DataSpec;
-use bitsmith_formats::{CodecId, Error, Result};
+use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_pipeline::artifact::Output;
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::context::parse_size;
@@ -51,6 +51,10 @@ pub struct JobArgs {
     /// Another format for a role (attn_v) or one tensor (blk.0.ffn_down); can be given several times
     #[arg(long, value_name = "ROLE=CODEC", help_heading = "Formats of single tensors")]
     pub tensor_type: Vec<String>,
+    /// Type of scales, norms and activations in quantized MLX folders: bf16, f16 or f32. By default f16 where calibration shows that
+    /// activations stay far below its limit, and otherwise the source's type
+    #[arg(long, value_name = "TYPE", help_heading = "Formats of single tensors")]
+    pub mlx_dtype: Option<String>,
     /// Split MLX weights into files of at most this size, for example 5GB
     #[arg(long, value_name = "SIZE")]
     pub shard_size: Option<String>,
@@ -75,6 +79,7 @@ impl JobArgs {
             pure: self.pure || other.pure,
             no_fallback: self.no_fallback || other.no_fallback,
             tensor_type: list(self.tensor_type, other.tensor_type),
+            mlx_dtype: self.mlx_dtype.or(other.mlx_dtype),
             shard_size: self.shard_size.or(other.shard_size),
         }
     }
@@ -104,9 +109,19 @@ impl JobArgs {
             },
             plan: PlanOptions { pure: self.pure, no_fallback: self.no_fallback, overrides, ..PlanOptions::default() },
             out,
+            mlx_dtype: self.mlx_dtype.as_deref().map(float).transpose()?.flatten(),
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
         })
     }
+}
+
+/// A floating-point type by name; `None` for `auto`.
+fn float(name: &str) -> Result<Option<Float>> {
+    if name == "auto" {
+        return Ok(None);
+    }
+    let found = [Float::BF16, Float::F16, Float::F32].into_iter().find(|f| f.codec().to_string() == name);
+    found.map(Some).ok_or_else(|| Error::usage(format!("--mlx-dtype {name}: the types are auto, bf16, f16 and f32")))
 }
 
 /// A count of at least 1.

@@ -45,10 +45,10 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
 }
 
 /// How a command ended that did its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
     /// All is well.
     Done,
-    /// A quality gate did not hold; the results are written all the same.
-    GateFailed,
+    /// These quality gates did not hold; the results are written all the same.
+    GatesFailed(Vec<String>),
 }

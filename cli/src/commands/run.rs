@@ -113,5 +113,13 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     }
     let outcome = pipeline.run()?;
     app.output.result(&outcome, |o| format!("{}\nreport: {}\n", o.table.trim_end(), o.report.html.display()))?;
-    Ok(if outcome.gates_held() { Status::Done } else { Status::GateFailed })
+    if outcome.gates_held() {
+        return Ok(Status::Done);
+    }
+    let failed = outcome.gates.iter().filter(|(_, g)| !g.held);
+    Ok(Status::GatesFailed(failed.map(|(target, g)| format!("{target}: {} is {}", g.gate, measured(g.value))).collect()))
+}
+
+fn measured(value: Option<f64>) -> String {
+    value.map_or_else(|| "not measured".into(), |v| format!("not met by {v}"))
 }

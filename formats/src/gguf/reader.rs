@@ -292,6 +292,9 @@ impl TensorStore for GgufStore {
     fn path(&self) -> &Path {
         &self.path
     }
+    fn file_of(&self, name: &str) -> &Path {
+        self.by_name.get(name).map_or(&self.path, |&i| self.files[self.places[i].0].path())
+    }
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }

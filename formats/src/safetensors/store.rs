@@ -59,11 +59,6 @@ impl SafetensorsStore {
         self.files.iter().map(Mapped::path)
     }
 
-    /// The file that holds this tensor.
-    pub fn file_of(&self, name: &str) -> Option<&Path> {
-        self.by_name.get(name).map(|&i| self.files[self.places[i].0].path())
-    }
-
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let mapped = Mapped::open(path)?;
         let parsed = header::parse(mapped.bytes()).map_err(|e| e.file(path))?;
@@ -107,6 +102,9 @@ impl SafetensorsStore {
 impl TensorStore for SafetensorsStore {
     fn path(&self) -> &Path {
         &self.path
+    }
+    fn file_of(&self, name: &str) -> &Path {
+        self.by_name.get(name).map_or(&self.path, |&i| self.files[self.places[i].0].path())
     }
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

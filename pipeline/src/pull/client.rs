@@ -19,8 +19,8 @@ const MAX_REDIRECTS: usize = 5;
 /// A failed request.
 #[derive(Debug)]
 pub struct Failure {
-    /// What went wrong.
-    pub error: Error,
+    /// What went wrong. Boxed, to keep results small.
+    pub error: Box<Error>,
     /// Whether the same request may succeed later, and the wait that the server asked for.
     pub retry: Option<Option<Duration>>,
 }
@@ -28,14 +28,12 @@ pub struct Failure {
 impl Failure {
     /// A failure that stays.
     pub fn fatal(error: Error) -> Self {
-        Failure { error, retry: None }
+        Failure { error: Box::new(error), retry: None }
     }
     /// A failure that may pass.
     pub fn passing(message: impl Into<String>) -> Self {
-        Failure {
-            error: Error::new(ErrorKind::Transient, message).hint("try again; what is complete is kept"),
-            retry: Some(None),
-        }
+        let error = Error::new(ErrorKind::Transient, message).hint("try again; what is complete is kept");
+        Failure { error: Box::new(error), retry: Some(None) }
     }
 }
 

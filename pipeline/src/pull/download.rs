@@ -30,7 +30,7 @@ pub fn retry<T>(hub: &Hub, progress: &dyn Progress, mut attempt: impl FnMut() ->
         };
         failures = if moved { 1 } else { failures + 1 };
         let Some(asked) = failure.retry.filter(|_| failures < hub.attempts) else {
-            return Err(failure.error);
+            return Err(*failure.error);
         };
         let wait = asked.unwrap_or_else(|| hub.backoff.saturating_mul(1 << (failures - 1).min(16))).min(MAX_WAIT);
         progress.note(&format!("{}; trying again in {:.1} s", failure.error, wait.as_secs_f64()));

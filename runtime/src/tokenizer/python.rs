@@ -17,7 +17,7 @@ pub(super) fn call_method(_: &mut State, value: &Value, method: &str, args: &[Va
     found.ok_or_else(|| Error::new(ErrorKind::UnknownMethod, format!("{} has no method named {method}", value.kind())))
 }
 
-fn text<'a>(args: &'a [Value], i: usize) -> Result<Option<&'a str>> {
+fn text(args: &[Value], i: usize) -> Result<Option<&str>> {
     match args.get(i) {
         None => Ok(None),
         Some(v) if v.is_none() => Ok(None),
@@ -25,7 +25,7 @@ fn text<'a>(args: &'a [Value], i: usize) -> Result<Option<&'a str>> {
     }
 }
 
-fn need<'a>(args: &'a [Value], i: usize) -> Result<&'a str> {
+fn need(args: &[Value], i: usize) -> Result<&str> {
     text(args, i)?.ok_or_else(|| Error::new(ErrorKind::MissingArgument, "an argument is missing"))
 }
 

@@ -173,6 +173,32 @@ fn end_tokens_come_from_all_configs() {
 }
 
 #[test]
+fn every_pre_tokenizer_can_be_rebuilt_and_loses_no_text() {
+    let dir = folder(&[("tokenizer.json", byte_level()), ("tokenizer_config.json", config())]);
+    let vocab = GgufVocab::from_hf_folder(dir.path(), 269).unwrap();
+    for entry in pre::PRE_TOKENIZERS {
+        let tokenizer = Tokenizer::from_vocab(&GgufVocab { pre: entry.names[0].into(), ..vocab.clone() }, "x").unwrap();
+        for text in PROBES {
+            let ids = tokenizer.encode(text, false).unwrap();
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), *text, "{}", entry.names[0]);
+        }
+        // What we write is recognised as itself, or as the plainer one with the same expressions.
+        if let Ok(found) = pre::recognise(&pre::to_json(entry), Some(entry.ignore_merges)) {
+            assert_eq!(found.splits, entry.splits);
+        }
+    }
+}
+
+#[test]
+fn special_tokens_in_text_can_be_left_alone() {
+    let dir = folder(&[("tokenizer.json", byte_level()), ("tokenizer_config.json", config())]);
+    let mut tokenizer = Tokenizer::from_hf_folder(dir.path()).unwrap();
+    assert_eq!(tokenizer.encode("<s>", false).unwrap(), [0]);
+    tokenizer.set_parse_special(false);
+    assert_eq!(tokenizer.encode("<s>", false).unwrap().len(), 3);
+}
+
+#[test]
 fn disagreement_is_found_and_named() {
     let dir = folder(&[("tokenizer.json", byte_level()), ("tokenizer_config.json", config())]);
     let (source, mut vocab, _) = roundtrip(dir.path(), 269);
