@@ -3,6 +3,7 @@
 use crate::args::{Cli, Command, Global};
 use crate::commands::{self, Status};
 use crate::console::{Console, Style};
+use crate::interrupt;
 use crate::output::{Output, is_closed_pipe};
 use bitsmith_formats::{Error, ErrorKind, Result};
 use bitsmith_pipeline::Context;
@@ -47,6 +48,7 @@ pub fn main() -> ExitCode {
 
 fn start(cli: Cli, output: Output, console: Arc<Console>) -> Result<Status> {
     let context = context(&cli.global, console.clone())?;
+    interrupt::watch(output, console.clone())?;
     let app = App { output, console, context };
     let command = cli.command.unwrap_or_else(|| Command::Run(Box::default()));
     commands::run(&command, &app)

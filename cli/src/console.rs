@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 /// Least time between two lines of progress in a JSON log.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Time between two redraws of a bar that does not move.
+const TICK: Duration = Duration::from_millis(250);
 /// Stages that took fewer seconds are not worth a line of their own.
 const SHORT: f64 = 0.5;
 
@@ -81,14 +83,16 @@ impl Console {
     }
 
     fn bar(&self, name: &str, total: u64, bytes: bool) -> ProgressBar {
-        let counts = if bytes { "{bytes}/{total_bytes} {bytes_per_sec} {eta}" } else { "{pos}/{len} {eta}" };
+        let counts =
+            if bytes { "{bytes}/{total_bytes} {bytes_per_sec}, {eta} left" } else { "{pos}/{len} after {elapsed}, {eta} left" };
         let bar = if self.style.color { "{bar:24.cyan/dim}" } else { "{bar:24}" };
         let style = ProgressStyle::with_template(&format!("{{prefix}} {bar} {counts} {{msg}}"))
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         bar.set_style(style.progress_chars("━╸─"));
         bar.set_prefix(name.to_string());
-        bar.tick();
+        // Keeps the clock going through long steps.
+        bar.enable_steady_tick(TICK);
         bar
     }
 

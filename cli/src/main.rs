@@ -4,6 +4,7 @@ mod app;
 mod args;
 mod commands;
 mod console;
+mod interrupt;
 mod output;
 
 fn main() -> std::process::ExitCode {

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 pub struct RunOptions {
     /// Targets, method, calibration.
     pub quantize: QuantizeOptions,
-    /// Text to evaluate on.
-    pub data: DataSpec,
+    /// Texts to evaluate on.
+    pub data: Vec<DataSpec>,
     /// How.
     pub eval: EvalOptions,
     /// Conditions that every artifact must meet.
@@ -70,7 +70,7 @@ pub struct Pipeline<'a> {
     options: &'a RunOptions,
     context: &'a Context,
     job: Job<'a>,
-    windows: EvalWindows,
+    windows: Vec<EvalWindows>,
 }
 
 impl<'a> Pipeline<'a> {
@@ -78,34 +78,34 @@ impl<'a> Pipeline<'a> {
     pub fn new(model: &'a Opened, options: &'a RunOptions, context: &'a Context) -> Result<Self> {
         let tokenizer = model.text_tokenizer()?;
         let job = Job::new(model, &options.quantize, context)?;
-        let windows = options.eval.windows(&options.data, model, &tokenizer)?;
+        let windows = options.data.iter().map(|d| options.eval.windows(d, model, &tokenizer)).collect::<Result<_>>()?;
         Ok(Pipeline { model, options, context, job, windows })
     }
 
     /// What it will cost.
     pub fn estimates(&self) -> Result<Vec<crate::estimate::Estimate>> {
-        self.job.estimates(self.windows.set.n_tokens())
+        self.job.estimates(self.windows.iter().map(|w| w.set.n_tokens()).sum())
     }
 
     /// Does it.
     pub fn run(self) -> Result<Outcome> {
         let Pipeline { model, options, context, job, windows } = self;
         let artifacts = job.run()?;
-        for note in &windows.set.notes {
+        for note in windows.iter().flat_map(|w| &w.set.notes) {
             context.progress.note(note);
         }
-        let reference = Reference::new(&model.name, &model.checkpoint, windows, &Device::Cpu, &watch(context, &model.name))?;
-        let source = EvalResult {
-            model: model.name.clone(),
-            perplexity: vec![reference.perplexity(&watch(context, &model.name))?],
-            kld: Vec::new(),
-            tasks: Vec::new(),
-        };
+        let mut references = Vec::new();
+        let mut source = EvalResult { model: model.name.clone(), perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };
+        for windows in windows {
+            let reference = Reference::new(&model.name, &model.checkpoint, windows, &Device::Cpu, &watch(context, &model.name))?;
+            source.perplexity.push(reference.perplexity(&watch(context, &model.name))?);
+            references.push(reference);
+        }
         let mut report = Report { model: model.about.name.clone(), facts: facts(model, options), ..Report::default() };
         report.rows.push(source_row(model, source.clone())?);
         let mut eval = vec![source];
         for artifact in &artifacts {
-            let result = measure(&reference, artifact, context)?;
+            let result = measure(&references, artifact, context)?;
             let measured = Measured {
                 eval: Some(&result),
                 bytes: Some(artifact.bytes),
@@ -132,11 +132,15 @@ impl<'a> Pipeline<'a> {
 }
 
 /// Loads the artifact back, as any user would, and compares it with the source; the manifest keeps the result.
-fn measure(reference: &Reference, artifact: &Artifact, context: &Context) -> Result<EvalResult> {
+fn measure(references: &[Reference], artifact: &Artifact, context: &Context) -> Result<EvalResult> {
     let located = Located { path: artifact.path.clone(), name: artifact.path.display().to_string(), pulled: None };
     let written = Opened::open(located)?;
-    let comparison = reference.compare(&written.checkpoint, &watch(context, &artifact.target))?;
-    let result = EvalResult { model: written.name, perplexity: vec![comparison.perplexity], kld: vec![comparison.kld], tasks: Vec::new() };
+    let mut result = EvalResult { model: written.name, perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };
+    for reference in references {
+        let comparison = reference.compare(&written.checkpoint, &watch(context, &artifact.target))?;
+        result.perplexity.push(comparison.perplexity);
+        result.kld.push(comparison.kld);
+    }
     if let Some(mut manifest) = Manifest::load(&artifact.path) {
         manifest.quality = Some(serde_json::to_value(&result).map_err(|e| Error::failed(e.to_string()))?);
         manifest.save(&artifact.path)?;

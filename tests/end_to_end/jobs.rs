@@ -43,20 +43,21 @@ fn the_whole_pipeline_on_the_demo() {
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let work = Work::new();
-    let make = |threads: u32| {
-        let line = format!(
-            "quantize demo --to gguf:q4_k_m,mlx:4bit --method awq+gptq --samples 4 --ctx 128 -o out{threads} --threads {threads}"
-        );
-        let document = work.json(&line);
-        document["artifacts"].as_array().unwrap().iter().map(|a| a["sha256"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    let make = |job: &str, threads: u32| {
+        let out = format!("{}-{threads}", job.replace([' ', ':'], "-"));
+        let document = work.json(&format!("quantize demo --to {job} --samples 4 --ctx 128 -o {out}/ --threads {threads}"));
+        document["artifacts"][0]["sha256"].as_str().unwrap().to_string()
     };
-    assert_eq!(make(1), make(2));
+    for job in ["gguf:q4_k_m --method gptq", "mlx:4bit --method awq"] {
+        assert_eq!(make(job, 1), make(job, 2), "{job}");
+    }
 }
 
 #[test]
 fn a_killed_job_goes_on_and_ends_with_the_same_bytes() {
     let work = Work::new();
-    let line = |out: &str| format!("quantize demo --to gguf:q4_k_m --samples 8 --ctx 256 --threads 1 -o {out}/d.gguf");
+    let line =
+        |out: &str| format!("quantize demo --to gguf:q4_0 --method gptq --samples 8 --ctx 128 --threads 1 -o {out}/d.gguf");
     let whole = work.json(&line("whole"));
     let mut child = work.command(&line("killed")).spawn().unwrap();
     // As soon as there is anything to resume from.
@@ -71,6 +72,21 @@ fn a_killed_job_goes_on_and_ends_with_the_same_bytes() {
     assert!(!killed || !work.path("killed/d.gguf").exists());
     assert_eq!(work.json(&line("killed"))["artifacts"][0]["sha256"], whole["artifacts"][0]["sha256"]);
     assert_eq!(work.names("killed"), ["d.gguf", "d.gguf.bitsmith.json"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_job_says_so() {
+    let work = Work::new();
+    let child = work.command("--json quantize demo --to gguf:q4_0 --method gptq --samples 64 -o out/d.gguf").spawn().unwrap();
+    while work.names("out").is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(work.prepare("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let ended = Ended::of(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(130), "{}", ended.err);
+    assert_eq!(ended.json()["error"]["kind"], "interrupted");
+    assert!(!work.path("out/d.gguf").exists());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::Status;
 use super::job::{JobArgs, estimates, positive};
 use super::recipe::Recipe;
 use crate::app::App;
+use bitsmith_datasets::DataSpec;
 use bitsmith_eval::Gate;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
@@ -51,9 +52,9 @@ pub struct Arguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct MeasureArgs {
-    /// Text to evaluate on: a dataset or files [default: builtin]
-    #[arg(long, value_name = "DATA", help_heading = "Evaluation")]
-    pub data: Option<String>,
+    /// Text to measure perplexity and KL divergence on: a dataset or files; can be given several times [default: builtin]
+    #[arg(long, value_name = "DATA", help_heading = "Evaluation", visible_aliases = ["ppl", "kld"])]
+    pub data: Vec<String>,
     /// How text is cut and scored: llama.cpp or paper [default: llama.cpp]
     #[arg(long, value_name = "STYLE", help_heading = "Evaluation")]
     pub style: Option<String>,
@@ -71,13 +72,24 @@ pub struct MeasureArgs {
 impl MeasureArgs {
     fn or(self, recipe: MeasureArgs) -> MeasureArgs {
         MeasureArgs {
-            data: self.data.or(recipe.data),
+            data: if self.data.is_empty() { recipe.data } else { self.data },
             style: self.style.or(recipe.style),
             eval_ctx: self.eval_ctx.or(recipe.eval_ctx),
             limit: self.limit.or(recipe.limit),
             gate: if self.gate.is_empty() { recipe.gate } else { self.gate },
         }
     }
+}
+
+/// The texts, each once: `--ppl` and `--kld` may well name the same.
+fn data(names: &[String]) -> Result<Vec<DataSpec>> {
+    let mut distinct: Vec<&str> = Vec::new();
+    for name in names.iter().map(String::as_str).chain(names.is_empty().then_some("builtin")) {
+        if !distinct.contains(&name) {
+            distinct.push(name);
+        }
+    }
+    distinct.into_iter().map(str::parse).collect()
 }
 
 /// The whole pipeline.
@@ -96,7 +108,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     }
     let options = RunOptions {
         quantize: job.resolve(Output::Folder(out.clone()))?,
-        data: measure.data.as_deref().unwrap_or("builtin").parse()?,
+        data: data(&measure.data)?,
         eval: EvalOptions {
             style: measure.style.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
             ctx: measure.eval_ctx.map(|n| positive("--eval-ctx", Some(n), n)).transpose()?,
