@@ -39,7 +39,11 @@ impl Collector {
 impl Observer for Collector {
     fn observe(&self, site: Site, x: &Tensor) -> Result<()> {
         let (tokens, width) = x.dims2().map_err(|e| Error::failed(e.to_string()))?;
-        let values = x.contiguous().and_then(|x| x.flatten_all()).and_then(|x| x.to_vec1::<f32>()).map_err(|e| Error::failed(e.to_string()))?;
+        let values = x
+            .contiguous()
+            .and_then(|x| x.flatten_all())
+            .and_then(|x| x.to_vec1::<f32>())
+            .map_err(|e| Error::failed(e.to_string()))?;
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             return Err(Error::corrupt(format!("activation {} at {site}, channel {}", values[i], i % width))
                 .hint("the model overflows on this text: check the checkpoint, or calibrate on other text"));

@@ -55,7 +55,11 @@ impl Stats {
     /// Reads statistics back.
     pub fn load(path: &Path) -> Result<Stats> {
         // The decoder reports damage as it reports failures of the disk, which are rarer.
-        let read = |e: std::io::Error| Error::corrupt(e.to_string()).file(path).hint("the statistics file is damaged or not one: run `bitsmith calibrate` again");
+        let read = |e: std::io::Error| {
+            Error::corrupt(e.to_string())
+                .file(path)
+                .hint("the statistics file is damaged or not one: run `bitsmith calibrate` again")
+        };
         let file = File::open(path).map_err(|e| Error::read(path, e))?;
         let mut z = zstd::Decoder::new(BufReader::new(file)).map_err(read)?;
         let mut head = [0u8; 16];

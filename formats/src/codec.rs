@@ -272,7 +272,10 @@ impl EncodedTensor {
         let row_bytes = codec.row_bytes(row_len)?;
         let mut bytes = vec![0u8; weights.len() / row_len.max(1) * row_bytes];
         let c = codec.codec();
-        bytes.par_chunks_mut(row_bytes.max(1)).zip(weights.par_chunks(row_len.max(1))).for_each(|(out, row)| c.encode(row, importance, out));
+        bytes
+            .par_chunks_mut(row_bytes.max(1))
+            .zip(weights.par_chunks(row_len.max(1)))
+            .for_each(|(out, row)| c.encode(row, importance, out));
         Ok(EncodedTensor { shape: shape.to_vec(), codec, bytes })
     }
     /// The values that a runtime sees, row-major.
@@ -288,8 +291,6 @@ pub fn decode_all(codec: CodecId, bytes: &[u8]) -> Vec<f32> {
     let blocks = bytes.len() / c.block_bytes();
     let mut out = vec![0f32; blocks * c.block_len()];
     let per = (4096 / c.block_len()).max(1);
-    out.par_chunks_mut(per * c.block_len())
-        .zip(bytes.par_chunks(per * c.block_bytes()))
-        .for_each(|(o, b)| c.decode(b, o));
+    out.par_chunks_mut(per * c.block_len()).zip(bytes.par_chunks(per * c.block_bytes())).for_each(|(o, b)| c.decode(b, o));
     out
 }

@@ -135,7 +135,9 @@ impl Error {
             K::PermissionDenied | K::NotFound | K::ReadOnlyFilesystem | K::NotADirectory | K::IsADirectory | K::AlreadyExists => {
                 (ErrorKind::CannotWrite, None)
             }
-            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => (ErrorKind::Io, Some("free some disk space, or choose another output folder")),
+            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => {
+                (ErrorKind::Io, Some("free some disk space, or choose another output folder"))
+            }
             _ => (ErrorKind::Io, None),
         };
         let mut error = Self::new(kind, format!("cannot write: {e}")).file(file).with_source(e);

@@ -1,6 +1,7 @@
 //! Where artifacts go, and writing them.
 
 use crate::opened::Opened;
+use crate::spool::Spool;
 use crate::target::Target;
 use bitsmith_convert::{GgufPlan, MlxPlan, names};
 use bitsmith_formats::{EncodedTensor, Error, ErrorKind, Float, Result};
@@ -69,9 +70,12 @@ fn refuse_clobber(path: &Path, target: &Target, source: &Path) -> Result<()> {
     }
 }
 
-/// A folder that holds nothing, or a manifest of ours.
+/// A folder that holds nothing, or a manifest of ours, or that a run of ours had just finished when it was killed, before the
+/// manifest: then its work folder is still there.
 fn is_replaceable(dir: &Path) -> bool {
-    dir.join("bitsmith.json").is_file() || std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+    dir.join("bitsmith.json").is_file()
+        || Spool::is_at(&work_folder(dir))
+        || std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// The folder beside an artifact that holds its tensors while it is made.
@@ -88,9 +92,11 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
             let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;
             verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())
         }
-        _ if model.checkpoint.kind() == ContainerKind::Gguf => Err(Error::unsupported("an MLX folder cannot be made from a GGUF file")
-            .file(model.checkpoint.path())
-            .hint("start from the Hugging Face checkpoint, which has config.json and tokenizer.json")),
+        _ if model.checkpoint.kind() == ContainerKind::Gguf => {
+            Err(Error::unsupported("an MLX folder cannot be made from a GGUF file")
+                .file(model.checkpoint.path())
+                .hint("start from the Hugging Face checkpoint, which has config.json and tokenizer.json"))
+        }
         _ => Ok(()),
     }
 }
@@ -108,7 +114,9 @@ pub fn write(
     let spec = model.checkpoint.spec();
     let codecs = plan.pairs();
     match target {
-        Target::Gguf(_) => GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.write(path, tensor)?,
+        Target::Gguf(_) => {
+            GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.write(path, tensor)?
+        }
         Target::Mlx { .. } | Target::MlxDense(_) => {
             let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
             if let Some(bytes) = shard_size {

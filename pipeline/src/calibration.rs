@@ -36,7 +36,14 @@ pub struct CalibrationOptions {
 
 impl Default for CalibrationOptions {
     fn default() -> Self {
-        CalibrationOptions { data: None, stats: None, imatrix: None, samples: DEFAULT_SAMPLES, ctx: DEFAULT_CTX, independent: false }
+        CalibrationOptions {
+            data: None,
+            stats: None,
+            imatrix: None,
+            samples: DEFAULT_SAMPLES,
+            ctx: DEFAULT_CTX,
+            independent: false,
+        }
     }
 }
 
@@ -96,8 +103,11 @@ impl CalibrationOptions {
     pub fn windows(&self, model: &Opened) -> Result<WindowSet> {
         let (tokenizer, spec) = (model.text_tokenizer()?, model.checkpoint.spec());
         if self.ctx > spec.context_length {
-            return Err(Error::usage(format!("windows of {} tokens exceed the model's context of {}", self.ctx, spec.context_length))
-                .hint("lower --ctx"));
+            return Err(Error::usage(format!(
+                "windows of {} tokens exceed the model's context of {}",
+                self.ctx, spec.context_length
+            ))
+            .hint("lower --ctx"));
         }
         let builtin;
         let data = match &self.data {
@@ -125,7 +135,9 @@ impl CalibrationOptions {
                     .hint("these statistics belong to another model"));
             }
             if method.needs_hessian() && stats.sites[&site].gram.is_none() {
-                return Err(Error::usage(format!("method {method} needs full Hessians, the file holds channel sums only")).file(path));
+                return Err(
+                    Error::usage(format!("method {method} needs full Hessians, the file holds channel sums only")).file(path)
+                );
             }
         }
         Ok(())

@@ -131,8 +131,8 @@ impl Encoder<'_> {
             }
             self.context.progress.advance(1);
         }
-        let head = Role::global(spec.head_part());
-        if !self.spool.has(head) {
+        // Both, as a run may have ended between them.
+        if !self.head_roles().iter().all(|r| self.spool.has(*r)) {
             let norm = self.source.read(Role::global(Part::OutputNorm))?;
             let collector = Collector::new(detail);
             sweep.finish(&tensor(norm.data, &norm.shape)?, Some(&collector))?;
@@ -147,10 +147,13 @@ impl Encoder<'_> {
         layer_roles(self.source, layer).iter().all(|r| self.spool.has(*r))
     }
 
+    fn head_roles(&self) -> [Role; 2] {
+        [Role::global(Part::OutputNorm), Role::global(self.source.spec().head_part())]
+    }
+
     /// The output norm and output matrix; with tied embeddings, the embedding stands for the output matrix.
     fn encode_head(&self, stats: SiteMap, notes: &mut Vec<String>) -> Result<()> {
-        let spec = self.source.spec();
-        let roles = [Role::global(Part::OutputNorm), Role::global(spec.head_part())];
+        let roles = self.head_roles();
         if roles.iter().all(|r| self.spool.has(*r)) {
             return Ok(());
         }
@@ -175,22 +178,24 @@ impl Encoder<'_> {
             let host = self.source.read(role)?;
             let cols = *host.shape.last().unwrap_or(&1);
             let rows = host.data.len() / cols.max(1);
-            let matrix = Array2::from_shape_vec((rows, cols), host.data).map_err(|e| Error::failed(e.to_string()).tensor(role.to_string()))?;
+            let matrix = Array2::from_shape_vec((rows, cols), host.data)
+                .map_err(|e| Error::failed(e.to_string()).tensor(role.to_string()))?;
             dense.insert(role.part, matrix);
         }
         Ok(dense)
     }
 
     /// Transforms and solves a group of tensors that transforms may change together.
-    fn encode_group(&self, layer: Option<usize>, mut dense: DenseLayer, mut stats: SiteMap, notes: &mut Vec<String>) -> Result<()> {
+    fn encode_group(
+        &self,
+        layer: Option<usize>,
+        mut dense: DenseLayer,
+        mut stats: SiteMap,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
         let spec = self.source.spec();
         let codec = |part| self.plan.codec(Role { layer, part }).expect("the plan has every tensor");
-        let context = transform::Context {
-            spec,
-            codec: &codec,
-            vector_type: self.vector_type,
-            solver: self.method.solver,
-        };
+        let context = transform::Context { spec, codec: &codec, vector_type: self.vector_type, solver: self.method.solver };
         for t in &self.method.transforms {
             for note in t.apply(&mut dense, &mut stats, &context)? {
                 notes.push(match layer {

@@ -32,7 +32,15 @@ pub struct Estimate {
 
 impl Estimate {
     /// The cost of encoding `plan` with `method`, calibrated on `tokens` tokens, and of evaluating it on `eval_tokens`.
-    pub fn new(target: &str, spec: &ModelSpec, plan: &Plan, method: &Method, tokens: usize, eval_tokens: usize, threads: usize) -> Estimate {
+    pub fn new(
+        target: &str,
+        spec: &ModelSpec,
+        plan: &Plan,
+        method: &Method,
+        tokens: usize,
+        eval_tokens: usize,
+        threads: usize,
+    ) -> Estimate {
         let bytes = plan.bytes(spec);
         let n_weights = spec.n_weights() as f64;
         let layer: usize = Part::ALL.into_iter().filter(|p| p.per_layer() && spec.has(*p)).map(|p| numel(spec, p)).sum();
@@ -41,7 +49,10 @@ impl Estimate {
         let calibrated = method.needs_calibration() && tokens > 0;
         let hessians = if calibrated && method.needs_hessian() { widths(spec).iter().map(|w| w * w).sum::<usize>() } else { 0 };
         // Layer and its copy, statistics of one layer, one factorisation in f64 (three matrices), hidden states twice.
-        let solving = 8 * layer.max(table) + 4 * hessians + if hessians > 0 { 24 * widest * widest } else { 0 } + 8 * tokens * spec.hidden_size;
+        let solving = 8 * layer.max(table)
+            + 4 * hessians
+            + if hessians > 0 { 24 * widest * widest } else { 0 }
+            + 8 * tokens * spec.hidden_size;
         let evaluating = 4 * layer.max(table) + 8 * eval_tokens * spec.hidden_size;
         let ram_bytes = (solving.max(evaluating) + 256 * 1024 * 1024) as u64;
 
@@ -53,7 +64,12 @@ impl Estimate {
         }
         if calibrated && method.solver.needs_hessian() {
             // Error feedback twice, descent and refits: about twelve products of W with H.
-            flops += spec.roles().iter().filter(|r| r.site().is_some()).map(|r| 12.0 * numel(spec, r.part) as f64 * row(spec, r.part) as f64).sum::<f64>();
+            flops += spec
+                .roles()
+                .iter()
+                .filter(|r| r.site().is_some())
+                .map(|r| 12.0 * numel(spec, r.part) as f64 * row(spec, r.part) as f64)
+                .sum::<f64>();
             fitted += 2.0 * n_weights;
         }
         flops += 2.0 * 2.0 * n_weights * eval_tokens as f64;
@@ -75,7 +91,12 @@ impl Estimate {
         match max_ram {
             Some(max) if self.ram_bytes > max => {
                 let mib = |b: u64| b.div_ceil(1 << 20);
-                let message = format!("{} needs about {} MiB of memory, --max-ram allows {} MiB", self.target, mib(self.ram_bytes), mib(max));
+                let message = format!(
+                    "{} needs about {} MiB of memory, --max-ram allows {} MiB",
+                    self.target,
+                    mib(self.ram_bytes),
+                    mib(max)
+                );
                 Err(Error::usage(message).hint("lower --samples or --ctx, or allow more memory"))
             }
             _ => Ok(()),

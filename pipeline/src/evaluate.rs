@@ -26,7 +26,9 @@ impl EvalOptions {
         let longest = model.checkpoint.spec().context_length;
         let ctx = self.ctx.unwrap_or(self.style.default_ctx().min(longest));
         if ctx > longest {
-            return Err(Error::usage(format!("windows of {ctx} tokens exceed the model's context of {longest}")).hint("lower --ctx"));
+            return Err(
+                Error::usage(format!("windows of {ctx} tokens exceed the model's context of {longest}")).hint("lower --ctx")
+            );
         }
         let corpus = data.load(Purpose::Evaluation)?;
         let encode = |text: &str| tokenizer.encode(text, false);
@@ -80,11 +82,18 @@ pub fn evaluate(
         let windows = options.windows(data, reference_model, &reference_model.text_tokenizer()?)?;
         let own = options.windows(data, model, &tokenizer)?;
         if own.set.windows != windows.set.windows {
-            return Err(Error::failed(format!("the two models tokenize {data} differently, so their predictions cannot be compared"))
-                .file(model.checkpoint.path()));
+            return Err(Error::failed(format!(
+                "the two models tokenize {data} differently, so their predictions cannot be compared"
+            ))
+            .file(model.checkpoint.path()));
         }
-        let reference =
-            Reference::new(&reference_model.name, &reference_model.checkpoint, windows, &device, &watch(context, &reference_model.name))?;
+        let reference = Reference::new(
+            &reference_model.name,
+            &reference_model.checkpoint,
+            windows,
+            &device,
+            &watch(context, &reference_model.name),
+        )?;
         let comparison = reference.compare(&model.checkpoint, &watch(context, &model.name))?;
         result.kld.push(comparison.kld);
         if ppl.iter().any(|p| p.to_string() == data.to_string()) {

@@ -33,6 +33,9 @@ pub struct Recipe {
     pub plan: Value,
     /// Calibration: data, its sha256, samples, ctx, mode; or the statistics or imatrix file's sha256.
     pub calibration: Option<Value>,
+    /// Largest file of a set in bytes, where the container is written in several files and a size was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard_size: Option<u64>,
 }
 
 impl Recipe {
@@ -129,10 +132,7 @@ pub fn hash_inputs(model: &Path) -> Result<Vec<InputFile>> {
     } else {
         vec![(model.file_name().unwrap_or_default().to_string_lossy().into_owned(), model.to_path_buf())]
     };
-    files
-        .into_iter()
-        .map(|(name, path)| sha256_file(&path).map(|(sha256, bytes)| InputFile { name, bytes, sha256 }))
-        .collect()
+    files.into_iter().map(|(name, path)| sha256_file(&path).map(|(sha256, bytes)| InputFile { name, bytes, sha256 })).collect()
 }
 
 /// Names of the plain files directly in a folder, sorted.

@@ -7,17 +7,18 @@ use crate::encode::{Encoder, Evidence, gather};
 use crate::estimate::Estimate;
 use crate::manifest::{InputFile, Manifest, Recipe, hash_inputs};
 use crate::memory;
+use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
 use bitsmith_calibrate::Detail;
 use bitsmith_formats::{Encoding, Error, Float, Result};
-use bitsmith_quantize::plan::{Plan, PlanOptions};
 use bitsmith_quantize::Method;
-use crate::opened::Opened;
+use bitsmith_quantize::plan::{Plan, PlanOptions};
 use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 /// What to make of a model, and how.
@@ -72,7 +73,8 @@ pub struct Job<'a> {
     evidence: Loaded,
     calibration: Option<Value>,
     dense: Float,
-    mlx_dtype: Float,
+    /// Known once the job runs: finding it may take running the model.
+    mlx_dtype: OnceLock<Float>,
 }
 
 /// MLX computes in the type of the scales. F16 resolves eight times finer than BF16 in the same space, but ends at 65504: it is
@@ -98,13 +100,14 @@ impl<'a> Job<'a> {
             true => options.calibration.load(method, model, context)?,
             false => (Loaded::None, None),
         };
-        let mlx_dtype = mlx_dtype(model, options, &evidence, dense, context)?;
-        Ok(Job { model, options, context, evidence, calibration, dense, mlx_dtype })
+        Ok(Job { model, options, context, evidence, calibration, dense, mlx_dtype: OnceLock::new() })
     }
 
-    /// What is not quantized in this target is stored in this type.
+    /// What is not quantized in this target is stored in this type. Until the job runs the source's type stands in for MLX's,
+    /// which is as wide unless it is set.
     fn dense_for(&self, target: Target) -> Float {
-        if matches!(target, Target::Mlx { .. }) { self.mlx_dtype } else { self.dense }
+        let mlx = || self.mlx_dtype.get().copied().or(self.options.mlx_dtype).unwrap_or(self.dense);
+        if matches!(target, Target::Mlx { .. }) { mlx() } else { self.dense }
     }
 
     /// The format of every tensor of a target.
@@ -133,8 +136,12 @@ impl<'a> Job<'a> {
         for estimate in self.estimates(0)? {
             estimate.check_ram(self.context.max_ram)?;
         }
-        let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
         let paths = self.options.out.paths(&self.model.about.name, &self.options.targets, self.model.checkpoint.path())?;
+        if self.mlx_dtype.get().is_none() {
+            let found = mlx_dtype(self.model, self.options, &self.evidence, self.dense, self.context)?;
+            self.mlx_dtype.get_or_init(|| found);
+        }
+        let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
         let inputs = hash_inputs(self.model.checkpoint.path())?;
         let mut artifacts = Vec::new();
         for ((&target, plan), path) in self.options.targets.iter().zip(&plans).zip(&paths) {
@@ -155,6 +162,7 @@ impl<'a> Job<'a> {
             method: method.to_string(),
             plan: serde_json::to_value(plan).map_err(|e| Error::failed(e.to_string()))?,
             calibration: self.calibration.clone(),
+            shard_size: self.options.shard_size.filter(|_| target.container() == "mlx"),
         };
         let key = recipe.key()?;
         if let Some(m) = Manifest::load(path).filter(|m| m.proves(path, &recipe)) {
@@ -182,7 +190,9 @@ impl<'a> Job<'a> {
         }
         notes.extend(found);
         self.context.progress.start("write", 1);
-        artifact::write(self.model, target, plan, self.dense_for(target), path, self.options.shard_size, &|role| encoder.encoded(role))?;
+        artifact::write(self.model, target, plan, self.dense_for(target), path, self.options.shard_size, &|role| {
+            encoder.encoded(role)
+        })?;
         self.context.progress.finish();
         let bpw = plan.bytes(self.model.checkpoint.spec()) as f64 * 8.0 / self.model.checkpoint.spec().n_weights() as f64;
         let manifest = Manifest::new(path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;

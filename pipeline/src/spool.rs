@@ -31,6 +31,11 @@ impl Spool {
         Ok(Spool { dir: dir.to_path_buf() })
     }
 
+    /// Whether a folder is a spool.
+    pub fn is_at(dir: &Path) -> bool {
+        dir.join(KEY).is_file()
+    }
+
     /// Keeps a tensor.
     pub fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
         let digest = Sha256::digest(&tensor.bytes);

@@ -30,7 +30,8 @@ const MLX_GROUPS: [u16; 3] = [32, 64, 128];
 impl Target {
     /// Every target, default groups first.
     pub fn all() -> Vec<Target> {
-        let mut all: Vec<Target> = GgufPreset::all().filter(|(name, p)| *name == p.to_string()).map(|(_, p)| Target::Gguf(p)).collect();
+        let mut all: Vec<Target> =
+            GgufPreset::all().filter(|(name, p)| *name == p.to_string()).map(|(_, p)| Target::Gguf(p)).collect();
         for bits in [4, 8] {
             all.extend([64, 32, 128].map(|group| Target::Mlx { bits, group }));
         }

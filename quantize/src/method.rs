@@ -67,7 +67,9 @@ impl FromStr for Method {
                 }
                 transforms.push(found);
             } else {
-                return Err(Error::usage(format!("unknown method `{name}`")).hint("`bitsmith methods` lists transforms and solvers"));
+                return Err(
+                    Error::usage(format!("unknown method `{name}`")).hint("`bitsmith methods` lists transforms and solvers")
+                );
             }
         }
         Ok(Method { transforms, solver: chosen.unwrap_or_else(|| solver::find("rtn").expect("registered")) })

@@ -55,7 +55,7 @@ impl Plan {
                 preset.choose(spec, role, options.importance)
             }
         };
-        Self::build(spec, options, wanted, |want, row| fallback(want, row))
+        Self::build(spec, options, wanted, fallback)
     }
 
     /// Every matrix in one MLX format, embedding and output included, as `mlx_lm.convert -q` does. Rows that are not whole
@@ -84,7 +84,7 @@ impl Plan {
                     (want, used[i]) = (*codec, true);
                 }
             }
-            if row % want.codec().block_len() == 0 {
+            if row.is_multiple_of(want.codec().block_len()) {
                 entries.push(PlanEntry { role, codec: want, instead_of: None });
                 continue;
             }

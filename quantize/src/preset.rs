@@ -62,7 +62,7 @@ impl GgufPreset {
         let n = spec.n_layers;
         let is_head = role.part == spec.head_part();
         if is_head {
-            return if self.base == CodecId::Q8_0 || spec.hidden_size % 256 != 0 { CodecId::Q8_0 } else { CodecId::Q6K };
+            return if self.base == CodecId::Q8_0 || !spec.hidden_size.is_multiple_of(256) { CodecId::Q8_0 } else { CodecId::Q6K };
         }
         let Some(i) = role.layer else { return self.base };
         let first_eighth = i < n / 8;
@@ -70,7 +70,9 @@ impl GgufPreset {
             (Part::AttnV, CodecId::Q4K | CodecId::Q5K, Size::Medium) if more_bits(i, n) => CodecId::Q6K,
             (Part::AttnV, CodecId::Q4K, Size::Small) if i < 4 => CodecId::Q5K,
             // Llama 2 and 3 at 70B share each value head between eight query heads.
-            (Part::AttnV, CodecId::Q4K, _) if spec.arch.gguf == "llama" && n == 80 && spec.n_heads != spec.n_kv_heads => CodecId::Q5K,
+            (Part::AttnV, CodecId::Q4K, _) if spec.arch.gguf == "llama" && n == 80 && spec.n_heads != spec.n_kv_heads => {
+                CodecId::Q5K
+            }
             (Part::FfnDown, CodecId::Q4K | CodecId::Q5K, Size::Medium) if more_bits(i, n) => CodecId::Q6K,
             (Part::FfnDown, CodecId::Q4K, Size::Small) if first_eighth => CodecId::Q5K,
             (Part::FfnDown, CodecId::Q4_0, _) if importance && first_eighth => CodecId::Q4_1,
@@ -93,7 +95,7 @@ pub(crate) fn fallback(codec: CodecId, row: usize) -> CodecId {
         CodecId::Q6K => CodecId::Q8_0,
         _ => CodecId::F16,
     };
-    if row % next.codec().block_len() == 0 { next } else { CodecId::F16 }
+    if row.is_multiple_of(next.codec().block_len()) { next } else { CodecId::F16 }
 }
 
 impl fmt::Display for GgufPreset {

@@ -11,7 +11,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn layer() -> (Array2<f32>, Array2<f32>) {
-    let store = SafetensorsStore::open(&golden("layer.safetensors")).unwrap();
+    let store = SafetensorsStore::open(golden("layer.safetensors")).unwrap();
     let read = |name| {
         let (shape, values) = store.read_f32(name).unwrap();
         Array2::from_shape_vec((shape[0], shape[1]), values).unwrap()
@@ -39,7 +39,7 @@ fn solve(method: &str, codec: CodecId) -> f64 {
     let solution = solver::find(method).unwrap().solve(&problem).unwrap();
     assert!(solution.notes.is_empty(), "{:?}", solution.notes);
     let loss = loss(w.view(), &solution.tensor.decode(), &h);
-    println!("{method} {codec}: {loss:.4e}");
+    eprintln!("{method} {codec}: {loss:.4e}");
     loss
 }
 

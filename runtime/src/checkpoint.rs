@@ -109,7 +109,9 @@ impl Checkpoint {
         for (role, name) in &checkpoint.map.roles {
             if let Some(info) = checkpoint.store().find(name) {
                 check_shape(&checkpoint.spec, *role, &info.shape).map_err(|e| {
-                    e.file(checkpoint.store().file_of(name)).tensor(name).hint("the weights and the configuration do not belong together")
+                    e.file(checkpoint.store().file_of(name))
+                        .tensor(name)
+                        .hint("the weights and the configuration do not belong together")
                 })?;
             }
         }

@@ -20,7 +20,7 @@ that their login writes. HF_ENDPOINT chooses another hub.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// Hub id: org/name[@revision]
+    /// Hub id: `org/name[@revision]`
     pub model: String,
     /// Branch, tag or commit [default: main]
     #[arg(long, value_name = "REV")]

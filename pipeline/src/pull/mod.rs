@@ -2,7 +2,7 @@
 //!
 //! `hf-hub` supplies the cache's layout, the hub's addresses and the listing of a repository. Its downloader does not check what it
 //! gets, appends to a partial file even if the server starts over, and gives untyped errors, so the transfer of files is our own
-//! ([`download`]): pinned to one commit, resumed, checked against the hub's hashes, retried with growing waits.
+//! (`download.rs`): pinned to one commit, resumed, checked against the hub's hashes, retried with growing waits.
 
 mod cache;
 mod client;

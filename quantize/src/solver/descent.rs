@@ -47,7 +47,12 @@ impl BlockInverses {
 pub(super) fn losses(values: ArrayView2<'_, f32>, weights: ArrayView2<'_, f32>, h: &Hessian) -> Vec<f64> {
     let delta = &values - &weights;
     let g = delta.dot(&h.damped);
-    delta.rows().into_iter().zip(g.rows()).map(|(d, g)| d.iter().zip(g).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()).collect()
+    delta
+        .rows()
+        .into_iter()
+        .zip(g.rows())
+        .map(|(d, g)| d.iter().zip(g).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
+        .collect()
 }
 
 /// Alternates descent and refits until nothing improves, at most [`ROUNDS`] times.

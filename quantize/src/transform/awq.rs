@@ -58,7 +58,12 @@ impl Transform for Awq {
     fn about(&self) -> &'static str {
         "scales important channels up, folded into the preceding norm or linear layer; clips ranges where the solver does not weigh errors"
     }
-    fn apply(&self, layer: &mut DenseLayer, stats: &mut BTreeMap<Input, SiteStats>, context: &Context<'_>) -> Result<Vec<String>> {
+    fn apply(
+        &self,
+        layer: &mut DenseLayer,
+        stats: &mut BTreeMap<Input, SiteStats>,
+        context: &Context<'_>,
+    ) -> Result<Vec<String>> {
         for fold in &FOLDS {
             let Some(site) = stats.get_mut(&fold.input) else { continue };
             let readers: Vec<Part> = fold.input.readers().iter().copied().filter(|p| layer.contains_key(p)).collect();
@@ -144,7 +149,13 @@ fn search(
 }
 
 /// `tr(ΔW H ΔWᵀ)` over sampled rows when they are solved with their columns multiplied by `scales`.
-fn solved_error(samples: &[(Part, Array2<f32>)], scales: &[f32], h: &Array2<f32>, site: &SiteStats, context: &Context<'_>) -> Option<f64> {
+fn solved_error(
+    samples: &[(Part, Array2<f32>)],
+    scales: &[f32],
+    h: &Array2<f32>,
+    site: &SiteStats,
+    context: &Context<'_>,
+) -> Option<f64> {
     let mut stats = site.clone();
     stats.rescale(scales);
     let hessian = Hessian::from_stats(&stats, 0.0)?;
@@ -210,7 +221,7 @@ fn column_magnitudes(samples: &[(Part, Array2<f32>)], context: &Context<'_>) -> 
 
 /// Weights that share a scale, as far as ranges are concerned.
 fn scale_group(codec: CodecId, row: usize) -> usize {
-    if codec.float().is_some() { row } else { codec.codec().block_len().min(32).max(1) }
+    if codec.float().is_some() { row } else { codec.codec().block_len().min(32) }
 }
 
 /// `tr(ΔW H ΔWᵀ)` over the rows when their columns are multiplied by `scales`, stored in `codec`, and divided again.
@@ -245,9 +256,8 @@ fn input_rounding(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance
     for start in (0..rows.ncols()).step_by(block) {
         let end = (start + block).min(rows.ncols());
         let largest = importance[start..end].iter().map(|m| f64::from(*m).powi(4)).sum::<f64>().powf(0.25);
-        let weights: f64 = (start..end)
-            .map(|c| rows.column(c).iter().map(|w| f64::from(w * scales[c]).powi(2)).sum::<f64>())
-            .sum();
+        let weights: f64 =
+            (start..end).map(|c| rows.column(c).iter().map(|w| f64::from(w * scales[c]).powi(2)).sum::<f64>()).sum();
         total += weights * largest / (12.0 * 127.0 * 127.0);
     }
     total
@@ -303,10 +313,11 @@ fn apply_fold(
 fn clip(w: &mut Array2<f32>, h: &Array2<f32>, codec: CodecId) {
     let c = codec.codec();
     let n = c.block_len();
-    if codec.float().is_some() || w.ncols() % n != 0 {
+    if codec.float().is_some() || !w.ncols().is_multiple_of(n) {
         return;
     }
-    let blocks: Vec<Array2<f32>> = (0..w.ncols() / n).map(|b| h.slice(s![b * n..(b + 1) * n, b * n..(b + 1) * n]).to_owned()).collect();
+    let blocks: Vec<Array2<f32>> =
+        (0..w.ncols() / n).map(|b| h.slice(s![b * n..(b + 1) * n, b * n..(b + 1) * n]).to_owned()).collect();
     let group = scale_group(codec, n);
     w.axis_chunks_iter_mut(Axis(0), 16).into_par_iter().for_each(|mut rows| {
         let (mut clipped, mut decoded, mut bytes) = (vec![0f32; n], vec![0f32; n], vec![0u8; c.block_bytes()]);

@@ -41,7 +41,8 @@ pub trait Transform: Send + Sync {
     fn about(&self) -> &'static str;
     /// Rewrites `layer`, and `stats` along with it: afterwards they describe the inputs of the rewritten matrices.
     /// Returns what the user should know.
-    fn apply(&self, layer: &mut DenseLayer, stats: &mut BTreeMap<Input, SiteStats>, context: &Context<'_>) -> Result<Vec<String>>;
+    fn apply(&self, layer: &mut DenseLayer, stats: &mut BTreeMap<Input, SiteStats>, context: &Context<'_>)
+    -> Result<Vec<String>>;
 }
 
 /// All transforms.
