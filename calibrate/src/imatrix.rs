@@ -34,7 +34,7 @@ pub fn write(stats: &Stats, spec: &ModelSpec, path: &Path) -> Result<()> {
     write_gguf(path, &metadata, &tensors)
 }
 
-/// Reads importance, E[x²] per input channel, for every linear layer that the file names. Tensors that the model does not
+/// Reads importance, E(x²) per input channel, for every linear layer that the file names. Tensors that the model does not
 /// have are an error: the file belongs to another model.
 pub fn read(path: &Path, spec: &ModelSpec) -> Result<BTreeMap<Role, Vec<f32>>> {
     let store = GgufStore::open(path)?;

@@ -97,7 +97,7 @@ impl SiteStats {
         }
     }
 
-    /// Mean squared input per channel: the importance that block encoders use, E[x²].
+    /// Mean squared input per channel: the importance that block encoders use, E(x²).
     pub fn importance(&self) -> Vec<f32> {
         let n = self.tokens.max(1) as f64;
         self.sum_sq.iter().map(|s| (s / n) as f32).collect()
@@ -109,7 +109,7 @@ impl SiteStats {
         self.sum_abs.iter().map(|s| (s / n) as f32).collect()
     }
 
-    /// H = E[x xᵀ], `(in, in)`, symmetric; `None` if only the diagonal was gathered.
+    /// H = E(x xᵀ), `(in, in)`, symmetric; `None` if only the diagonal was gathered.
     pub fn hessian(&self) -> Option<Array2<f32>> {
         let gram = self.gram.as_ref()?;
         let scale = 1.0 / self.tokens.max(1) as f32;

@@ -219,7 +219,7 @@ pub struct BlockScales {
 }
 
 /// The quadratic form a solver minimises over one block: `loss(δ) = δᵀ H δ` for `δ = ŵ − w`, with `H` the block's part of
-/// E[x xᵀ] (row-major, n × n, symmetric).
+/// E(x xᵀ) (row-major, n × n, symmetric).
 #[derive(Debug, Clone, Copy)]
 pub enum Gram<'a> {
     /// Only the diagonal: independent weights, one importance per position.

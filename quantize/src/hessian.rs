@@ -18,7 +18,7 @@ const DAMPING: [f64; 4] = [0.01, 0.03, 0.1, 1.0];
 pub struct Hessian {
     /// Damped H, `(in, in)`, symmetric, in the layer's own column order.
     pub damped: Array2<f32>,
-    /// Undamped mean squares, E[x²], one per channel: the importance of each column.
+    /// Undamped mean squares, E(x²), one per channel: the importance of each column.
     pub importance: Vec<f32>,
     /// Columns by descending importance.
     pub order: Vec<usize>,

@@ -1,7 +1,7 @@
 //! Error feedback into any scalar grid (GPTQ, Frantar et al. 2022, with static groups).
 //!
-//! 1. Fit every block's scales to W, weighted by E[x²], so that the order of columns is free.
-//! 2. Visit the columns by descending E[x²]. Round column i, then move the columns not yet visited by `−e U[i, ·]`:
+//! 1. Fit every block's scales to W, weighted by E(x²), so that the order of columns is free.
+//! 2. Visit the columns by descending E(x²). Round column i, then move the columns not yet visited by `−e U[i, ·]`:
 //!    what one column loses the others make up for.
 //! 3. Fit the scales again, to the moved weights that the columns had when they were rounded, and repeat step 2;
 //!    each row keeps the better of the passes.

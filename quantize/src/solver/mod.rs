@@ -15,7 +15,7 @@ pub struct Problem<'a> {
     pub weights: ArrayView2<'a, f32>,
     /// The block format to encode into.
     pub codec: CodecId,
-    /// E[x²] per column, if the input was observed.
+    /// E(x²) per column, if the input was observed.
     pub importance: Option<&'a [f32]>,
     /// The curvature, if it was gathered.
     pub hessian: Option<&'a Hessian>,

@@ -6,7 +6,7 @@ use bitsmith_formats::{EncodedTensor, Result};
 /// The reference encoder without importance (round to nearest for the simple formats).
 pub struct Rtn;
 
-/// The reference encoder, weighted by E[x²] where the input was observed.
+/// The reference encoder, weighted by E(x²) where the input was observed.
 pub struct Reference;
 
 fn encode(problem: &Problem<'_>, importance: Option<&[f32]>) -> Result<Solution> {

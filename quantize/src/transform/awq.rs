@@ -244,7 +244,7 @@ fn error(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance: Option<
 }
 
 /// What rounding the inputs to 8 bits per block, as llama.cpp computes with ggml's formats, adds to the output error of the rows:
-/// `Σ (s w)² · E[max²] / (12 · 127²)`. `importance` is E[x²] of the scaled inputs; the expected largest square of a block is taken
+/// `Σ (s w)² · E[max²] / (12 · 127²)`. `importance` is E(x²) of the scaled inputs; the expected largest square of a block is taken
 /// from it as `(Σ E[x²]⁴)^¼`, which is exact for one outlier and a fair guess for channels that are alike.
 fn input_rounding(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance: &[f32]) -> f64 {
     let block = match codec {

@@ -27,7 +27,7 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Whether the solver weighs errors by E[x²] or H, or treats all weights alike.
+    /// Whether the solver weighs errors by E(x²) or H, or treats all weights alike.
     pub fn weighted_solver(&self) -> bool {
         self.solver.name() != "rtn"
     }
