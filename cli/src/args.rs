@@ -21,7 +21,7 @@ A MODEL is a hub id (org/name[@revision]), a checkpoint folder, a .gguf file, or
 
 /// Turns checkpoints into quantized models, and shows where the quality went.
 #[derive(Debug, Parser)]
-#[command(name = "bitsmith", version, after_help = EXAMPLES, max_term_width = 120, disable_help_subcommand = true)]
+#[command(name = "bitsmith", version, after_help = EXAMPLES, max_term_width = 120, disable_help_subcommand = true, args_override_self = true)]
 pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]

@@ -244,9 +244,27 @@ pub trait Grid: Send + Sync {
     fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales;
     /// Rounds `x` (`step()` values at position `at` of the block) to the grid: writes codes and their values.
     fn round(&self, scales: &BlockScales, at: usize, x: &[f32], code: &mut [u8], value: &mut [f32]);
-    /// With codes fixed, moves the scales towards the minimum of the quadratic loss around `target`, within what the format can store.
-    /// Returns whether the loss went down; if it cannot, the scales stay as they are.
-    fn refit(&self, scales: &mut BlockScales, codes: &[u8], target: &[f32], gram: Gram<'_>) -> bool;
+    /// With codes fixed, moves the scales so that a quadratic loss falls, within what the format can store. `gradient` is half
+    /// the loss's gradient with respect to each value, `H (ŵ − target)`, at the values that scales and codes now give. Returns
+    /// whether the loss went down; if it cannot, the scales stay as they are.
+    fn descend(&self, scales: &mut BlockScales, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> bool;
+    /// [`Grid::descend`] for the loss around `target`.
+    fn refit(&self, scales: &mut BlockScales, codes: &[u8], target: &[f32], gram: Gram<'_>) -> bool {
+        let loss = |scales: &BlockScales| {
+            let value = |(i, &c): (usize, &u8)| scales.step[i / scales.sub_len] * c as f32 + scales.offset[i / scales.sub_len];
+            let errors: Vec<f64> = codes.iter().enumerate().map(value).zip(target).map(|(v, &t)| v as f64 - t as f64).collect();
+            let mut gradient = vec![0.0; errors.len()];
+            gram.apply(&errors, 0, &mut gradient);
+            (errors.iter().zip(&gradient).map(|(e, g)| e * g).sum::<f64>(), gradient)
+        };
+        let (before, gradient) = loss(scales);
+        let mut better = scales.clone();
+        let falls = self.descend(&mut better, codes, &gradient, gram) && loss(&better).0 < before;
+        if falls {
+            *scales = better;
+        }
+        falls
+    }
     /// Writes the block's bytes.
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]);
     /// Reads scales and codes back from a packed block.

@@ -7,6 +7,7 @@ pub mod container;
 pub mod error;
 pub mod gguf;
 pub mod hash;
+mod kernels;
 pub mod mlx;
 mod mmap;
 pub mod safetensors;
@@ -17,4 +18,6 @@ pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, d
 pub use container::{Encoding, TensorInfo, TensorStore};
 pub use error::{Error, ErrorKind, Result};
 pub use hash::{sha256_bytes, sha256_file};
+#[doc(hidden)]
+pub use kernels::{Vectors, vectors};
 pub use store::{Container, open_store};

@@ -8,12 +8,13 @@ use bitsmith_quantize::transform::{self, DenseLayer};
 use bitsmith_quantize::{Hessian, Method, Plan, Problem};
 use bitsmith_runtime::{Input, Layer, Part, Role, Site, Sweep, WeightSource};
 use candle_core::{Device, Tensor};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A tied embedding is also read as a table of rows, where every channel counts alike: this much of the mean curvature is
-/// added to the output matrix's.
-const TIED_RIDGE: f32 = 0.1;
+/// Weight of directions that the first layer does not read, in an embedding's curvature.
+const EMBEDDING_RIDGE: f32 = 0.1;
+/// A tied embedding is the output matrix and a table of rows: weight of the second use, relative to the mean curvature of the first.
+const TIED_TABLE: f32 = 1.0;
 
 /// Where a solver's statistics come from.
 pub enum Evidence<'a> {
@@ -161,15 +162,46 @@ impl Encoder<'_> {
         self.encode_group(None, dense, stats, notes)
     }
 
-    /// An embedding that is only a table: every row is read as it is, so all channels count alike.
+    /// An embedding that is only a table.
     fn encode_embedding(&self, notes: &mut Vec<String>) -> Result<()> {
         let role = Role::global(Part::TokenEmbd);
         if self.spool.has(role) {
             return Ok(());
         }
         let dense = self.read_group(&[role])?;
-        let tensor = self.solve(role, &dense[&Part::TokenEmbd], None, None, notes)?;
+        let hessian = match self.method.solver.needs_hessian() {
+            true => Some(Hessian::new(self.embedding_curvature()?)),
+            false => None,
+        };
+        let tensor = self.solve(role, &dense[&Part::TokenEmbd], None, hessian.as_ref(), notes)?;
         self.spool.put(role, &tensor)
+    }
+
+    /// What an error in an embedding row does to the first layer, which reads it before anything else is added:
+    /// `Σ G_r / tr G_r` with `G_r = diag(γ) W_rᵀ W_r diag(γ)` over its readers q, k, v, gate and up and their norms γ, and a ridge for
+    /// the later readers. `(hidden, hidden)`, mean diagonal 1.
+    fn embedding_curvature(&self) -> Result<Array2<f32>> {
+        let spec = self.source.spec();
+        let n = spec.hidden_size;
+        let mut sum = Array2::<f32>::zeros((n, n));
+        for (norm, input) in [(Part::AttnNorm, Input::AttnIn), (Part::FfnNorm, Input::FfnIn)] {
+            let gamma = ArrayView1::from(&self.source.read(Role::layer(0, norm))?.data).to_owned();
+            let readers: Vec<Role> = input.readers().iter().map(|&p| Role::layer(0, p)).collect();
+            for w in self.read_group(&readers)?.into_values() {
+                let w = w * &gamma;
+                let gram = w.t().dot(&w);
+                let trace = gram.diag().sum();
+                if trace > 0.0 {
+                    sum.scaled_add(1.0 / trace, &gram);
+                }
+            }
+        }
+        let mean = sum.diag().sum() / n as f32;
+        if mean > 0.0 {
+            sum /= mean * (1.0 + EMBEDDING_RIDGE);
+        }
+        sum.diag_mut().iter_mut().for_each(|d| *d += EMBEDDING_RIDGE / (1.0 + EMBEDDING_RIDGE));
+        Ok(sum)
     }
 
     fn read_group(&self, roles: &[Role]) -> Result<DenseLayer> {
@@ -215,9 +247,14 @@ impl Encoder<'_> {
             // The factor is as large as the Gram matrix: one site at a time.
             let site = stats.remove(&input);
             let quantized = readers.iter().any(|&p| codec(p).float().is_none());
-            let ridge = if tied_head { TIED_RIDGE } else { 0.0 };
-            let hessian = match &site {
-                Some(s) if quantized && self.method.solver.needs_hessian() => Hessian::from_stats(s, ridge),
+            let hessian = match site.as_ref().and_then(SiteStats::hessian) {
+                Some(mut h) if quantized && self.method.solver.needs_hessian() => {
+                    if tied_head {
+                        let mean = h.diag().sum() / h.ncols() as f32;
+                        h.scaled_add(TIED_TABLE * mean, &self.embedding_curvature()?);
+                    }
+                    Some(Hessian::new(h))
+                }
                 _ => None,
             };
             for part in readers {

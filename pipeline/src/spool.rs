@@ -84,7 +84,11 @@ fn write_whole(path: &Path, parts: &[&[u8]]) -> Result<()> {
         drop(file);
         fs::rename(&partial, path)
     };
-    write().map_err(|e| Error::write(path, e))
+    write().map_err(|e| {
+        // The disk may be full: what is of no use shall not fill it. If this fails too, the next run overwrites it.
+        let _ = fs::remove_file(&partial);
+        Error::write(path, e)
+    })
 }
 
 #[cfg(test)]

@@ -31,19 +31,9 @@ pub struct Hessian {
 }
 
 impl Hessian {
-    /// From gathered statistics; `None` if they have no Gram matrix or saw no token. `extra` is added to the diagonal as a
-    /// fraction of its mean (the tied embedding's own reading of its rows, for example).
-    pub fn from_stats(stats: &SiteStats, extra: f32) -> Option<Hessian> {
-        let mut h = stats.hessian()?;
-        if stats.tokens == 0 {
-            return None;
-        }
-        let n = h.ncols();
-        let mean = (0..n).map(|i| f64::from(h[[i, i]])).sum::<f64>() / n as f64;
-        for i in 0..n {
-            h[[i, i]] += extra * mean as f32;
-        }
-        Some(Self::new(h))
+    /// From gathered statistics; `None` if they have no Gram matrix.
+    pub fn from_stats(stats: &SiteStats) -> Option<Hessian> {
+        stats.hessian().map(Self::new)
     }
 
     /// From H itself, `(in, in)`, symmetric, finite.

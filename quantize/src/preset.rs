@@ -62,7 +62,11 @@ impl GgufPreset {
         let n = spec.n_layers;
         let is_head = role.part == spec.head_part();
         if is_head {
-            return if self.base == CodecId::Q8_0 || !spec.hidden_size.is_multiple_of(256) { CodecId::Q8_0 } else { CodecId::Q6K };
+            return if self.base == CodecId::Q8_0 || !spec.hidden_size.is_multiple_of(256) {
+                CodecId::Q8_0
+            } else {
+                CodecId::Q6K
+            };
         }
         let Some(i) = role.layer else { return self.base };
         let first_eighth = i < n / 8;

@@ -1,6 +1,7 @@
 //! Damaged and incomplete models: each has its exit code, names file and tensor, and leaves nothing under the final name.
 
 use crate::support::{Work, edit_json, read_safetensors, write_safetensors};
+use crate::tiny::LLAMA;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -145,4 +146,92 @@ fn nothing_there() {
         assert_eq!(work.fails(line, 66)["kind"], "missing", "{line}");
     }
     work.fails("eval demo --ppl nothing.txt", 66);
+}
+
+/// Where in a model a number may be missing, and what still finds it.
+#[test]
+fn not_a_number_anywhere() {
+    let work = Work::new();
+    for (i, (tensor, row, value)) in [
+        ("model.embed_tokens.weight", 700, [0x80, 0x7f]),
+        ("model.layers.0.self_attn.k_proj.weight", 3, [0xc0, 0xff]),
+        ("model.layers.1.post_attention_layernorm.weight", 0, [0xc0, 0x7f]),
+        ("model.layers.0.mlp.down_proj.weight", 127, [0x80, 0xff]),
+        ("model.norm.weight", 0, [0xc0, 0x7f]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("model{i}");
+        let path = LLAMA.write(&work, &name).join(WEIGHTS);
+        let (header, mut data) = read_safetensors(&path);
+        let width = header[tensor]["shape"].as_array().unwrap().last().unwrap().as_u64().unwrap() as usize;
+        let at = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize + 2 * (row * width + 5);
+        data[at..at + 2].copy_from_slice(&value);
+        write_safetensors(&path, &header, &data);
+        for line in [
+            "quantize MODEL --to gguf:q4_0 --method rtn -o out/d.gguf",
+            "quantize MODEL --to gguf:q4_k_m --method gptq --samples 2 --ctx 64 -o out/d.gguf",
+            "quantize MODEL --to mlx:4bit --method awq+gptq --samples 2 --ctx 64 -o out/d",
+            "run MODEL --to mlx:8bit,gguf:q8_0 --samples 2 --ctx 64 --eval-ctx 64 --limit 1 --out out",
+            "convert MODEL --to gguf:f16 -o out/d.gguf",
+            "calibrate MODEL -o out.stats --samples 2 --ctx 64",
+            "eval MODEL --ppl builtin --ctx 64 --limit 1",
+        ] {
+            let line = line.replace("MODEL", &name);
+            let error = work.fails(&line, 65);
+            assert_eq!(error["tensor"], tensor, "{line}: {error}");
+            names(&error, "file", WEIGHTS);
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains(&format!("row {row}")) || (row == 0 && message.contains("5")), "{line}: {message}");
+            assert!(
+                work.names("out").iter().all(|n| n.starts_with('.') && n.ends_with(".work")),
+                "{line}: {:?}",
+                work.names("out")
+            );
+            assert!(!work.path("out.stats").exists());
+        }
+    }
+}
+
+#[test]
+fn a_configuration_of_another_model() {
+    for (key, value, code, tensor) in [
+        ("intermediate_size", json!(512), 65, "model.layers.0.mlp."),
+        ("num_key_value_heads", json!(4), 65, "model.layers.0.self_attn."),
+        ("vocab_size", json!(2047), 65, "model.embed_tokens.weight"),
+        ("num_hidden_layers", json!(3), 66, "model.layers.2."),
+        ("num_hidden_layers", json!(1), 69, "model.layers.1."),
+        ("tie_word_embeddings", json!(false), 66, "lm_head.weight"),
+    ] {
+        let work = Work::new();
+        let folder = LLAMA.write(&work, "model");
+        edit_json(&folder.join("config.json"), key, value.clone());
+        for line in ["quantize model --to mlx:4bit -o d", "run model", "generate model -p x", "eval model --ppl builtin"] {
+            let error = work.fails(line, code);
+            assert!(error.to_string().contains(tensor), "{key} {value}: {line}: {error}");
+            assert!(error["file"].as_str().is_some_and(|f| f.starts_with("model")), "{line}: {error}");
+        }
+        assert_eq!(work.names(""), ["model"]);
+    }
+}
+
+#[test]
+fn commands_that_need_a_tokenizer_say_so_before_any_work() {
+    let work = Work::new();
+    let folder = LLAMA.write(&work, "model");
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    for line in [
+        "run model --out out",
+        "quantize model --to gguf:q4_0 --method rtn -o d.gguf",
+        "quantize model --to mlx:4bit --method gptq -o d",
+        "convert model --to gguf:f16 -o d.gguf",
+        "calibrate model -o d.stats",
+        "eval model --ppl builtin",
+        "generate model -p x",
+        "tokenize model -p x",
+    ] {
+        names(&work.fails(line, 66), "file", "tokenizer.json");
+    }
+    assert_eq!(work.names(""), ["model"]);
 }

@@ -1,10 +1,15 @@
 //! The binary as its users call it: arguments in; results, messages, files and exit codes out.
 
 mod arguments;
+mod contract;
 mod damage;
+mod disk;
+mod evidence;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
 mod pull;
+mod resume;
 mod support;
 mod text;
+mod tiny;

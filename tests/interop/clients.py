@@ -112,17 +112,44 @@ class LlamaCpp:
         return log_softmax(np.stack(rows))
 
 
-class MlxLm:
-    """A folder in mlx-lm. `float32` computes in float32 instead of the folder's own type: the tight comparison."""
+def dequantize(source, target):
+    """Writes a GGUF with the same metadata and F32 tensors, by gguf-py's own decoders."""
+    import gguf
 
-    def __init__(self, path, float32=False):
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kind = field.types[0]
+        value = 0 if name == "general.file_type" else field.contents()
+        writer.add_key_value(name, value, kind, sub_type=field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class MlxLm:
+    """A folder (MLX, or a dense checkpoint) in mlx-lm."""
+
+    def __init__(self, path):
         import mlx.core as mx
+        from mlx.utils import tree_flatten
         from mlx_lm.utils import load_model
 
         self.mx = mx
         self.model, self.config = load_model(Path(path))
-        if float32:
-            self.model.set_dtype(mx.float32)
+        self.n_vocab = self.config["vocab_size"]
+        types = {str(p.dtype).removeprefix("mlx.core.") for _, p in tree_flatten(self.model.parameters())}
+        # MLX computes in the type of scales and norms: the widest floating-point type that it meets.
+        self.dtype = next(t for t in ("float32", "bfloat16", "float16") if t in types)
+
+    def set_float32(self):
+        """Computes in float32 from here on; packed weights stay as they are."""
+        self.model.set_dtype(self.mx.float32)
 
     def logprobs(self, sequence):
         logits = self.model(self.mx.array([sequence]))[0].astype(self.mx.float32)

@@ -5,20 +5,10 @@
 //! least-squares line. Each lowers the error Σ w (x − step·c − bias)², so the alternation ends in a local minimum; many starts
 //! find a good one. Symmetric grids have bias 0 and codes from `−zero`; affine grids have codes from 0.
 
-use crate::codec::BlockScales;
+use crate::kernels::{self, nearest_code};
 
-/// Lanes of the sums. Vector registers divide it, and it divides every block length.
-const LANES: usize = 8;
-/// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer, ties to even, for magnitudes below 2²².
-const MAGIC: f32 = 12_582_912.0;
 /// Larger weights are fitted as if they were this large, so that no sum of squares overflows.
 const LIMIT: f32 = 1e15;
-
-/// Rounds a quotient to the nearest code in `low ..= high`.
-#[inline(always)]
-pub(super) fn nearest_code(t: f32, low: f32, high: f32) -> f32 {
-    (t.clamp(low, high) + MAGIC) - MAGIC
-}
 
 /// A line that codes are laid on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,35 +55,12 @@ pub(super) struct Problem<'a> {
 impl Problem<'_> {
     /// The error of a line under its nearest codes.
     pub fn error(&self, line: Line) -> f32 {
-        let inverse = reciprocal(line.step);
-        let mut sums = [0f32; LANES];
-        for (x, w) in self.x.chunks_exact(LANES).zip(self.w.chunks_exact(LANES)) {
-            for i in 0..LANES {
-                let c = nearest_code((x[i] - line.bias) * inverse, self.low, self.high);
-                let r = x[i] - (line.step * c + line.bias);
-                sums[i] += w[i] * (r * r);
-            }
-        }
-        sums.iter().sum()
+        kernels::error(self.x, self.w, line.step, line.bias, self.low, self.high)
     }
 
     /// The sums that [`Problem::refit`] and the super-block's refit need.
     pub fn moments(&self, line: Line) -> Moments {
-        let inverse = reciprocal(line.step);
-        let mut sums = [[0f32; LANES]; 5];
-        for (x, w) in self.x.chunks_exact(LANES).zip(self.w.chunks_exact(LANES)) {
-            for i in 0..LANES {
-                let c = nearest_code((x[i] - line.bias) * inverse, self.low, self.high);
-                let r = x[i] - (line.step * c + line.bias);
-                let (wr, wc) = (w[i] * r, w[i] * c);
-                sums[0][i] += wr * r;
-                sums[1][i] += wr;
-                sums[2][i] += wr * c;
-                sums[3][i] += wc;
-                sums[4][i] += wc * c;
-            }
-        }
-        let [error, r, rc, c, cc] = sums.map(|lanes| lanes.iter().sum::<f32>());
+        let [error, r, rc, c, cc] = kernels::moments(self.x, self.w, line.step, line.bias, self.low, self.high);
         Moments { error, r: r as f64, rc: rc as f64, c: c as f64, cc: cc as f64 }
     }
 
@@ -148,11 +115,17 @@ impl Problem<'_> {
     pub fn search(&self, bias: (f32, f32), stride: f32, keep: usize) -> Vec<(Line, f32)> {
         let weight = self.weight();
         let symmetric = bias.0 == bias.1;
-        let mut found: Vec<(Line, f32)> = Vec::with_capacity(80);
+        // The best starts, best first; of equals, those that came first.
+        let mut found: Vec<(Line, f32)> = Vec::with_capacity(2 * keep + 1);
         let mut try_line = |line: Line| {
             let m = self.moments(line);
             let better = self.refit(line, &m, weight, bias);
-            found.push((better, m.error_after(line, better, weight)));
+            let error = m.error_after(line, better, weight);
+            let at = found.iter().rposition(|f| f.1.total_cmp(&error).is_le()).map_or(0, |i| i + 1);
+            if at < 2 * keep {
+                found.truncate(2 * keep - 1);
+                found.insert(at, (better, error));
+            }
         };
         let (min, max) = self.x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &x| (lo.min(x), hi.max(x)));
         if symmetric {
@@ -180,9 +153,8 @@ impl Problem<'_> {
                 }
             }
         }
-        found.sort_by(|a, b| a.1.total_cmp(&b.1));
         let mut best: Vec<(Line, f32)> = Vec::with_capacity(keep);
-        for &(line, _) in found.iter().take(2 * keep) {
+        for &(line, _) in &found {
             let (line, error) = self.descend(line, weight, bias, 6);
             let alike = |o: &(Line, f32)| {
                 (o.0.step - line.step).abs() < 1e-3 * line.step.abs() / self.high
@@ -208,13 +180,6 @@ fn shrinks(levels: f32, stride: f32) -> impl Iterator<Item = f32> {
     fine.chain(coarse)
 }
 
-/// 1/step, or 0 for a step too small to divide by: all codes are then the one nearest to 0.
-#[inline(always)]
-fn reciprocal(step: f32) -> f32 {
-    let inverse = 1.0 / step;
-    if inverse.is_finite() { inverse } else { 0.0 }
-}
-
 /// Makes `x` and `importance` safe to sum: finite weights of moderate size; importance ≥ 0, at most 1, and 1 throughout if none
 /// is positive.
 pub(super) fn prepare<'a>(x: &[f32], importance: &[f32], xs: &'a mut [f32], ws: &'a mut [f32]) -> (&'a [f32], &'a [f32]) {
@@ -237,13 +202,6 @@ pub(super) fn round(step: f32, offset: f32, max: u8, x: &[f32], code: &mut [u8],
         *code = c as u8;
         *value = step * c + offset;
     }
-}
-
-/// Value minus target of each weight of a block.
-pub(super) fn errors(scales: &BlockScales, codes: &[u8], target: &[f32]) -> Vec<f64> {
-    let sub = |i: usize| i / scales.sub_len;
-    let value = |(i, &c): (usize, &u8)| scales.step[sub(i)] * c as f32 + scales.offset[sub(i)];
-    codes.iter().enumerate().map(value).zip(target).map(|(v, &t)| v as f64 - t as f64).collect()
 }
 
 #[cfg(test)]

@@ -201,19 +201,19 @@ impl<L: Layout> Grid for Flat<L> {
         fit::round(scales.step[0], scales.offset[0], self.0.shape().max, x, code, value);
     }
 
-    fn refit(&self, scales: &mut BlockScales, codes: &[u8], target: &[f32], gram: Gram<'_>) -> bool {
+    fn descend(&self, scales: &mut BlockScales, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> bool {
         let (len, Shape { zero, float, .. }) = (self.0.len(), self.0.shape());
-        let along_scale: Vec<f64> = codes.iter().map(|&c| c as f64 - zero.unwrap_or(0) as f64).collect();
-        let along_bias = vec![if zero.is_some() { 0.0 } else { 1.0 }; len];
-        let loss = |stored: [f32; 2]| {
-            let scales = self.scales(stored);
-            let error = fit::errors(&scales, codes, target);
-            let he = gram.apply(&error, 0, len);
-            (dot(&error, &he), he)
-        };
+        let [mut along_scale, mut along_bias, mut h_scale, mut h_bias] = [[0f64; MAX_LEN]; 4];
+        let (along_scale, along_bias) = (&mut along_scale[..len], &mut along_bias[..len]);
+        let (h_scale, h_bias) = (&mut h_scale[..len], &mut h_bias[..len]);
+        along_scale.iter_mut().zip(codes).for_each(|(a, &c)| *a = c as f64 - zero.unwrap_or(0) as f64);
+        gram.apply(along_scale, 0, h_scale);
+        if zero.is_none() {
+            along_bias.fill(1.0);
+            gram.apply(along_bias, 0, h_bias);
+        }
         let [scale, bias] = scales.stored;
-        let (before, he) = loss(scales.stored);
-        let pair = Pair::new(&along_scale, &along_bias, &gram.apply(&along_scale, 0, len), &gram.apply(&along_bias, 0, len), &he);
+        let pair = Pair::new(along_scale, along_bias, h_scale, h_bias, gradient);
 
         // Both rounded independently is not the best storable pair: for each scale near the best, the bias is solved anew.
         let ideal = saturate(float, (scale as f64 + pair.best().0) as f32);
@@ -227,11 +227,22 @@ impl<L: Layout> Grid for Flat<L> {
                 found = (change, [s, b]);
             }
         }
-        if found.0 < 0.0 && loss(found.1).0 < before {
-            *scales = self.scales(found.1);
-            return true;
+        if found.0 >= 0.0 {
+            return false;
         }
-        false
+        // The pair knows nothing of f32's rounding.
+        let (moves, h_moves) = (along_scale, h_scale);
+        let offset = |stored: [f32; 2]| zero.map_or(stored[1], |zero| -(zero as f32) * stored[0]);
+        let (old, new) = (offset(scales.stored), offset(found.1));
+        for (m, &c) in moves.iter_mut().zip(codes) {
+            *m = (found.1[0] * c as f32 + new) as f64 - (scale * c as f32 + old) as f64;
+        }
+        gram.apply(moves, 0, h_moves);
+        let falls = 2.0 * dot(moves, gradient) + dot(moves, h_moves) < 0.0;
+        if falls {
+            *scales = self.scales(found.1);
+        }
+        falls
     }
 
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {

@@ -1,19 +1,35 @@
 //! The quadratic form of [`Gram`] as [`Grid::refit`](crate::Grid::refit) needs it, in f64: losses that differ little decide.
 
 use crate::codec::Gram;
+use crate::kernels;
 
 impl Gram<'_> {
-    /// H v, for `v` with values at `at .. at + v.len()` of the block and zero elsewhere; `n` is the block's length.
-    pub(super) fn apply(&self, v: &[f64], at: usize, n: usize) -> Vec<f64> {
+    /// H v, for `v` with values at `at .. at + v.len()` of the block and zero elsewhere; `out` has the block's length.
+    pub(crate) fn apply(&self, v: &[f64], at: usize, out: &mut [f64]) {
         match self {
             Gram::Diagonal(h) => {
-                let mut out = vec![0.0; n];
+                out.fill(0.0);
                 for (i, &v) in v.iter().enumerate() {
                     out[at + i] = h[at + i] as f64 * v;
                 }
-                out
             }
-            Gram::Full(h) => h.chunks_exact(n).map(|row| dot_mixed(&row[at..at + v.len()], v)).collect(),
+            Gram::Full(h) => {
+                let n = out.len();
+                kernels::combine_rows(&h[at * n..][..v.len() * n], n, v, out);
+            }
+        }
+    }
+
+    /// The same in f32 and only from `at` on, for integers and ones: `out` has the values `at ..` of the block of `n`.
+    pub(super) fn apply_levels(&self, v: &[f32], at: usize, n: usize, out: &mut [f32]) {
+        match self {
+            Gram::Diagonal(h) => {
+                out.fill(0.0);
+                for ((out, h), v) in out.iter_mut().zip(&h[at..]).zip(v) {
+                    *out = h * v;
+                }
+            }
+            Gram::Full(h) => kernels::combine_rows_f32(&h[at * n + at..][..v.len() * n - at], n, v, out),
         }
     }
 }
@@ -26,18 +42,6 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     for (a, b) in a4.zip(b4) {
         for i in 0..4 {
             sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f64>() + rest
-}
-
-fn dot_mixed(a: &[f32], b: &[f64]) -> f64 {
-    let mut sums = [0f64; 8];
-    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = a8.remainder().iter().zip(b8.remainder()).map(|(&a, b)| a as f64 * b).sum();
-    for (a, b) in a8.zip(b8) {
-        for i in 0..8 {
-            sums[i] += a[i] as f64 * b[i];
         }
     }
     sums.iter().sum::<f64>() + rest
@@ -91,8 +95,15 @@ mod tests {
     #[test]
     fn a_part_of_the_block_sees_its_columns() {
         let h: Vec<f32> = (0..16).map(|i| (i / 4 + i % 4) as f32).collect();
-        assert_eq!(Gram::Full(&h).apply(&[1.0, -2.0], 1, 4), [-3.0, -4.0, -5.0, -6.0]);
-        assert_eq!(Gram::Diagonal(&[1.0, 2.0, 3.0, 4.0]).apply(&[1.0, -2.0], 1, 4), [0.0, 2.0, -6.0, 0.0]);
+        let diagonal = [1.0, 2.0, 3.0, 4.0];
+        for (gram, want) in [(Gram::Full(&h), [-3.0, -4.0, -5.0, -6.0]), (Gram::Diagonal(&diagonal), [0.0, 2.0, -6.0, 0.0])] {
+            let mut out = [9.0; 4];
+            gram.apply(&[1.0, -2.0], 1, &mut out);
+            assert_eq!(out, want);
+            let mut out = [9.0; 3];
+            gram.apply_levels(&[1.0, -2.0], 1, 4, &mut out);
+            assert_eq!(out.map(f64::from), want[1..]);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::fit::{self, Line, Moments, Problem};
 use super::float::saturate;
 use super::superblock::{INTS, LEN, Layout, Scales};
 use crate::codec::Float;
+use crate::kernels;
 
 /// Lines per sub-block that step 3 starts from.
 const LINES: usize = 3;
@@ -107,9 +108,7 @@ fn spacings(values: &[(f64, f64)], range: (i16, i16)) -> Vec<f32> {
     if extreme == 0.0 {
         return vec![0.0];
     }
-    let cost = |spacing: f64| -> f64 {
-        values.iter().map(|&(v, h)| h * (v - spacing * (v / spacing).round_ties_even().clamp(low, high)).powi(2)).sum()
-    };
+    let cost = |spacing: f64| kernels::spacing_cost(values, spacing, low, high);
     // The extreme at full scale, a little beyond it (cut off), and well below.
     let mut found: Vec<(f64, f64)> = (-8..=40)
         .map(|i| {
@@ -128,8 +127,13 @@ fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>) -> f32 {
     let mut errors = [0f32; INTS];
     for (s, sub) in subs.iter().enumerate() {
         errors[s] = f32::INFINITY;
-        for &(line, _) in &sub.lines {
-            let (ints, error) = choose(sub, scales, nearest(sub, scales, line));
+        let mut tried = [(0, 0); LINES];
+        for (i, &(line, _)) in sub.lines.iter().enumerate() {
+            tried[i] = nearest(sub, scales, line);
+            if tried[..i].contains(&tried[i]) {
+                continue;
+            }
+            let (ints, error) = choose(sub, scales, tried[i]);
             if error < errors[s] {
                 errors[s] = error;
                 scales.set(s, ints);

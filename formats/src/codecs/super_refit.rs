@@ -12,30 +12,37 @@ use crate::codec::{Float, Gram};
 /// Rounds of both kinds of moves.
 const ROUNDS: usize = 8;
 
-/// Better scales, if there are any.
-pub(super) fn refit<L: Layout>(start: Scales<L>, codes: &[u8], target: &[f32], gram: Gram<'_>) -> Option<Scales<L>> {
-    let error = errors(&start, codes, target);
-    let h_error = gram.apply(&error, 0, LEN);
-    let mut form = Form::new::<L>(codes, &h_error, gram);
+/// Better scales, if there are any. `gradient` is half the loss's gradient at the values that `start` and the codes give.
+pub(super) fn refit<L: Layout>(start: Scales<L>, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> Option<Scales<L>> {
+    let mut form = Form::new::<L>(codes, gradient, gram);
     let mut scales = start;
+    let mut any = false;
     for _ in 0..ROUNDS {
         let moved = move_super_scales(&mut scales, &mut form);
         if !move_integers(&mut scales, &mut form) && !moved {
             break;
         }
+        any = true;
+    }
+    if !any {
+        return None;
     }
     // The form knows nothing of f32's rounding.
-    let after = errors(&scales, codes, target);
-    let falls = dot(&after, &gram.apply(&after, 0, LEN)) < dot(&error, &h_error);
+    let (before, mut moves) = (values(&start, codes), values(&scales, codes));
+    moves.iter_mut().zip(before).for_each(|(after, before)| *after -= before);
+    let mut h_moves = [0.0; LEN];
+    gram.apply(&moves, 0, &mut h_moves);
+    let falls = 2.0 * dot(&moves, gradient) + dot(&moves, &h_moves) < 0.0;
     falls.then_some(scales)
 }
 
-fn errors<L: Layout>(scales: &Scales<L>, codes: &[u8], target: &[f32]) -> Vec<f64> {
-    let mut out = Vec::with_capacity(LEN);
-    for s in 0..Scales::<L>::SUBS {
+/// The values of the codes, as f32 has them.
+fn values<L: Layout>(scales: &Scales<L>, codes: &[u8]) -> [f64; LEN] {
+    let mut out = [0.0; LEN];
+    for (s, (out, codes)) in out.chunks_exact_mut(L::SUB).zip(codes.chunks_exact(L::SUB)).enumerate() {
         let (step, min) = (scales.step(s), scales.min(s));
-        for (&code, &t) in codes[s * L::SUB..][..L::SUB].iter().zip(&target[s * L::SUB..]) {
-            out.push((step * (code as f32 - L::ZERO as f32) - min) as f64 - t as f64);
+        for (out, &code) in out.iter_mut().zip(codes) {
+            *out = (step * (code as f32 - L::ZERO as f32) - min) as f64;
         }
     }
     out
@@ -52,26 +59,41 @@ struct Form {
 }
 
 impl Form {
-    fn new<L: Layout>(codes: &[u8], h_error: &[f64], gram: Gram<'_>) -> Self {
+    fn new<L: Layout>(codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> Self {
         let mut form = Form { curvature: [[0.0; INTS]; INTS], gradient: [0.0; INTS] };
-        let levels: Vec<f64> = codes.iter().map(|&c| c as f64 - L::ZERO as f64).collect();
-        let ones = [-1.0; LEN];
-        let count = if Scales::<L>::MINS { 2 * Scales::<L>::SUBS } else { Scales::<L>::SUBS };
-        // How coefficient k moves the values: only those of its sub-block.
-        let along = |k: usize| {
-            let at = k % Scales::<L>::SUBS * L::SUB;
-            (at, if k < Scales::<L>::SUBS { &levels[at..][..L::SUB] } else { &ones[..L::SUB] })
-        };
-        for k in 0..count {
-            let (at, values) = along(k);
-            let h = gram.apply(values, at, LEN);
-            form.gradient[k] = dot(values, &h_error[at..][..L::SUB]);
-            for l in 0..count {
-                let (at, values) = along(l);
-                form.curvature[k][l] = dot(values, &h[at..][..L::SUB]);
+        // How a sub-block's step moves its values; its minimum moves them all by −1.
+        let mut levels = [0f32; LEN];
+        levels.iter_mut().zip(codes).for_each(|(level, &c)| *level = c as f32 - L::ZERO as f32);
+        let ones = [1f32; LEN];
+        let (mut h_levels, mut h_ones) = ([0f32; LEN], [0f32; LEN]);
+        for s in 0..Scales::<L>::SUBS {
+            let (at, m) = (s * L::SUB, Scales::<L>::SUBS + s);
+            let (own, own_gradient) = (&levels[at..][..L::SUB], &gradient[at..][..L::SUB]);
+            // The form is symmetric: each sub-block with itself and those after it.
+            let h_levels = &mut h_levels[at..];
+            gram.apply_levels(own, at, LEN, h_levels);
+            form.gradient[s] = own.iter().zip(own_gradient).map(|(&l, g)| l as f64 * g).sum();
+            for (k, (h, l)) in h_levels.chunks_exact(L::SUB).zip(levels[at..].chunks_exact(L::SUB)).enumerate() {
+                form.set(s, s + k, sum(h, l));
+                if Scales::<L>::MINS {
+                    form.set(s, m + k, -sum(h, &ones[..L::SUB]));
+                }
+            }
+            if Scales::<L>::MINS {
+                let h_ones = &mut h_ones[at..];
+                gram.apply_levels(&ones[..L::SUB], at, LEN, h_ones);
+                form.gradient[m] = -own_gradient.iter().sum::<f64>();
+                for (k, (h, l)) in h_ones.chunks_exact(L::SUB).zip(levels[at..].chunks_exact(L::SUB)).enumerate() {
+                    form.set(m, s + k, -sum(h, l));
+                    form.set(m, m + k, sum(h, &ones[..L::SUB]));
+                }
             }
         }
         form
+    }
+    fn set(&mut self, k: usize, l: usize, value: f64) {
+        self.curvature[k][l] = value;
+        self.curvature[l][k] = value;
     }
 
     fn apply(&self, v: &Coefficients) -> Coefficients {
@@ -81,6 +103,18 @@ impl Form {
     fn pair(&self, a: &Coefficients, b: &Coefficients) -> Pair {
         Pair::new(a, b, &self.apply(a), &self.apply(b), &self.gradient)
     }
+    /// The form along coefficient `k`, scaled by `a`, and coefficient `l`, scaled by `b`.
+    fn pair_of(&self, (k, a): (usize, f64), (l, b): (usize, f64)) -> Pair {
+        let curvature = [a * a * self.curvature[k][k], a * b * self.curvature[k][l], b * b * self.curvature[l][l]];
+        Pair { gradient: [a * self.gradient[k], b * self.gradient[l]], curvature }
+    }
+    /// Moves coefficients `k` and `l` by `p` and `q`.
+    fn step_of(&mut self, (k, p): (usize, f64), (l, q): (usize, f64)) {
+        let (along_k, along_l) = (&self.curvature[k], &self.curvature[l]);
+        for (gradient, (a, b)) in self.gradient.iter_mut().zip(along_k.iter().zip(along_l)) {
+            *gradient += p * a + q * b;
+        }
+    }
     /// Moves by `p` along `a` and by `q` along `b`.
     fn step(&mut self, (p, a): (f64, &Coefficients), (q, b): (f64, &Coefficients)) {
         let moved = std::array::from_fn(|k| p * a[k] + q * b[k]);
@@ -89,6 +123,11 @@ impl Form {
             *gradient += change;
         }
     }
+}
+
+/// Σ a b over a sub-block.
+fn sum(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum()
 }
 
 /// Moves d and dmin to the best storable values while the integers stand. Returns whether that lowers the loss.
@@ -118,12 +157,10 @@ fn move_super_scales<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool
 fn move_integers<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool {
     let mut moved = false;
     for s in 0..Scales::<L>::SUBS {
-        let (mut along_scale, mut along_min) = ([0.0; INTS], [0.0; INTS]);
-        along_scale[s] = scales.d as f64;
-        if Scales::<L>::MINS {
-            along_min[Scales::<L>::SUBS + s] = scales.dmin as f64;
-        }
-        let pair = form.pair(&along_scale, &along_min);
+        // Without minima, the second direction is the first with factor 0: it does nothing.
+        let (m, dmin) = if Scales::<L>::MINS { (Scales::<L>::SUBS + s, scales.dmin as f64) } else { (s, 0.0) };
+        let d = scales.d as f64;
+        let pair = form.pair_of((s, d), (m, dmin));
 
         // For each integer scale near the best, the best integer minimum.
         let (scale, min) = scales.get(s);
@@ -140,7 +177,7 @@ fn move_integers<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool {
         let (change, p, q) = found;
         if change < 0.0 {
             scales.set(s, (scale + p as i16, min + q as i16));
-            form.step((p, &along_scale), (q, &along_min));
+            form.step_of((s, p * d), (m, q * dmin));
             moved = true;
         }
     }

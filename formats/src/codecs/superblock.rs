@@ -179,9 +179,9 @@ impl<L: Layout> Grid for KQuant<L> {
             fit::round(scales.step[s], scales.offset[s], L::MAX, &[x], &mut code[i..=i], &mut value[i..=i]);
         }
     }
-    fn refit(&self, scales: &mut BlockScales, codes: &[u8], target: &[f32], gram: Gram<'_>) -> bool {
+    fn descend(&self, scales: &mut BlockScales, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> bool {
         let start = Scales::<L>::from_block_scales(scales);
-        match super_refit::refit(start, codes, target, gram) {
+        match super_refit::refit(start, codes, gradient, gram) {
             Some(better) => {
                 *scales = better.to_block_scales();
                 true

@@ -71,12 +71,14 @@ impl ModelCache {
     pub fn link(&self, commit: &str, file: &RemoteFile) -> Result<()> {
         let pointer = self.snapshot(commit).join(&file.name);
         create_parent(&pointer)?;
-        match fs::remove_file(&pointer) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::write(&pointer, e)),
-            _ => {}
-        }
+        // In one step, because another process may be reading the file under this name.
         let up = "../".repeat(2 + file.name.matches('/').count());
-        link_to(&self.blob(&file.etag), Path::new(&format!("{up}blobs/{}", file.etag)), &pointer)
+        let mut name = pointer.clone().into_os_string();
+        name.push(format!(".{}.link", std::process::id()));
+        let temporary = PathBuf::from(name);
+        let _ = fs::remove_file(&temporary); // There is none, unless a killed process of the same number left it.
+        link_to(&self.blob(&file.etag), Path::new(&format!("{up}blobs/{}", file.etag)), &temporary)
+            .and_then(|()| fs::rename(&temporary, &pointer))
             .map_err(|e| Error::write(&pointer, e))
     }
 

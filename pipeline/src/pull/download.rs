@@ -103,7 +103,12 @@ impl Downloader<'_> {
             self.progress.note(&format!("{}: waiting for another process that downloads it", file.name));
         })?;
         let blob = self.cache.blob(&file.etag);
-        // Another process may have finished it, or another revision may have the same contents.
+        // Another process may have finished it meanwhile.
+        if self.cache.has(self.commit, file) {
+            self.progress.advance(file.size);
+            return Ok(0);
+        }
+        // Another revision may have the same contents.
         let there = fs::metadata(&blob).is_ok_and(|m| m.len() == file.size);
         let mut received = 0;
         if there {

@@ -2,153 +2,154 @@
 //! block scales under the full H.
 //!
 //! With `Δ = Ŵ − W` and `G = Δ H`, changing one code's value by δ changes the row's loss by `2 δ G_i + δ² H_ii`, so the best
-//! value is the code nearest to `q_i − G_i / H_ii`. For a block b with the rest fixed, the loss is
-//! `(ŵ_b − t)ᵀ H_bb (ŵ_b − t)` plus a constant, with the target `t = w_b − H_bb⁻¹ (G_b − H_bb Δ_b)`.
+//! value is the code nearest to `q_i − G_i / H_ii`; while `|G_i| / H_ii` is below half a step, that is the code there is.
+//! Changing a block's values by δ changes the loss by `2 δ G_b + δᵀ H_bb δ`: all that a refit of its scales needs to know.
 
-use super::gptq::{Rows, round_one};
+use super::gptq::Rows;
 use crate::hessian::Hessian;
+use crate::kernels::{add_scaled, nearest};
 use bitsmith_formats::{Gram, Grid};
-use faer::prelude::Solve;
-use faer::{Mat, Side};
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
 
-/// Rounds of descent and refit.
+/// Rounds of descent and refit, at most.
 const ROUNDS: usize = 3;
-/// Sweeps over the columns within a round.
+/// Sweeps over the columns within a round, at most.
 const SWEEPS: usize = 3;
+/// Rounds end when one lowers the loss by less than this fraction.
+const GAIN: f64 = 1e-3;
 
-/// `H_bb` and `H_bb⁻¹` of every block of columns, shared by all rows.
-pub(super) struct BlockInverses {
-    blocks: Vec<(Vec<f32>, Vec<f32>)>,
+/// What all rows share.
+pub(super) struct Descent<'a> {
+    hessian: &'a Hessian,
+    /// `H_ii`.
+    diagonal: Vec<f32>,
+    /// `H_bb` of every block of columns.
+    blocks: Vec<Vec<f32>>,
 }
 
-impl BlockInverses {
-    pub(super) fn new(h: &Hessian, block_len: usize) -> BlockInverses {
-        use rayon::prelude::*;
-        let blocks = (0..h.width() / block_len).into_par_iter().map(|b| {
-            let lo = b * block_len;
-            let m = Mat::<f64>::from_fn(block_len, block_len, |i, j| f64::from(h.damped[[lo + i, lo + j]]));
-            let flat = h.damped.slice(s![lo..lo + block_len, lo..lo + block_len]).iter().copied().collect();
-            // A block that cannot be inverted is left unrefitted: an empty inverse.
-            let inverse = match m.llt(Side::Lower) {
-                Ok(llt) => {
-                    let inv = llt.solve(Mat::<f64>::identity(block_len, block_len));
-                    (0..block_len * block_len).map(|k| inv[(k / block_len, k % block_len)] as f32).collect()
-                }
-                Err(_) => Vec::new(),
-            };
-            (flat, inverse)
-        });
-        BlockInverses { blocks: blocks.collect() }
-    }
-}
-
-/// Per-row losses `Δ H Δᵀ`.
-pub(super) fn losses(values: ArrayView2<'_, f32>, weights: ArrayView2<'_, f32>, h: &Hessian) -> Vec<f64> {
+/// `Δ H`, and the loss `Δ H Δᵀ` of each row.
+pub(super) fn gradients(values: ArrayView2<'_, f32>, weights: ArrayView2<'_, f32>, h: &Hessian) -> (Array2<f32>, Vec<f64>) {
     let delta = &values - &weights;
     let g = delta.dot(&h.damped);
-    delta
-        .rows()
-        .into_iter()
-        .zip(g.rows())
-        .map(|(d, g)| d.iter().zip(g).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
-        .collect()
+    let losses = losses(delta.view(), g.view());
+    (g, losses)
 }
 
-/// Alternates descent and refits until nothing improves, at most [`ROUNDS`] times.
-pub(super) fn polish(grid: &dyn Grid, rows: &mut Rows, weights: ArrayView2<'_, f32>, h: &Hessian, inverses: &BlockInverses) {
-    for _ in 0..ROUNDS {
-        let delta = &rows.values - &weights;
-        let mut g = delta.dot(&h.damped);
-        let mut changed = 0;
-        for r in 0..rows.values.nrows() {
-            for _ in 0..SWEEPS {
-                let n = descend_row(grid, rows, &mut g, r, h);
-                changed += n;
-                if n == 0 {
-                    break;
-                }
+fn losses(delta: ArrayView2<'_, f32>, g: ArrayView2<'_, f32>) -> Vec<f64> {
+    let dot = |(d, g): (ndarray::ArrayView1<'_, f32>, ndarray::ArrayView1<'_, f32>)| {
+        d.iter().zip(g).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    delta.rows().into_iter().zip(g.rows()).map(dot).collect()
+}
+
+impl<'a> Descent<'a> {
+    pub(super) fn new(hessian: &'a Hessian, block_len: usize) -> Self {
+        let h = &hessian.damped;
+        let block = |b: usize| {
+            let range = b * block_len..(b + 1) * block_len;
+            h.slice(s![range.clone(), range]).iter().copied().collect()
+        };
+        let blocks = (0..hessian.width() / block_len).map(block).collect();
+        Descent { hessian, diagonal: h.diag().to_vec(), blocks }
+    }
+
+    /// Alternates descent and refits, at most [`ROUNDS`] times. `g` is `Δ H`; it is kept up to date.
+    pub(super) fn polish(&self, grid: &dyn Grid, rows: &mut Rows, weights: ArrayView2<'_, f32>, g: &mut Array2<f32>) {
+        let total = |rows: &Rows, g: &Array2<f32>| losses((&rows.values - &weights).view(), g.view()).iter().sum::<f64>();
+        let mut loss = total(rows, g);
+        // Blocks whose codes have changed since their last refit.
+        let mut stale = vec![true; rows.scales.len()];
+        for _ in 0..ROUNDS {
+            let mut changed = 0;
+            for r in 0..rows.values.nrows() {
+                changed += self.descend_row(grid, rows, g, r, &mut stale);
             }
-        }
-        // G is exact again before the refits read it.
-        let mut delta = &rows.values - &weights;
-        let mut g = delta.dot(&h.damped);
-        let mut refitted = 0;
-        for r in 0..rows.values.nrows() {
             for b in 0..rows.blocks {
-                refitted += usize::from(refit_block(grid, rows, weights, &mut delta, &mut g, (r, b), h, inverses));
+                changed += self.refit_blocks(grid, rows, g, b, &mut stale);
+            }
+            let before = std::mem::replace(&mut loss, total(rows, g));
+            if changed == 0 || before - loss < GAIN * before {
+                break;
             }
         }
-        if changed + refitted == 0 {
-            break;
-        }
     }
-}
 
-/// One sweep over a row's codes, most important column first. Returns the number of codes changed.
-fn descend_row(grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, r: usize, h: &Hessian) -> usize {
-    let n = grid.block_len();
-    let mut changed = 0;
-    for &c in &h.order {
-        let hcc = h.damped[[c, c]];
-        let old = rows.values[[r, c]];
-        let gradient = g[[r, c]];
-        let (code, value) = round_one(grid, &rows.scales[r * rows.blocks + c / n], c % n, old - gradient / hcc);
-        let step = value - old;
-        if code == rows.codes[[r, c]] || step == 0.0 || 2.0 * step * gradient + step * step * hcc >= -1e-6 * step * step * hcc {
-            continue;
+    /// Sweeps over a row's codes, most important column first. Returns the number of codes changed.
+    fn descend_row(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, r: usize, stale: &mut [bool]) -> usize {
+        let (n, blocks, max) = (grid.block_len(), rows.blocks, f32::from(grid.max_code()));
+        // Each column's step, offset, and the gradient that a change takes at least.
+        let mut lines = Vec::with_capacity(blocks * n);
+        for (b, scales) in rows.scales[r * blocks..][..blocks].iter().enumerate() {
+            for (s, (&step, &offset)) in scales.step.iter().zip(&scales.offset).enumerate() {
+                let columns = &self.diagonal[b * n + s * scales.sub_len..][..scales.sub_len];
+                lines.extend(columns.iter().map(|h| (step, offset, 0.4999 * step.abs() * h)));
+            }
         }
-        rows.codes[[r, c]] = code;
-        rows.values[[r, c]] = value;
-        let mut row = g.row_mut(r);
-        row.iter_mut().zip(h.damped.row(c)).for_each(|(g, h)| *g += step * h);
-        changed += 1;
+        let (mut codes, mut values, mut g) = (rows.codes.row_mut(r), rows.values.row_mut(r), g.row_mut(r));
+        let codes = codes.as_slice_mut().expect("standard layout");
+        let values = values.as_slice_mut().expect("standard layout");
+        let g = g.as_slice_mut().expect("standard layout");
+        let mut changed = 0;
+        for _ in 0..SWEEPS {
+            let before = changed;
+            for &c in &self.hessian.order {
+                let (step, offset, enough) = lines[c];
+                let gradient = g[c];
+                if gradient.abs() <= enough {
+                    continue;
+                }
+                let (hcc, old) = (self.diagonal[c], values[c]);
+                let (code, value) = nearest(step, offset, max, old - gradient / hcc);
+                let move_by = value - old;
+                let square = move_by * move_by * hcc;
+                if code == codes[c] || move_by == 0.0 || 2.0 * move_by * gradient + square >= -1e-6 * square {
+                    continue;
+                }
+                codes[c] = code;
+                values[c] = value;
+                stale[r * blocks + c / n] = true;
+                let h = self.hessian.damped.row(c);
+                add_scaled(g, move_by, h.as_slice().expect("standard layout"));
+                changed += 1;
+            }
+            if changed == before {
+                break;
+            }
+        }
+        changed
     }
-    changed
-}
 
-/// Refits the scales of one block; keeps them only if the row's loss falls.
-#[allow(clippy::too_many_arguments)]
-fn refit_block(
-    grid: &dyn Grid,
-    rows: &mut Rows,
-    weights: ArrayView2<'_, f32>,
-    delta: &mut Array2<f32>,
-    g: &mut Array2<f32>,
-    (r, b): (usize, usize),
-    h: &Hessian,
-    inverses: &BlockInverses,
-) -> bool {
-    let n = grid.block_len();
-    let lo = b * n;
-    let (hbb, inverse) = &inverses.blocks[b];
-    if inverse.is_empty() {
-        return false;
-    }
-    // The gradient that the other blocks cause.
-    let mut rest = vec![0f32; n];
-    for i in 0..n {
-        let own: f32 = hbb[i * n..(i + 1) * n].iter().enumerate().map(|(j, h)| h * delta[[r, lo + j]]).sum();
-        rest[i] = g[[r, lo + i]] - own;
-    }
-    let target: Vec<f32> = (0..n)
-        .map(|i| weights[[r, lo + i]] - inverse[i * n..(i + 1) * n].iter().zip(&rest).map(|(a, b)| a * b).sum::<f32>())
-        .collect();
-    let codes: Vec<u8> = rows.codes.slice(s![r, lo..lo + n]).to_vec();
-    let mut scales = rows.scales[r * rows.blocks + b].clone();
-    if !grid.refit(&mut scales, &codes, &target, Gram::Full(hbb)) {
-        return false;
-    }
-    for i in 0..n {
-        let s = i / scales.sub_len;
-        let value = scales.step[s] * f32::from(codes[i]) + scales.offset[s];
-        let step = value - rows.values[[r, lo + i]];
-        if step != 0.0 {
-            rows.values[[r, lo + i]] = value;
-            delta[[r, lo + i]] += step;
-            g.row_mut(r).iter_mut().zip(h.damped.row(lo + i)).for_each(|(g, h)| *g += step * h);
+    /// Refits the scales of the rows' block `b` where that lowers the loss. Returns in how many rows it did.
+    fn refit_blocks(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, b: usize, stale: &mut [bool]) -> usize {
+        let n = grid.block_len();
+        let range = b * n..(b + 1) * n;
+        let mut moves = Array2::<f32>::zeros((rows.values.nrows(), n));
+        let mut gradient = vec![0f64; n];
+        let mut refitted = 0;
+        for (r, mut moves) in moves.rows_mut().into_iter().enumerate() {
+            let k = r * rows.blocks + b;
+            if !std::mem::take(&mut stale[k]) {
+                continue;
+            }
+            gradient.iter_mut().zip(g.slice(s![r, range.clone()])).for_each(|(to, &g)| *to = f64::from(g));
+            let codes = rows.codes.row(r);
+            let codes = &codes.to_slice().expect("standard layout")[range.clone()];
+            let scales = &mut rows.scales[k];
+            if !grid.descend(scales, codes, &gradient, Gram::Full(&self.blocks[b])) {
+                continue;
+            }
+            refitted += 1;
+            let values = rows.values.slice_mut(s![r, range.clone()]);
+            for (i, ((value, m), &code)) in values.into_iter().zip(&mut moves).zip(codes).enumerate() {
+                let s = i / scales.sub_len;
+                let new = scales.step[s] * f32::from(code) + scales.offset[s];
+                *m = new - *value;
+                *value = new;
+            }
         }
+        if refitted > 0 {
+            general_mat_mul(1.0, &moves, &self.hessian.damped.slice(s![range, ..]), 1.0, g);
+        }
+        refitted
     }
-    rows.scales[r * rows.blocks + b] = scales;
-    true
 }

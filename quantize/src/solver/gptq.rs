@@ -9,15 +9,14 @@
 //!
 //! Rows are independent given U. They are solved in chunks, in parallel; the result does not depend on the number of threads.
 
-use super::descent::{self, BlockInverses};
+use super::descent::{self, Descent};
 use super::{Problem, Solution, Solver};
 use crate::hessian::Hessian;
+use crate::kernels::{ROWS, feed_back, nearest};
 use bitsmith_formats::{BlockScales, EncodedTensor, Error, Grid, Result};
 use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
-/// Rows solved together: enough for the matrix products of the lazy updates, few enough to share a small matrix between cores.
-const ROWS: usize = 32;
 /// Columns between lazy updates of the rest of the matrix.
 const LAZY: usize = 128;
 /// Passes of error feedback; the later ones use scales fitted to the moved weights.
@@ -57,19 +56,15 @@ impl Solver for Gptq {
         if let Some(h) = problem.hessian {
             report(h, &mut notes);
         }
-        let inverses = problem.hessian.map(|h| BlockInverses::new(h, grid.block_len()));
+        let descent = problem.hessian.map(|h| Descent::new(h, grid.block_len()));
         let mut bytes = vec![0u8; rows * row_bytes];
         bytes.par_chunks_mut(ROWS * row_bytes).enumerate().for_each(|(chunk, out)| {
             let lo = chunk * ROWS;
             let hi = (lo + ROWS).min(rows);
             let weights = problem.weights.slice(s![lo..hi, ..]);
             let mut state = Rows::fit(grid, weights, importance);
-            match (problem.hessian, &inverses) {
-                (Some(h), Some(inv)) if h.factor.is_some() => state.solve(grid, weights, h, inv),
-                (Some(h), Some(inv)) => {
-                    state.round(grid, weights);
-                    descent::polish(grid, &mut state, weights, h, inv);
-                }
+            match (problem.hessian, &descent) {
+                (Some(h), Some(descent)) => state.solve(grid, weights, h, descent),
                 _ => state.round(grid, weights),
             }
             state.pack(grid, out);
@@ -117,32 +112,36 @@ impl Rows {
 
     /// Rounds every weight to its nearest code.
     fn round(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>) {
-        let n = grid.block_len();
+        let (n, max) = (grid.block_len(), f32::from(grid.max_code()));
         for ((r, c), &w) in weights.indexed_iter() {
-            let (code, value) = round_one(grid, &self.scales[r * self.blocks + c / n], c % n, w);
-            self.codes[[r, c]] = code;
-            self.values[[r, c]] = value;
+            let scales = &self.scales[r * self.blocks + c / n];
+            let s = c % n / scales.sub_len;
+            (self.codes[[r, c]], self.values[[r, c]]) = nearest(scales.step[s], scales.offset[s], max, w);
         }
     }
 
     /// Error feedback, in [`PASSES`] passes, then polish.
-    fn solve(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, h: &Hessian, inverses: &BlockInverses) {
-        let moved = self.feedback(grid, weights, h);
-        let mut losses = descent::losses(self.values.view(), weights, h);
-        let mut moved = Some(moved);
+    fn solve(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, h: &Hessian, descent: &Descent<'_>) {
+        let Some(u) = &h.factor else {
+            self.round(grid, weights);
+            let (mut g, _) = descent::gradients(self.values.view(), weights, h);
+            return descent.polish(grid, self, weights, &mut g);
+        };
+        let mut moved = self.feedback(grid, weights, u, &h.order);
+        let (mut g, mut losses) = descent::gradients(self.values.view(), weights, h);
         for _ in 1..PASSES {
-            let Some(target) = moved.take() else { break };
-            let mut next = Rows::fit(grid, target.view(), &h.importance);
-            moved = Some(next.feedback(grid, weights, h));
-            let next_losses = descent::losses(next.values.view(), weights, h);
+            let mut next = Rows::fit(grid, moved.view(), &h.importance);
+            moved = next.feedback(grid, weights, u, &h.order);
+            let (next_g, next_losses) = descent::gradients(next.values.view(), weights, h);
             for (r, (loss, new)) in losses.iter_mut().zip(next_losses).enumerate() {
                 if new < *loss {
                     *loss = new;
                     self.take_row(&mut next, r);
+                    g.row_mut(r).assign(&next_g.row(r));
                 }
             }
         }
-        descent::polish(grid, self, weights, h, inverses);
+        descent.polish(grid, self, weights, &mut g);
     }
 
     fn take_row(&mut self, other: &mut Rows, r: usize) {
@@ -152,41 +151,51 @@ impl Rows {
         self.scales[range.clone()].swap_with_slice(&mut other.scales[range]);
     }
 
-    /// One pass of GPTQ with the current scales. Returns the weights as they were when each column was rounded.
-    fn feedback(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, h: &Hessian) -> Array2<f32> {
-        let u = h.factor.as_ref().expect("called only with a factor");
+    /// One pass of GPTQ with the current scales, columns in `order`. Returns the weights as they were when each column was
+    /// rounded.
+    fn feedback(&mut self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, u: &Array2<f32>, order: &[usize]) -> Array2<f32> {
         let (rows, cols) = weights.dim();
-        let block = grid.block_len();
+        let sub_len = self.scales[0].sub_len;
+        let per_block = grid.block_len() / sub_len;
+        // One row's values are a column here: lanes. Rows that a short chunk lacks stay zero.
+        let lanes = |f: &dyn Fn(usize, usize) -> f32, n: usize| {
+            Array2::from_shape_fn((n, ROWS), |(i, r)| if r < rows { f(r, i) } else { 0.0 })
+        };
+        let scales = |r: usize, s: usize| &self.scales[r * self.blocks + s / per_block];
+        let steps = lanes(&|r, s| scales(r, s).step[s % per_block], cols / sub_len);
+        let offsets = lanes(&|r, s| scales(r, s).offset[s % per_block], cols / sub_len);
         // Columns in visiting order.
-        let mut w = Array2::from_shape_fn((rows, cols), |(r, i)| weights[[r, h.order[i]]]);
-        let mut moved = Array2::zeros((rows, cols));
-        let mut errors = Array2::<f32>::zeros((rows, LAZY));
+        let mut w = lanes(&|r, i| weights[[r, order[i]]], cols);
+        let mut values = Array2::<f32>::zeros((cols, ROWS));
+        let mut codes = Array2::<u8>::zeros((cols, ROWS));
+        let mut errors = Array2::<f32>::zeros((LAZY, ROWS));
+        let subs: Vec<usize> = order.iter().map(|c| c / sub_len).collect();
         for lo in (0..cols).step_by(LAZY) {
             let hi = (lo + LAZY).min(cols);
-            let corner = u.slice(s![lo..hi, lo..hi]).to_owned();
-            let width = hi - lo;
-            for r in 0..rows {
-                let mut row = w.row_mut(r);
-                let current = &mut row.as_slice_mut().expect("standard layout")[lo..hi];
-                for i in 0..width {
-                    let x = current[i];
-                    let c = h.order[lo + i];
-                    let (code, value) = round_one(grid, &self.scales[r * self.blocks + c / block], c % block, x);
-                    self.codes[[r, c]] = code;
-                    self.values[[r, c]] = value;
-                    moved[[r, c]] = x;
-                    let u_row = corner.row(i);
-                    let u_row = u_row.as_slice().expect("standard layout");
-                    let e = (x - value) / u_row[i];
-                    errors[[r, i]] = e;
-                    for (t, uij) in current[i + 1..].iter_mut().zip(&u_row[i + 1..]) {
-                        *t -= e * uij;
-                    }
-                }
-            }
+            let corner = u.slice(s![lo..hi, lo..hi]).as_standard_layout().into_owned();
+            let panel = lo * ROWS..hi * ROWS;
+            feed_back(
+                &mut flat(&mut w)[panel.clone()],
+                corner.as_slice().expect("standard layout"),
+                steps.as_slice().expect("standard layout"),
+                offsets.as_slice().expect("standard layout"),
+                &subs[lo..hi],
+                f32::from(grid.max_code()),
+                &mut flat(&mut codes)[panel.clone()],
+                &mut flat(&mut values)[panel],
+                flat(&mut errors),
+            );
             if hi < cols {
-                let e = errors.slice(s![.., ..width]);
-                general_mat_mul(-1.0, &e, &u.slice(s![lo..hi, hi..]), 1.0, &mut w.slice_mut(s![.., hi..]));
+                let e = errors.slice(s![..hi - lo, ..]);
+                general_mat_mul(-1.0, &u.slice(s![lo..hi, hi..]).t(), &e, 1.0, &mut w.slice_mut(s![hi.., ..]));
+            }
+        }
+        let mut moved = Array2::zeros((rows, cols));
+        for r in 0..rows {
+            for (i, &c) in order.iter().enumerate() {
+                self.codes[[r, c]] = codes[[i, r]];
+                self.values[[r, c]] = values[[i, r]];
+                moved[[r, c]] = w[[i, r]];
             }
         }
         moved
@@ -206,8 +215,6 @@ impl Rows {
     }
 }
 
-pub(super) fn round_one(grid: &dyn Grid, scales: &BlockScales, at: usize, x: f32) -> (u8, f32) {
-    let (mut code, mut value) = ([0u8], [0f32]);
-    grid.round(scales, at, &[x], &mut code, &mut value);
-    (code[0], value[0])
+fn flat<T>(a: &mut Array2<T>) -> &mut [T] {
+    a.as_slice_mut().expect("standard layout")
 }

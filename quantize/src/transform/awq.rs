@@ -158,7 +158,7 @@ fn solved_error(
 ) -> Option<f64> {
     let mut stats = site.clone();
     stats.rescale(scales);
-    let hessian = Hessian::from_stats(&stats, 0.0)?;
+    let hessian = Hessian::from_stats(&stats)?;
     let scales = ArrayView1::from(scales);
     let mut total = 0.0;
     for (part, rows) in samples {

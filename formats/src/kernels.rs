@@ -1,0 +1,221 @@
+//! Inner loops of the codecs, and [`dispatched!`](crate::dispatched), which builds such loops for wide vector registers too.
+//!
+//! Elements are independent or sums run over a fixed number of lanes, so results depend on the input alone, never on the
+//! processor.
+
+/// Defines functions from one body for AVX-512, for AVX2 and for the target's baseline, and chooses among them at run time.
+/// Rust never contracts `a * b + c` into a fused product, so all give the same bits; only the registers differ. The baseline
+/// versions are in a module `portable`, for tests to compare. Use it at most once in a module.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! dispatched {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {
+        mod portable {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                $(#[$doc])*
+                #[inline(always)]
+                #[allow(clippy::too_many_arguments)]
+                pub(super) fn $name($($arg: $ty),*) $(-> $ret)? $body
+            )*
+        }
+        $(
+            $(#[$doc])*
+            #[allow(clippy::too_many_arguments)]
+            $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2")]
+                    #[allow(clippy::too_many_arguments)]
+                    fn wider($($arg: $ty),*) $(-> $ret)? {
+                        portable::$name($($arg),*)
+                    }
+                    #[target_feature(enable = "avx2")]
+                    #[allow(clippy::too_many_arguments)]
+                    fn wide($($arg: $ty),*) $(-> $ret)? {
+                        portable::$name($($arg),*)
+                    }
+                    match $crate::vectors() {
+                        // SAFETY: `vectors` has found all the features that the function needs.
+                        $crate::Vectors::Avx512 => return unsafe { wider($($arg),*) },
+                        // SAFETY: `vectors` has found AVX2, and the function needs nothing else.
+                        $crate::Vectors::Avx2 => return unsafe { wide($($arg),*) },
+                        $crate::Vectors::Baseline => {}
+                    }
+                }
+                portable::$name($($arg),*)
+            }
+        )*
+    };
+}
+
+/// Vector registers that the processor has.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Vectors {
+    /// Those of the build's target.
+    Baseline,
+    /// AVX2.
+    Avx2,
+    /// AVX-512 F, VL, BW, DQ.
+    Avx512,
+}
+
+/// The widest vector registers there are.
+#[doc(hidden)]
+#[inline]
+pub fn vectors() -> Vectors {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::is_x86_feature_detected as has;
+        if has!("avx2") {
+            let wider = has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq");
+            return if wider { Vectors::Avx512 } else { Vectors::Avx2 };
+        }
+    }
+    Vectors::Baseline
+}
+
+/// Lanes of the sums over a block. Vector registers divide it, and it divides every block length.
+const LANES: usize = 8;
+/// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer, ties to even, for magnitudes below 2²².
+const MAGIC: f32 = 12_582_912.0;
+/// Columns that one pass over the rows of a matrix sums.
+const COLUMNS: usize = 32;
+
+/// Rounds a quotient to the nearest code in `low ..= high`.
+#[inline(always)]
+pub(crate) fn nearest_code(t: f32, low: f32, high: f32) -> f32 {
+    let t = if t < low { low } else { t };
+    let t = if t > high { high } else { t };
+    (t + MAGIC) - MAGIC
+}
+
+/// 1/step, or 0 for a step too small to divide by: all codes are then the one nearest to 0.
+#[inline(always)]
+fn reciprocal(step: f32) -> f32 {
+    let inverse = 1.0 / step;
+    if inverse.is_finite() { inverse } else { 0.0 }
+}
+
+dispatched! {
+    /// Σ w (x − v)², v being the value nearest to x of those that `step · c + bias` takes for integers c in `low ..= high`.
+    pub(crate) fn error(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> f32 {
+        let inverse = reciprocal(step);
+        let mut sums = [0f32; LANES];
+        for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
+            for i in 0..LANES {
+                let c = nearest_code((x[i] - bias) * inverse, low, high);
+                let r = x[i] - (step * c + bias);
+                sums[i] += w[i] * (r * r);
+            }
+        }
+        sums.iter().sum()
+    }
+
+    /// Σ w r², Σ w r, Σ w r c, Σ w c, Σ w c², with the codes c as in [`error`] and r = x − v.
+    pub(crate) fn moments(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> [f32; 5] {
+        let inverse = reciprocal(step);
+        let mut sums = [[0f32; LANES]; 5];
+        for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
+            for i in 0..LANES {
+                let c = nearest_code((x[i] - bias) * inverse, low, high);
+                let r = x[i] - (step * c + bias);
+                let (wr, wc) = (w[i] * r, w[i] * c);
+                sums[0][i] += wr * r;
+                sums[1][i] += wr;
+                sums[2][i] += wr * c;
+                sums[3][i] += wc;
+                sums[4][i] += wc * c;
+            }
+        }
+        sums.map(|lanes| lanes.iter().sum::<f32>())
+    }
+
+    /// `out[i] = Σ_j v[j] h[j · stride + i]`: a combination of rows, in f64.
+    pub(crate) fn combine_rows(h: &[f32], stride: usize, v: &[f64], out: &mut [f64]) {
+        let (chunks, rest) = out.as_chunks_mut::<COLUMNS>();
+        let whole = chunks.len() * COLUMNS;
+        for (k, out) in chunks.iter_mut().enumerate() {
+            let mut sums = [0f64; COLUMNS];
+            for (h, &v) in h[k * COLUMNS..].chunks(stride).zip(v) {
+                let h = &h.as_chunks::<COLUMNS>().0[0];
+                for i in 0..COLUMNS {
+                    sums[i] += v * h[i] as f64;
+                }
+            }
+            *out = sums;
+        }
+        for (i, out) in rest.iter_mut().enumerate() {
+            *out = v.iter().enumerate().map(|(j, v)| v * h[j * stride + whole + i] as f64).sum();
+        }
+    }
+
+    /// [`combine_rows`] in f32.
+    pub(crate) fn combine_rows_f32(h: &[f32], stride: usize, v: &[f32], out: &mut [f32]) {
+        let (chunks, rest) = out.as_chunks_mut::<COLUMNS>();
+        let whole = chunks.len() * COLUMNS;
+        for (k, out) in chunks.iter_mut().enumerate() {
+            let mut sums = [0f32; COLUMNS];
+            for (h, &v) in h[k * COLUMNS..].chunks(stride).zip(v) {
+                let h = &h.as_chunks::<COLUMNS>().0[0];
+                for i in 0..COLUMNS {
+                    sums[i] += v * h[i];
+                }
+            }
+            *out = sums;
+        }
+        for (i, out) in rest.iter_mut().enumerate() {
+            *out = v.iter().enumerate().map(|(j, v)| v * h[j * stride + whole + i]).sum();
+        }
+    }
+
+    /// Σ h (v − s · round(v / s))² over pairs of value and curvature, with the integers limited to `low ..= high`.
+    pub(crate) fn spacing_cost(values: &[(f64, f64)], spacing: f64, low: f64, high: f64) -> f64 {
+        values.iter().map(|&(v, h)| {
+            let r = v - spacing * (v / spacing).round_ties_even().clamp(low, high);
+            h * (r * r)
+        }).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers without a pattern, in −1 .. 1.
+    fn noise(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729 + i * i % 8191) % 2003) as f32 / 1001.5 - 1.0).collect()
+    }
+
+    #[test]
+    fn wide_registers_give_the_same_bits() {
+        for (k, n) in [16, 32, 64, 128, 256].into_iter().enumerate() {
+            let (x, w) = (noise(n, k), noise(n, k + 9).iter().map(|w| w.abs()).collect::<Vec<_>>());
+            for (step, bias) in [(0.13, -0.9), (-0.01, 0.2), (0.0, 0.1), (1e-42, 0.0), (f32::NAN, 0.0)] {
+                let bits = |m: [f32; 5]| m.map(f32::to_bits);
+                let (a, b) = (error(&x, &w, step, bias, 0.0, 15.0), portable::error(&x, &w, step, bias, 0.0, 15.0));
+                assert_eq!(a.to_bits(), b.to_bits());
+                let (a, b) = (moments(&x, &w, step, bias, -8.0, 7.0), portable::moments(&x, &w, step, bias, -8.0, 7.0));
+                assert_eq!(bits(a), bits(b));
+            }
+            // Some of the columns of some rows.
+            let (h, rows, at) = (noise(n * n, k + 3), n / 2, n / 4);
+            let v: Vec<f64> = x[..rows].iter().map(|&x| x as f64).collect();
+            let (mut a, mut b) = (vec![0.0; n - at], vec![1.0; n - at]);
+            combine_rows(&h[at..], n, &v, &mut a);
+            portable::combine_rows(&h[at..], n, &v, &mut b);
+            assert_eq!(a, b);
+            let (mut a, mut b) = (vec![0.0; n - at], vec![1.0; n - at]);
+            combine_rows_f32(&h[at..], n, &x[..rows], &mut a);
+            portable::combine_rows_f32(&h[at..], n, &x[..rows], &mut b);
+            assert_eq!(a, b);
+            let want: f32 = (0..rows).map(|j| x[j] * h[j * n + at + 1]).sum();
+            assert!((a[1] - want).abs() < 1e-3);
+            let pairs: Vec<(f64, f64)> = x.iter().zip(&w).map(|(&x, &w)| (x as f64, w as f64)).collect();
+            let cost = |f: fn(&[(f64, f64)], f64, f64, f64) -> f64| f(&pairs, 0.013, 0.0, 63.0).to_bits();
+            assert_eq!(cost(spacing_cost), cost(portable::spacing_cost));
+        }
+    }
+}
