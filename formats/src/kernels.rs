@@ -99,6 +99,14 @@ fn reciprocal(step: f32) -> f32 {
     if inverse.is_finite() { inverse } else { 0.0 }
 }
 
+/// Sums the lanes, pairwise. They pass through memory: a compiler that saw the order of these last additions would arrange the
+/// loop before them in registers of two lanes.
+#[inline(always)]
+fn fold(lanes: [f32; LANES]) -> f32 {
+    let &[a, b, c, d, e, f, g, h] = std::hint::black_box(&lanes);
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
 dispatched! {
     /// Σ w (x − v)², v being the value nearest to x of those that `step · c + bias` takes for integers c in `low ..= high`.
     pub(crate) fn error(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> f32 {
@@ -111,26 +119,26 @@ dispatched! {
                 sums[i] += w[i] * (r * r);
             }
         }
-        sums.iter().sum()
+        fold(sums)
     }
 
     /// Σ w r², Σ w r, Σ w r c, Σ w c, Σ w c², with the codes c as in [`error`] and r = x − v.
     pub(crate) fn moments(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> [f32; 5] {
         let inverse = reciprocal(step);
-        let mut sums = [[0f32; LANES]; 5];
+        let [mut error, mut r1, mut rc, mut c1, mut cc] = [[0f32; LANES]; 5];
         for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
             for i in 0..LANES {
                 let c = nearest_code((x[i] - bias) * inverse, low, high);
                 let r = x[i] - (step * c + bias);
                 let (wr, wc) = (w[i] * r, w[i] * c);
-                sums[0][i] += wr * r;
-                sums[1][i] += wr;
-                sums[2][i] += wr * c;
-                sums[3][i] += wc;
-                sums[4][i] += wc * c;
+                error[i] += wr * r;
+                r1[i] += wr;
+                rc[i] += wr * c;
+                c1[i] += wc;
+                cc[i] += wc * c;
             }
         }
-        sums.map(|lanes| lanes.iter().sum::<f32>())
+        [fold(error), fold(r1), fold(rc), fold(c1), fold(cc)]
     }
 
     /// `out[i] = Σ_j v[j] h[j · stride + i]`: a combination of rows, in f64.

@@ -95,7 +95,9 @@ impl<'a> Job<'a> {
             artifact::check(model, target)?;
         }
         let method = &options.method;
-        let quantizes = options.targets.iter().any(|t| t.is_quantized()) || !method.transforms.is_empty();
+        let quantizes = options.targets.iter().any(|t| t.is_quantized())
+            || options.plan.overrides.iter().any(|(_, codec)| codec.float().is_none())
+            || !method.transforms.is_empty();
         let (evidence, calibration) = match quantizes {
             true => options.calibration.load(method, model, context)?,
             false => (Loaded::None, None),

@@ -82,9 +82,34 @@ impl Target {
 
     /// The format of every tensor.
     pub fn plan(self, spec: &ModelSpec, dense: Float, options: &PlanOptions) -> Result<Plan> {
-        match self {
-            Target::Gguf(preset) => Plan::gguf(spec, preset, options),
-            Target::Mlx { .. } | Target::MlxDense(_) => Plan::mlx(spec, self.base(dense), self.vector_type(dense), options),
+        let plan = match self {
+            Target::Gguf(preset) => Plan::gguf(spec, preset, options)?,
+            Target::Mlx { .. } | Target::MlxDense(_) => {
+                let scale = self.vector_type(dense);
+                // MLX computes in the type of the scales, which is one type for the whole model.
+                let overrides = options.overrides.iter().map(|(name, codec)| match *codec {
+                    CodecId::MlxAffine { bits, group, .. } => (name.clone(), CodecId::MlxAffine { bits, group, scale }),
+                    other => (name.clone(), other),
+                });
+                let options = PlanOptions { overrides: overrides.collect(), ..options.clone() };
+                Plan::mlx(spec, self.base(dense), scale, &options)?
+            }
+        };
+        // Only now, as a container may not have what the user wants for one tensor.
+        match plan.pairs().into_iter().find(|(_, codec)| !self.can_hold(*codec)) {
+            Some((role, codec)) => {
+                let message = format!("{} has no format {codec}", self.container().to_uppercase());
+                Err(Error::unsupported(message).tensor(role.to_string()).hint("choose a format of the target's container"))
+            }
+            None => Ok(plan),
+        }
+    }
+
+    /// Whether tensors of the container can have this format.
+    fn can_hold(self, codec: CodecId) -> bool {
+        match codec {
+            CodecId::MlxAffine { .. } => self.container() == "mlx",
+            other => other.float().is_some() || self.container() == "gguf",
         }
     }
 }
@@ -128,6 +153,14 @@ impl FromStr for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn containers_hold_their_own_formats() {
+        let (gguf, mlx): (Target, Target) = ("gguf:q4_k_m".parse().unwrap(), "mlx:4bit".parse().unwrap());
+        let affine = CodecId::MlxAffine { bits: 8, group: 64, scale: Float::BF16 };
+        assert!(gguf.can_hold(CodecId::Q6K) && gguf.can_hold(CodecId::F16) && !gguf.can_hold(affine));
+        assert!(mlx.can_hold(affine) && mlx.can_hold(CodecId::F32) && !mlx.can_hold(CodecId::Q6K));
+    }
 
     #[test]
     fn names_round_trip() {

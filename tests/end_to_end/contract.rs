@@ -211,7 +211,7 @@ fn families_keep_their_function() {
             let out = if target.starts_with("gguf") { format!("{out}.gguf") } else { out };
             work.ok(&format!("convert {name} --to {target} -o {out}"));
             assert_eq!(logits(&out), source, "{name} {target}");
-            assert_eq!(work.json(&format!("inspect {out}"))["architecture"].is_string(), true);
+            assert!(work.json(&format!("inspect {out}"))["architecture"].is_string());
         }
         // Quantized, both containers stay near.
         let document = work.json(&format!(

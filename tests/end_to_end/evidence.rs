@@ -1,8 +1,9 @@
 //! Where solvers take their statistics from, and the formats of single tensors.
 
-use crate::support::Work;
+use crate::support::{Work, read_safetensors};
 use crate::tiny::{LLAMA, MISTRAL, QWEN3};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// A power of two of tokens, so that means of f32 sums are exact.
 const CALIBRATION: &str = "--calib notes.txt --samples 4 --ctx 128";
@@ -108,10 +109,24 @@ fn rows_that_do_not_fit() {
     assert_eq!(codec("blk.0.ffn_down.weight"), "f16");
     // Overrides fall back like presets' choices.
     assert_eq!((codec("blk.0.attn_v.weight"), codec("blk.1.attn_v.weight")), ("q4_0".into(), "q8_0".into()));
-    work.ok("quantize model --to mlx:4bit --method rtn --tensor-type ffn_down=mlx:8bit -o t-mlx");
+    work.ok("quantize model --to mlx:4bit --method rtn --tensor-type ffn_down=mlx-8bit --mlx-dtype f16 -o t-mlx");
     let codec = codecs("t-mlx");
-    assert_ne!(codec("blk.0.ffn_down.weight"), codec("blk.0.ffn_up.weight"));
+    assert!(codec("blk.0.ffn_down.weight").starts_with("mlx-8bit"));
+    assert!(codec("blk.0.ffn_up.weight").starts_with("mlx-4bit"));
+    let (header, _) = read_safetensors(&work.path("t-mlx/model.safetensors"));
+    let types: BTreeSet<&str> = header.values().filter_map(|t| t["dtype"].as_str()).collect();
+    assert_eq!(types, BTreeSet::from(["F16", "U32"]), "one type for all scales");
     work.ok("generate t-mlx -p x -n 2");
+    // One quantized tensor among dense ones gets its calibration, too.
+    let one = "quantize model --to mlx:bf16 --tensor-type ffn_down=mlx-4bit --samples 2 --ctx 64";
+    assert_ne!(sha(&work, &format!("{one} --method gptq -o g-mlx")), sha(&work, &format!("{one} --method rtn -o r-mlx")));
+    // What the container does not have is refused before any work.
+    for line in ["--to gguf:q4_0 --tensor-type ffn_down=mlx-8bit -o w/x.gguf", "--to mlx:4bit --tensor-type ffn_down=q4_k -o w/x"]
+    {
+        let error = work.fails(&format!("quantize model {line}"), 69);
+        assert_eq!(error["tensor"], "blk.0.ffn_down.weight", "{line}");
+        assert!(work.names("w").is_empty(), "{line}: {:?}", work.names("w"));
+    }
     for bad in ["--tensor-type blk.9.attn_v=q8_0", "--tensor-type attn_v=q9", "--tensor-type =q8_0"] {
         let ended = work.call(&format!("quantize model --to gguf:q4_0 --method rtn {bad} -o x.gguf"));
         assert!(matches!(ended.code, Some(2 | 69)), "{bad}: {:?} {}", ended.code, ended.err);

@@ -166,7 +166,7 @@ fn a_changed_recipe_is_made_anew() {
         ("--calib builtin", "--calib notes.txt"),
         ("--method gptq", "--method awq"),
         ("-o", "--independent -o"),
-        ("-o", "--tensor-type ffn_up=mlx:8bit -o"),
+        ("-o", "--tensor-type ffn_up=mlx-8bit -o"),
         ("-o", "--mlx-dtype f32 -o"),
         ("-o", "--shard-size 100KB -o"),
     ] {

@@ -5,7 +5,7 @@
 
 llama.cpp's side is what llama-perplexity does: the whole text tokenized once with special tokens, windows of 512, BOS in the place of
 a window's first token where the tokenizer adds BOS, and the second half of every window scored. Whole distributions are read from
-llama.cpp, so that no position is left out. Exits 1 above the limit.
+llama.cpp, so that no position is left out. Exits 1 above the limit, or where the two tokenize the text differently.
 """
 
 import argparse
@@ -18,10 +18,8 @@ from clients import Bitsmith, LlamaCpp
 CTX = 512
 
 
-def llama_perplexity(path, text, windows):
+def llama_perplexity(client, tokens, windows):
     """Perplexity, and the number of tokens scored."""
-    client = LlamaCpp(path, CTX)
-    tokens = client.tokens(text, special=True)
     count = min(len(tokens) // CTX, windows or len(tokens))
     assert count > 0, f"{len(tokens)} tokens are less than one window"
     nll = []
@@ -43,16 +41,24 @@ def main():
     args.add_argument("text")
     args.add_argument("--windows", type=int, help="this many windows only")
     args.add_argument("--limit", type=float, default=0.2, help="percent")
+    args.add_argument("--our-tokens", action="store_true", help="give llama.cpp our token ids instead of its own")
     args = args.parse_args()
 
     limited = ["--limit", args.windows] if args.windows else []
-    ours = Bitsmith(args.bitsmith).json("eval", args.model, "--ppl", args.text, "--ctx", CTX, *limited)["perplexity"][0]
-    theirs, tokens = llama_perplexity(args.model, Path(args.text).read_bytes().decode(), args.windows)
+    bitsmith = Bitsmith(args.bitsmith)
+    ours = bitsmith.json("eval", args.model, "--ppl", args.text, "--ctx", CTX, *limited)["perplexity"][0]
+    client = LlamaCpp(args.model, CTX)
+    tokens = client.tokens(Path(args.text).read_bytes().decode(), special=True)
+    our_tokens = bitsmith.json("tokenize", args.model, "--file", args.text, "--special")["sequences"][0]
+    if args.our_tokens:
+        tokens = our_tokens
+    same = tokens == our_tokens
+    theirs, tokens = llama_perplexity(client, tokens, args.windows)
     difference = 100 * (ours["ppl"] / theirs - 1)
-    ok = abs(difference) <= args.limit and ours["tokens"] == tokens
+    ok = abs(difference) <= args.limit and ours["tokens"] == tokens and same
     print(
         f"{'ok' if ok else 'FAILED'}: {Path(args.model).name} on {Path(args.text).name}: perplexity {ours['ppl']:.4f} over {ours['tokens']} tokens,"
-        f" llama.cpp {theirs:.4f} over {tokens}: {difference:+.4f} % (limit {args.limit} %)"
+        f"{'' if same else ', TOKENS DIFFER'}, llama.cpp {theirs:.4f} over {tokens}: {difference:+.4f} % (limit {args.limit} %)"
     )
     sys.exit(not ok)
 

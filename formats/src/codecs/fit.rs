@@ -113,30 +113,17 @@ impl Problem<'_> {
     /// Local minima found from many starts, best first, at most `keep`, no two nearly alike. Neighbouring starts differ by
     /// `stride` of a step over the whole range.
     pub fn search(&self, bias: (f32, f32), stride: f32, keep: usize) -> Vec<(Line, f32)> {
-        let weight = self.weight();
-        let symmetric = bias.0 == bias.1;
-        // The best starts, best first; of equals, those that came first.
-        let mut found: Vec<(Line, f32)> = Vec::with_capacity(2 * keep + 1);
-        let mut try_line = |line: Line| {
-            let m = self.moments(line);
-            let better = self.refit(line, &m, weight, bias);
-            let error = m.error_after(line, better, weight);
-            let at = found.iter().rposition(|f| f.1.total_cmp(&error).is_le()).map_or(0, |i| i + 1);
-            if at < 2 * keep {
-                found.truncate(2 * keep - 1);
-                found.insert(at, (better, error));
-            }
-        };
+        let mut search = Search::new(self, bias, keep);
         let (min, max) = self.x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &x| (lo.min(x), hi.max(x)));
-        if symmetric {
+        if bias.0 == bias.1 {
             let extreme = if max >= -min { max } else { min };
             if extreme == 0.0 {
                 return vec![(Line { step: 0.0, bias: 0.0 }, 0.0)];
             }
             for shrink in shrinks(self.high - self.low, stride) {
                 // The extreme on the lowest code, which reaches one further, or on the highest.
-                try_line(Line { step: extreme / self.low * shrink, bias: 0.0 });
-                try_line(Line { step: extreme / self.high * shrink, bias: 0.0 });
+                search.start(Line { step: extreme / self.low * shrink, bias: 0.0 });
+                search.start(Line { step: extreme / self.high * shrink, bias: 0.0 });
             }
         } else {
             let (low, high) = (min.clamp(bias.0, bias.1), max.max(bias.0));
@@ -149,15 +136,63 @@ impl Problem<'_> {
                 // Cut the range at the top, at both ends, at the bottom.
                 for part in [0.0, 0.5, 1.0] {
                     let low = (low + part * (high - low - range)).clamp(bias.0, bias.1);
-                    try_line(Line { step: range / self.high, bias: low });
+                    search.start(Line { step: range / self.high, bias: low });
                 }
             }
         }
-        let mut best: Vec<(Line, f32)> = Vec::with_capacity(keep);
-        for &(line, _) in &found {
-            let (line, error) = self.descend(line, weight, bias, 6);
+        search.finish()
+    }
+
+    /// As [`Problem::search`], but from `line` and others near it: for weights that moved a little since `line` was found.
+    pub fn search_near(&self, line: Line, bias: (f32, f32), keep: usize) -> Vec<(Line, f32)> {
+        let mut search = Search::new(self, bias, keep);
+        search.start(line);
+        for factor in [0.91, 0.94, 0.97, 1.03, 1.06, 1.09] {
+            let step = line.step * factor;
+            // Of an affine grid, the lowest value stays where it is, or the middle, or the highest.
+            let parts: &[f32] = if bias.0 == bias.1 { &[0.0] } else { &[0.0, 0.5, 1.0] };
+            for part in parts {
+                search.start(Line { step, bias: (line.bias + part * self.high * (line.step - step)).clamp(bias.0, bias.1) });
+            }
+        }
+        search.finish()
+    }
+}
+
+/// The best of many starts, then the local minima they lead to.
+struct Search<'p, 'a> {
+    problem: &'p Problem<'a>,
+    weight: f64,
+    bias: (f32, f32),
+    keep: usize,
+    /// Twice as many as will be kept, best first; of equals, those that came first.
+    found: Vec<(Line, f32)>,
+}
+
+impl<'p, 'a> Search<'p, 'a> {
+    fn new(problem: &'p Problem<'a>, bias: (f32, f32), keep: usize) -> Self {
+        Search { problem, weight: problem.weight(), bias, keep, found: Vec::with_capacity(2 * keep) }
+    }
+
+    /// Refits a line once and notes the result.
+    fn start(&mut self, line: Line) {
+        let m = self.problem.moments(line);
+        let better = self.problem.refit(line, &m, self.weight, self.bias);
+        let error = m.error_after(line, better, self.weight);
+        let at = self.found.iter().rposition(|f| f.1.total_cmp(&error).is_le()).map_or(0, |i| i + 1);
+        if at < 2 * self.keep {
+            self.found.truncate(2 * self.keep - 1);
+            self.found.insert(at, (better, error));
+        }
+    }
+
+    fn finish(self) -> Vec<(Line, f32)> {
+        let Search { problem, weight, bias, keep, found } = self;
+        let mut best: Vec<(Line, f32)> = Vec::with_capacity(2 * keep);
+        for (line, _) in found {
+            let (line, error) = problem.descend(line, weight, bias, 6);
             let alike = |o: &(Line, f32)| {
-                (o.0.step - line.step).abs() < 1e-3 * line.step.abs() / self.high
+                (o.0.step - line.step).abs() < 1e-3 * line.step.abs() / problem.high
                     && (o.0.bias - line.bias).abs() < 1e-2 * line.step.abs()
             };
             if !best.iter().any(alike) {

@@ -12,6 +12,8 @@ pub(super) const MAX_LEN: usize = 128;
 /// Density of the search in [`Grid::fit`], and how many of its results are taken to storage precision.
 const STRIDE: f32 = 0.4;
 const LINES: usize = 6;
+/// The same for [`Grid::fit_near`].
+const LINES_NEAR: usize = 3;
 
 /// The codes and scales of a block format.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +127,33 @@ impl<L: Layout> Flat<L> {
         [step, saturate(float, line.bias + shift as f32)]
     }
 
+    /// What biases there can be.
+    fn limits(&self) -> (f32, f32) {
+        if self.0.shape().zero.is_some() { (0.0, 0.0) } else { (f32::MIN, f32::MAX) }
+    }
+
+    /// The best of `start` and `lines`, taken to storage precision, and of the scales and error known to begin with.
+    fn best_stored(&self, problem: &Problem, start: Line, lines: &[(Line, f32)], known: ([f32; 2], f32)) -> BlockScales {
+        let (mut best, mut least) = known;
+        let weight = problem.weight();
+        let mut consider = |line: Line| {
+            let mut stored = self.store(problem, weight, line);
+            let error = self.polish(problem, weight, &mut stored);
+            if error < least {
+                (least, best) = (error, stored);
+            }
+        };
+        consider(start);
+        for &(line, _) in lines {
+            consider(line);
+            if self.0.shape().zero.is_none() {
+                // The same line with its codes in reverse order: its bias is rounded at the other end.
+                consider(Line { step: -line.step, bias: line.bias + problem.high * line.step });
+            }
+        }
+        self.scales(best)
+    }
+
     /// Walks to neighbouring storable scales and biases while the error falls. Returns the error.
     fn polish(&self, problem: &Problem, weight: f64, stored: &mut [f32; 2]) -> f32 {
         let Shape { zero, float, .. } = self.0.shape();
@@ -161,12 +190,11 @@ impl<L: Layout> Grid for Flat<L> {
     }
 
     fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales {
-        let (len, Shape { zero, .. }) = (self.0.len(), self.0.shape());
+        let len = self.0.len();
         let (mut x, mut w) = ([0f32; MAX_LEN], [0f32; MAX_LEN]);
         let (x, w) = fit::prepare(weights, importance, &mut x[..len], &mut w[..len]);
         let (low, high) = self.range();
         let problem = Problem { x, w, low, high };
-        let weight = problem.weight();
 
         // The reference encoder's scales are the first candidate, so that the result is never worse.
         let (mut bytes, mut codes) = ([0u8; 2 * MAX_LEN], [0u8; MAX_LEN]);
@@ -178,23 +206,19 @@ impl<L: Layout> Grid for Flat<L> {
         if !least.is_finite() {
             (best, least) = ([0.0; 2], f32::INFINITY);
         }
-        let mut consider = |line: Line| {
-            let mut stored = self.store(&problem, weight, line);
-            let error = self.polish(&problem, weight, &mut stored);
-            if error < least {
-                (least, best) = (error, stored);
-            }
-        };
-        consider(start);
-        let limits = if zero.is_some() { (0.0, 0.0) } else { (f32::MIN, f32::MAX) };
-        for (line, _) in problem.search(limits, STRIDE, LINES) {
-            consider(line);
-            if zero.is_none() {
-                // The same line with its codes in reverse order: its bias is rounded at the other end.
-                consider(Line { step: -line.step, bias: line.bias + high * line.step });
-            }
-        }
-        self.scales(best)
+        let lines = problem.search(self.limits(), STRIDE, LINES);
+        self.best_stored(&problem, start, &lines, (best, least))
+    }
+
+    fn fit_near(&self, start: &BlockScales, weights: &[f32], importance: &[f32]) -> BlockScales {
+        let len = self.0.len();
+        let (mut x, mut w) = ([0f32; MAX_LEN], [0f32; MAX_LEN]);
+        let (x, w) = fit::prepare(weights, importance, &mut x[..len], &mut w[..len]);
+        let (low, high) = self.range();
+        let problem = Problem { x, w, low, high };
+        let line = Line { step: start.stored[0], bias: start.stored[1] };
+        let lines = problem.search_near(line, self.limits(), LINES_NEAR);
+        self.best_stored(&problem, line, &lines, (start.stored, problem.error(line)))
     }
 
     fn round(&self, scales: &BlockScales, _at: usize, x: &[f32], code: &mut [u8], value: &mut [f32]) {

@@ -20,6 +20,8 @@ const LINES: usize = 3;
 const STRIDE: f32 = 0.8;
 /// Candidates for d, and for dmin, that step 3 tries.
 const CANDIDATES: usize = 3;
+/// The same near scales that are known.
+const CANDIDATES_NEAR: usize = 2;
 /// Rounds of step 4.
 const ROUNDS: usize = 4;
 
@@ -37,15 +39,9 @@ pub(super) fn fit<L: Layout>(x: &[f32], importance: &[f32]) -> Scales<L> {
     let reference = Scales::of(&L::reference(x, Some(importance)));
     let (mut xs, mut ws) = ([0f32; LEN], [0f32; LEN]);
     let (xs, ws) = fit::prepare(x, importance, &mut xs, &mut ws);
-    let problems = || {
-        xs.chunks_exact(L::SUB).zip(ws.chunks_exact(L::SUB)).map(|(x, w)| {
-            let zero = L::ZERO as f32;
-            Problem { x, w, low: -zero, high: L::MAX as f32 - zero }
-        })
-    };
 
     let mut best = reference;
-    let mut least = problems().enumerate().map(|(s, p)| p.error(line(&reference, s))).sum::<f32>();
+    let mut least = total(&reference, xs, ws);
     if !least.is_finite() {
         (best, least) = (Scales::new(0.0, 0.0, [0; INTS]), f32::INFINITY);
     }
@@ -54,25 +50,59 @@ pub(super) fn fit<L: Layout>(x: &[f32], importance: &[f32]) -> Scales<L> {
         if negative && (!Scales::<L>::MINS || x.iter().filter(|&&x| x < 0.0).count() > LEN / 8) {
             break;
         }
-        let limits = match (Scales::<L>::MINS, negative) {
-            (false, _) => (0.0, 0.0),
-            (true, false) => (f32::MIN, 0.0),
-            (true, true) => (0.0, f32::MAX),
-        };
-        let subs: Vec<Sub> = problems().map(|p| Sub::new(p, limits)).collect();
-        let mut starts = candidates::<L>(&subs, negative);
-        if !negative {
-            starts.push((reference.d, reference.dmin));
-        }
-        for (d, dmin) in starts {
-            let mut scales = Scales::new(d, dmin, [0; INTS]);
-            let error = descend(&subs, &mut scales);
-            if error < least {
-                (least, best) = (error, scales);
-            }
-        }
+        let limits = limits::<L>(negative);
+        let subs: Vec<Sub> = problems::<L>(xs, ws).map(|p| Sub::new(p, limits, p.search(limits, STRIDE, LINES))).collect();
+        let starts = candidates::<L>(&subs, negative, CANDIDATES);
+        try_starts(&subs, starts.into_iter().chain((!negative).then_some((reference.d, reference.dmin))), &mut best, &mut least);
     }
     best
+}
+
+/// The best scales found near `start`, which suited other weights much like `x`.
+pub(super) fn fit_near<L: Layout>(start: Scales<L>, x: &[f32], importance: &[f32]) -> Scales<L> {
+    let (mut xs, mut ws) = ([0f32; LEN], [0f32; LEN]);
+    let (xs, ws) = fit::prepare(x, importance, &mut xs, &mut ws);
+    let mut best = start;
+    let mut least = total(&start, xs, ws);
+    let negative = start.dmin < 0.0;
+    let limits = limits::<L>(negative);
+    let near = |(s, p): (usize, Problem<'_>)| p.search_near(line(&start, s), limits, LINES);
+    let subs: Vec<Sub> = problems::<L>(xs, ws).enumerate().map(|(s, p)| Sub::new(p, limits, near((s, p)))).collect();
+    let starts = candidates::<L>(&subs, negative, CANDIDATES_NEAR);
+    try_starts(&subs, starts.into_iter().chain([(start.d, start.dmin)]), &mut best, &mut least);
+    best
+}
+
+fn try_starts<L: Layout>(subs: &[Sub], starts: impl Iterator<Item = (f32, f32)>, best: &mut Scales<L>, least: &mut f32) {
+    for (d, dmin) in starts {
+        let mut scales = Scales::new(d, dmin, [0; INTS]);
+        let error = descend(subs, &mut scales);
+        if error < *least {
+            (*least, *best) = (error, scales);
+        }
+    }
+}
+
+/// The sub-blocks' problems.
+fn problems<'a, L: Layout>(xs: &'a [f32], ws: &'a [f32]) -> impl Iterator<Item = Problem<'a>> {
+    xs.chunks_exact(L::SUB).zip(ws.chunks_exact(L::SUB)).map(|(x, w)| {
+        let zero = L::ZERO as f32;
+        Problem { x, w, low: -zero, high: L::MAX as f32 - zero }
+    })
+}
+
+/// The super-block's error.
+fn total<L: Layout>(scales: &Scales<L>, xs: &[f32], ws: &[f32]) -> f32 {
+    problems::<L>(xs, ws).enumerate().map(|(s, p)| p.error(line(scales, s))).sum()
+}
+
+/// What biases dmin of this sign allows.
+fn limits<L: Layout>(negative: bool) -> (f32, f32) {
+    match (Scales::<L>::MINS, negative) {
+        (false, _) => (0.0, 0.0),
+        (true, false) => (f32::MIN, 0.0),
+        (true, true) => (0.0, f32::MAX),
+    }
 }
 
 /// The line of sub-block `s`.
@@ -81,9 +111,8 @@ fn line<L: Layout>(scales: &Scales<L>, s: usize) -> Line {
 }
 
 impl<'a> Sub<'a> {
-    fn new(problem: Problem<'a>, limits: (f32, f32)) -> Self {
+    fn new(problem: Problem<'a>, limits: (f32, f32), lines: Vec<(Line, f32)>) -> Self {
         let weight = problem.weight();
-        let lines = problem.search(limits, STRIDE, LINES);
         let m = problem.moments(lines[0].0);
         let along_step = if weight > 0.0 { m.cc - m.c * m.c / weight } else { 0.0 };
         let curvature = if limits.0 == limits.1 { (m.cc, 0.0) } else { (along_step, weight) };
@@ -92,17 +121,17 @@ impl<'a> Sub<'a> {
 }
 
 /// Pairs (d, dmin), exact in f16, to start from.
-fn candidates<L: Layout>(subs: &[Sub], negative: bool) -> Vec<(f32, f32)> {
+fn candidates<L: Layout>(subs: &[Sub], negative: bool, count: usize) -> Vec<(f32, f32)> {
     let steps: Vec<(f64, f64)> = subs.iter().map(|s| (s.lines[0].0.step as f64, s.curvature.0)).collect();
     let mins: Vec<(f64, f64)> = subs.iter().map(|s| (s.lines[0].0.bias.abs() as f64, s.curvature.1)).collect();
-    let ds = spacings(&steps, L::SCALES);
-    let dmins = if Scales::<L>::MINS { spacings(&mins, (0, L::MAX_MIN)) } else { vec![0.0] };
+    let ds = spacings(&steps, L::SCALES, count);
+    let dmins = if Scales::<L>::MINS { spacings(&mins, (0, L::MAX_MIN), count) } else { vec![0.0] };
     let sign = if negative { -1.0 } else { 1.0 };
     ds.iter().flat_map(|&d| dmins.iter().map(move |&dmin| (saturate(Float::F16, d), sign * saturate(Float::F16, dmin)))).collect()
 }
 
 /// The spacings whose multiples (by integers in `range`) approximate `values` best: pairs of value and curvature.
-fn spacings(values: &[(f64, f64)], range: (i16, i16)) -> Vec<f32> {
+fn spacings(values: &[(f64, f64)], range: (i16, i16), count: usize) -> Vec<f32> {
     let (low, high) = (range.0 as f64, range.1 as f64);
     let extreme = values.iter().map(|v| v.0).fold(0f64, |m, v| if v.abs() > m.abs() { v } else { m });
     if extreme == 0.0 {
@@ -118,7 +147,7 @@ fn spacings(values: &[(f64, f64)], range: (i16, i16)) -> Vec<f32> {
         })
         .collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
-    found.truncate(CANDIDATES);
+    found.truncate(count);
     found.into_iter().map(|f| f.1 as f32).collect()
 }
 

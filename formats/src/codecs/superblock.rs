@@ -173,6 +173,9 @@ impl<L: Layout> Grid for KQuant<L> {
     fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales {
         super_fit::fit::<L>(weights, importance).to_block_scales()
     }
+    fn fit_near(&self, start: &BlockScales, weights: &[f32], importance: &[f32]) -> BlockScales {
+        super_fit::fit_near::<L>(Scales::from_block_scales(start), weights, importance).to_block_scales()
+    }
     fn round(&self, scales: &BlockScales, at: usize, x: &[f32], code: &mut [u8], value: &mut [f32]) {
         for (i, &x) in x.iter().enumerate() {
             let s = (at + i) / L::SUB;

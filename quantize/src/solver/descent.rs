@@ -57,15 +57,13 @@ impl<'a> Descent<'a> {
     pub(super) fn polish(&self, grid: &dyn Grid, rows: &mut Rows, weights: ArrayView2<'_, f32>, g: &mut Array2<f32>) {
         let total = |rows: &Rows, g: &Array2<f32>| losses((&rows.values - &weights).view(), g.view()).iter().sum::<f64>();
         let mut loss = total(rows, g);
-        // Blocks whose codes have changed since their last refit.
-        let mut stale = vec![true; rows.scales.len()];
         for _ in 0..ROUNDS {
             let mut changed = 0;
             for r in 0..rows.values.nrows() {
-                changed += self.descend_row(grid, rows, g, r, &mut stale);
+                changed += self.descend_row(grid, rows, g, r);
             }
             for b in 0..rows.blocks {
-                changed += self.refit_blocks(grid, rows, g, b, &mut stale);
+                changed += self.refit_blocks(grid, rows, g, b);
             }
             let before = std::mem::replace(&mut loss, total(rows, g));
             if changed == 0 || before - loss < GAIN * before {
@@ -75,7 +73,7 @@ impl<'a> Descent<'a> {
     }
 
     /// Sweeps over a row's codes, most important column first. Returns the number of codes changed.
-    fn descend_row(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, r: usize, stale: &mut [bool]) -> usize {
+    fn descend_row(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, r: usize) -> usize {
         let (n, blocks, max) = (grid.block_len(), rows.blocks, f32::from(grid.max_code()));
         // Each column's step, offset, and the gradient that a change takes at least.
         let mut lines = Vec::with_capacity(blocks * n);
@@ -107,7 +105,6 @@ impl<'a> Descent<'a> {
                 }
                 codes[c] = code;
                 values[c] = value;
-                stale[r * blocks + c / n] = true;
                 let h = self.hessian.damped.row(c);
                 add_scaled(g, move_by, h.as_slice().expect("standard layout"));
                 changed += 1;
@@ -120,21 +117,17 @@ impl<'a> Descent<'a> {
     }
 
     /// Refits the scales of the rows' block `b` where that lowers the loss. Returns in how many rows it did.
-    fn refit_blocks(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, b: usize, stale: &mut [bool]) -> usize {
+    fn refit_blocks(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, b: usize) -> usize {
         let n = grid.block_len();
         let range = b * n..(b + 1) * n;
         let mut moves = Array2::<f32>::zeros((rows.values.nrows(), n));
         let mut gradient = vec![0f64; n];
         let mut refitted = 0;
         for (r, mut moves) in moves.rows_mut().into_iter().enumerate() {
-            let k = r * rows.blocks + b;
-            if !std::mem::take(&mut stale[k]) {
-                continue;
-            }
             gradient.iter_mut().zip(g.slice(s![r, range.clone()])).for_each(|(to, &g)| *to = f64::from(g));
             let codes = rows.codes.row(r);
             let codes = &codes.to_slice().expect("standard layout")[range.clone()];
-            let scales = &mut rows.scales[k];
+            let scales = &mut rows.scales[r * rows.blocks + b];
             if !grid.descend(scales, codes, &gradient, Gram::Full(&self.blocks[b])) {
                 continue;
             }

@@ -99,13 +99,30 @@ pub(super) struct Rows {
 impl Rows {
     /// Scales fitted to `weights`; codes not chosen yet.
     fn fit(grid: &dyn Grid, weights: ArrayView2<'_, f32>, importance: &[f32]) -> Rows {
+        Rows::with_scales(grid, weights, importance, &mut |_, w, imp| grid.fit(w, imp))
+    }
+
+    /// Scales like these, fitted to `weights` that have moved.
+    fn refit(&self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, importance: &[f32]) -> Rows {
+        Rows::with_scales(grid, weights, importance, &mut |k, w, imp| grid.fit_near(&self.scales[k], w, imp))
+    }
+
+    /// Scales that `fit` chooses for each block, given its index, weights and importance.
+    fn with_scales(
+        grid: &dyn Grid,
+        weights: ArrayView2<'_, f32>,
+        importance: &[f32],
+        fit: &mut dyn FnMut(usize, &[f32], &[f32]) -> BlockScales,
+    ) -> Rows {
         let n = grid.block_len();
         let (rows, cols) = weights.dim();
         let mut scales = Vec::with_capacity(rows * cols / n);
         let mut buffer = vec![0f32; cols];
         for row in weights.rows() {
             buffer.iter_mut().zip(row).for_each(|(b, w)| *b = *w);
-            scales.extend(buffer.chunks_exact(n).zip(importance.chunks_exact(n)).map(|(w, imp)| grid.fit(w, imp)));
+            for (w, imp) in buffer.chunks_exact(n).zip(importance.chunks_exact(n)) {
+                scales.push(fit(scales.len(), w, imp));
+            }
         }
         Rows { blocks: cols / n, scales, codes: Array2::zeros((rows, cols)), values: Array2::zeros((rows, cols)) }
     }
@@ -130,7 +147,7 @@ impl Rows {
         let mut moved = self.feedback(grid, weights, u, &h.order);
         let (mut g, mut losses) = descent::gradients(self.values.view(), weights, h);
         for _ in 1..PASSES {
-            let mut next = Rows::fit(grid, moved.view(), &h.importance);
+            let mut next = self.refit(grid, moved.view(), &h.importance);
             moved = next.feedback(grid, weights, u, &h.order);
             let (next_g, next_losses) = descent::gradients(next.values.view(), weights, h);
             for (r, (loss, new)) in losses.iter_mut().zip(next_losses).enumerate() {
