@@ -53,17 +53,21 @@ impl<'a> Descent<'a> {
         Descent { hessian, diagonal: h.diag().to_vec(), blocks }
     }
 
-    /// Alternates descent and refits, at most [`ROUNDS`] times. `g` is `Δ H`; it is kept up to date.
+    /// Alternates descent and refits, at most [`ROUNDS`] times. `g` is `Δ H` to begin with, and no longer at the end.
     pub(super) fn polish(&self, grid: &dyn Grid, rows: &mut Rows, weights: ArrayView2<'_, f32>, g: &mut Array2<f32>) {
         let total = |rows: &Rows, g: &Array2<f32>| losses((&rows.values - &weights).view(), g.view()).iter().sum::<f64>();
         let mut loss = total(rows, g);
-        for _ in 0..ROUNDS {
+        for round in 1..=ROUNDS {
+            let last = round == ROUNDS;
             let mut changed = 0;
             for r in 0..rows.values.nrows() {
                 changed += self.descend_row(grid, rows, g, r);
             }
             for b in 0..rows.blocks {
-                changed += self.refit_blocks(grid, rows, g, b);
+                changed += self.refit_blocks(grid, rows, g, b, last);
+            }
+            if last {
+                break;
             }
             let before = std::mem::replace(&mut loss, total(rows, g));
             if changed == 0 || before - loss < GAIN * before {
@@ -116,8 +120,9 @@ impl<'a> Descent<'a> {
         changed
     }
 
-    /// Refits the scales of the rows' block `b` where that lowers the loss. Returns in how many rows it did.
-    fn refit_blocks(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, b: usize) -> usize {
+    /// Refits the scales of the rows' block `b` where that lowers the loss. Returns in how many rows it did. In the `last` round,
+    /// only the blocks to come still read `g`.
+    fn refit_blocks(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, b: usize, last: bool) -> usize {
         let n = grid.block_len();
         let range = b * n..(b + 1) * n;
         let mut moves = Array2::<f32>::zeros((rows.values.nrows(), n));
@@ -141,7 +146,9 @@ impl<'a> Descent<'a> {
             }
         }
         if refitted > 0 {
-            general_mat_mul(1.0, &moves, &self.hessian.damped.slice(s![range, ..]), 1.0, g);
+            let from = if last { range.end } else { 0 };
+            let h = self.hessian.damped.slice(s![range, from..]);
+            general_mat_mul(1.0, &moves, &h, 1.0, &mut g.slice_mut(s![.., from..]));
         }
         refitted
     }
