@@ -2,8 +2,8 @@
 
 use crate::stats::SiteStats;
 use bitsmith_formats::{Error, Result};
-use bitsmith_runtime::Observer;
 use bitsmith_runtime::role::Site;
+use bitsmith_runtime::{Observer, ops};
 use candle_core::Tensor;
 use ndarray::ArrayView2;
 use std::collections::BTreeMap;
@@ -39,18 +39,15 @@ impl Collector {
 impl Observer for Collector {
     fn observe(&self, site: Site, x: &Tensor) -> Result<()> {
         let (tokens, width) = x.dims2().map_err(|e| Error::failed(e.to_string()))?;
-        let values = x
-            .contiguous()
-            .and_then(|x| x.flatten_all())
-            .and_then(|x| x.to_vec1::<f32>())
-            .map_err(|e| Error::failed(e.to_string()))?;
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(Error::corrupt(format!("activation {} at {site}, channel {}", values[i], i % width))
-                .hint("the model overflows on this text: check the checkpoint, or calibrate on other text"));
-        }
-        let x = ArrayView2::from_shape((tokens, width), &values).map_err(|e| Error::failed(e.to_string()))?;
-        let mut sites = self.sites.lock().expect("no observer panicked");
-        sites.entry(site).or_insert_with(|| SiteStats::new(width, self.detail == Detail::Gram)).add(x);
-        Ok(())
+        ops::with_f32(x, |values| {
+            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                return Err(Error::corrupt(format!("activation {} at {site}, channel {}", values[i], i % width))
+                    .hint("the model overflows on this text: check the checkpoint, or calibrate on other text"));
+            }
+            let x = ArrayView2::from_shape((tokens, width), values).map_err(|e| Error::failed(e.to_string()))?;
+            let mut sites = self.sites.lock().expect("no observer panicked");
+            sites.entry(site).or_insert_with(|| SiteStats::new(width, self.detail == Detail::Gram)).add(x);
+            Ok(())
+        })?
     }
 }

@@ -6,9 +6,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Columns per tile of the Gram matrix: large enough for the matrix product to run at full speed, small enough to share
-/// the work of a narrow model between threads.
-const TILE: usize = 256;
+/// Rows per tile of the Gram matrix: enough for the matrix product to run at full speed, few enough to share the work of a
+/// narrow model between threads.
+const MIN_TILE: usize = 32;
+const MAX_TILE: usize = 256;
+/// Channels whose sums one thread takes.
+const CHANNELS: usize = 64;
 
 /// Sums over the tokens seen at one site. All linear layers that read the site share them.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,19 +49,23 @@ impl SiteStats {
     /// matrix is one sequential product.
     pub fn add(&mut self, x: ArrayView2<'_, f32>) {
         self.tokens += x.nrows() as u64;
-        for row in x.rows() {
-            for (c, &v) in row.iter().enumerate() {
-                let a = v.abs();
-                self.sum_sq[c] += f64::from(v) * f64::from(v);
-                self.sum_abs[c] += f64::from(a);
-                self.max_abs[c] = self.max_abs[c].max(a);
+        let channels = self.sum_sq.par_chunks_mut(CHANNELS).zip(self.sum_abs.par_chunks_mut(CHANNELS));
+        channels.zip(self.max_abs.par_chunks_mut(CHANNELS)).enumerate().for_each(|(i, ((sq, abs), max))| {
+            for row in x.slice(s![.., i * CHANNELS..i * CHANNELS + sq.len()]).rows() {
+                for (c, &v) in row.iter().enumerate() {
+                    let a = v.abs();
+                    sq[c] += f64::from(v) * f64::from(v);
+                    abs[c] += f64::from(a);
+                    max[c] = max[c].max(a);
+                }
             }
-        }
+        });
         let Some(gram) = &mut self.gram else { return };
         let n = gram.ncols();
-        gram.axis_chunks_iter_mut(ndarray::Axis(0), TILE).into_par_iter().enumerate().for_each(|(i, mut rows)| {
-            let lo = i * TILE;
-            let hi = (lo + TILE).min(n);
+        let tile = (n / 8).clamp(MIN_TILE, MAX_TILE);
+        gram.axis_chunks_iter_mut(ndarray::Axis(0), tile).into_par_iter().enumerate().for_each(|(i, mut rows)| {
+            let lo = i * tile;
+            let hi = (lo + tile).min(n);
             // Up to and including the diagonal tile.
             let mut dst = rows.slice_mut(s![.., ..hi]);
             general_mat_mul(1.0, &x.slice(s![.., lo..hi]).t(), &x.slice(s![.., ..hi]), 1.0, &mut dst);

@@ -114,18 +114,20 @@ impl Global {
 
     /// Starts the thread pool that everything shares.
     pub fn start_threads(&self) -> Result<()> {
-        let Some(threads) = self.threads else { return Ok(()) };
+        let from_env = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|n| *n > 0);
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = self.threads.map(|n| n as usize).or_else(from_env).unwrap_or_else(all);
         limit_tensor_library(threads);
         rayon::ThreadPoolBuilder::new()
-            .num_threads(threads as usize)
+            .num_threads(threads)
             .build_global()
             .map_err(|e| Error::failed(format!("cannot start {threads} threads: {e}")))
     }
 }
 
-/// The tensor library sizes pools of its own by this variable.
+/// The tensor library sizes its work by this variable; without it, it counts the processors anew for every matrix product.
 #[expect(unsafe_code, reason = "no safe way to tell the tensor library exists")]
-fn limit_tensor_library(threads: u32) {
+fn limit_tensor_library(threads: usize) {
     // SAFETY: called before any other thread is started, so nobody reads the environment at the same time.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
 }

@@ -7,7 +7,7 @@ use bitsmith_formats::atomic::AtomicDir;
 use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter, quantization_block};
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result, TensorStore};
-use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
+use bitsmith_runtime::{ContainerKind, ModelSpec, Role, RopeScaling};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ impl MlxPlan {
         {
             return Err(Error::unsupported(format!("MLX has no codec {}", t.codec)).tensor(&t.name));
         }
-        let config = config(source, dense, &layout.tensors)?;
+        let config = config(spec, source, dense, &layout.tensors)?;
         let card = card(about, &layout);
         Ok(MlxPlan { source: source.to_path_buf(), config, card, layout, max_shard_bytes: MAX_SHARD_BYTES })
     }
@@ -148,11 +148,12 @@ fn read_json(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// The source's configuration with the `quantization` block, keys sorted as mlx-lm sorts them.
-fn config(source: &Path, dense: Float, tensors: &[PlannedTensor]) -> Result<Value> {
+fn config(spec: &ModelSpec, source: &Path, dense: Float, tensors: &[PlannedTensor]) -> Result<Value> {
     let mut config: BTreeMap<String, Value> = read_json(&source.join(CONFIG_FILE))?.into_iter().collect();
     for key in ["_name_or_path", "quantization", "quantization_config"] {
         config.remove(key);
     }
+    complete(&mut config, spec);
     let dtype = match dense {
         Float::F32 => "float32",
         Float::F16 => "float16",
@@ -174,6 +175,31 @@ fn config(source: &Path, dense: Float, tensors: &[PlannedTensor]) -> Result<Valu
         config.insert("quantization_config".into(), block);
     }
     Ok(Value::Object(config.into_iter().collect()))
+}
+
+/// Spells out what mlx-lm requires, or has other defaults for than transformers, and what it does not find where transformers 5
+/// puts it: for most architectures it ignores `rope_parameters`.
+fn complete(config: &mut BTreeMap<String, Value>, spec: &ModelSpec) {
+    let missing = |config: &BTreeMap<String, Value>, key: &str| config.get(key).is_none_or(Value::is_null);
+    for (key, value) in [
+        ("head_dim", Value::from(spec.head_dim)),
+        ("num_key_value_heads", spec.n_kv_heads.into()),
+        ("rms_norm_eps", spec.rms_eps.into()),
+        ("rope_theta", spec.rope.theta.into()),
+        ("tie_word_embeddings", spec.tied.into()),
+    ] {
+        if missing(config, key) {
+            config.insert(key.into(), value);
+        }
+    }
+    if missing(config, "rope_scaling")
+        && spec.rope.scaling != RopeScaling::None
+        && let Some(Value::Object(parameters)) = config.get("rope_parameters")
+    {
+        let scaling: Map<String, Value> =
+            parameters.iter().filter(|(k, _)| *k != "rope_theta").map(|(k, v)| (k.clone(), v.clone())).collect();
+        config.insert("rope_scaling".into(), scaling.into());
+    }
 }
 
 /// The `quantization` block: the codec with the most weights is the default, modules in another have their own entry, and

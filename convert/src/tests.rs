@@ -258,6 +258,28 @@ fn mlx_is_what_the_runtime_reads() {
 }
 
 #[test]
+fn an_mlx_folder_says_what_mlx_lm_does_not_find_or_assumes_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    source(dir.path());
+    let mut newer = config();
+    let object = newer.as_object_mut().unwrap();
+    let mut parameters = object.remove("rope_scaling").unwrap();
+    parameters["rope_theta"] = object.remove("rope_theta").unwrap_or(json!(5e5));
+    object.insert("rope_parameters".into(), parameters.clone());
+    object.remove("tie_word_embeddings");
+    let spec = ModelSpec::from_config(&newer).unwrap();
+    std::fs::write(dir.path().join("config.json"), newer.to_string()).unwrap();
+    let plan = MlxPlan::new(&spec, dir.path(), &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    let written = plan.config();
+    assert_eq!(written["rope_theta"], json!(spec.rope.theta));
+    assert_eq!(written["tie_word_embeddings"], json!(spec.tied));
+    assert_eq!(written["rope_parameters"], parameters);
+    parameters.as_object_mut().unwrap().remove("rope_theta");
+    assert_eq!(written["rope_scaling"], parameters);
+    assert_eq!(ModelSpec::from_config(written).unwrap().rope, spec.rope);
+}
+
+#[test]
 fn a_dense_mlx_folder_has_no_quantization() {
     let dir = tempfile::tempdir().unwrap();
     let src = dir.path().join("src");

@@ -1,22 +1,41 @@
 #!/usr/bin/env bash
-# Makes artifacts of the demo model and loads them in the real clients: llama.cpp and mlx-lm. Installs the clients from PyPI
-# into a virtual environment under target/ (or uses the one that INTEROP_VENV names).
+# Makes artifacts of the demo model and of small random models of every architecture, and loads them in the real clients:
+# llama.cpp, gguf-py and mlx-lm. Installs the clients from PyPI into a virtual environment under target/ (or uses the one that
+# INTEROP_VENV names). Exits 1 if a check fails.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bitsmith=${BITSMITH:-target/release/bitsmith}
 venv=${INTEROP_VENV:-target/interop-venv}
+here=tests/interop
+[ -x "$bitsmith" ] || { echo "$bitsmith is missing: cargo build --release" >&2; exit 1; }
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-"$venv/bin/python" -c 'import xllamacpp, mlx_lm' 2>/dev/null || "$venv/bin/pip" install -q xllamacpp 'mlx[cpu]' mlx-lm
+# Versions are fixed because clients.py calls the library inside xllamacpp.
+"$venv/bin/python" -c 'import xllamacpp, mlx_lm, gguf' 2>/dev/null ||
+  "$venv/bin/pip" install -q 'xllamacpp==2026.10.11549' 'mlx[cpu]==0.32.4' 'mlx-lm==0.32.2' 'gguf==0.19.0'
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-passed=0
-check() { "$venv/bin/python" tests/interop/check.py "$bitsmith" "$@" && passed=$((passed + 1)); }
+passed=0 failed=0
+# A check that hangs counts as failed.
+check() {
+  local script=$1
+  shift
+  printf '\n-- %s\n' "$script"
+  if timeout 300 "$venv/bin/python" "$here/$script" "$bitsmith" "$@"; then passed=$((passed + 1)); else
+    echo "FAILED: $script: exit code $?"
+    failed=$((failed + 1))
+  fi
+}
 
-"$bitsmith" quantize demo --method reference --to gguf:bf16 --to gguf:q4_0 --to gguf:q8_0 --to gguf:q6_k --to mlx:8bit -o "$out/"
-"$bitsmith" quantize demo --samples 16 --to gguf:q4_k_m --to mlx:4bit -o "$out/gptq/"
-"$bitsmith" quantize demo --samples 16 --method awq+gptq --to gguf:q4_k_s --to mlx:4bit-g32 -o "$out/awq/"
-for artifact in "$out"/*.gguf "$out"/*/*.gguf "$out"/*-8bit "$out"/*/*-4bit*; do
-  check "$artifact"
-done
-echo "$passed passed, 0 failed"
+"$bitsmith" quantize demo --method reference --to gguf:bf16 --to gguf:q4_0 --to gguf:q8_0 --to gguf:q6_k --to mlx:8bit -o "$out/" -q
+"$bitsmith" quantize demo --samples 16 --to gguf:q4_k_m --to mlx:4bit -o "$out/best/" -q
+"$bitsmith" quantize demo --samples 16 --method gptq --to gguf:q4_k_s --to mlx:4bit-g32 -o "$out/gptq/" -q
+artifacts=("$out"/*.gguf "$out"/*/*.gguf "$out"/*-8bit "$out"/*/*-4bit*)
+[ ${#artifacts[@]} -eq 9 ] || { echo "not the artifacts that were asked for: ${artifacts[*]}" >&2; exit 1; }
+
+check check.py "${artifacts[@]}"
+check metadata.py datasets/demo "${artifacts[@]}"
+check perplexity.py datasets/text/evaluation/prose.txt --windows 12 "$out"/bitsmith-demo-{BF16,Q8_0}.gguf "$out"/best/*.gguf
+check architectures.py datasets/demo
+printf '\n%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]

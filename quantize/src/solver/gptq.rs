@@ -99,12 +99,12 @@ pub(super) struct Rows {
 impl Rows {
     /// Scales fitted to `weights`; codes not chosen yet.
     fn fit(grid: &dyn Grid, weights: ArrayView2<'_, f32>, importance: &[f32]) -> Rows {
-        Rows::with_scales(grid, weights, importance, &mut |_, w, imp| grid.fit(w, imp))
+        Rows::with_scales(grid, weights, importance, |_, w, imp| grid.fit(w, imp))
     }
 
     /// Scales like these, fitted to `weights` that have moved.
     fn refit(&self, grid: &dyn Grid, weights: ArrayView2<'_, f32>, importance: &[f32]) -> Rows {
-        Rows::with_scales(grid, weights, importance, &mut |k, w, imp| grid.fit_near(&self.scales[k], w, imp))
+        Rows::with_scales(grid, weights, importance, |k, w, imp| grid.fit_near(&self.scales[k], w, imp))
     }
 
     /// Scales that `fit` chooses for each block, given its index, weights and importance.
@@ -112,7 +112,7 @@ impl Rows {
         grid: &dyn Grid,
         weights: ArrayView2<'_, f32>,
         importance: &[f32],
-        fit: &mut dyn FnMut(usize, &[f32], &[f32]) -> BlockScales,
+        fit: impl Fn(usize, &[f32], &[f32]) -> BlockScales,
     ) -> Rows {
         let n = grid.block_len();
         let (rows, cols) = weights.dim();
