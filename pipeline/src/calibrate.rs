@@ -3,6 +3,7 @@
 use crate::calibration::{CalibrationOptions, stats_meta};
 use crate::context::Context;
 use crate::encode::gather;
+use crate::estimate::Cost;
 use crate::opened::Opened;
 use bitsmith_calibrate::{Detail, Stats, imatrix};
 use bitsmith_formats::Result;
@@ -27,6 +28,12 @@ pub struct Calibrated {
     pub dead_channels: Vec<(String, usize)>,
 }
 
+/// What [`calibrate`] will cost.
+pub fn cost(model: &Opened, options: &CalibrationOptions, with_stats: bool, context: &Context) -> Result<Cost> {
+    let windows = options.windows(model)?;
+    Ok(Cost::of_calibration(model.checkpoint.spec(), windows.n_tokens(), windows.ctx, with_stats, context.threads))
+}
+
 /// Runs the text through the model and writes what is asked for. Full Hessians are gathered only for a statistics file.
 pub fn calibrate(
     model: &Opened,
@@ -40,6 +47,8 @@ pub fn calibrate(
     for note in &windows.notes {
         context.progress.note(note);
     }
+    let cost = Cost::of_calibration(spec, windows.n_tokens(), windows.ctx, stats_path.is_some(), context.threads);
+    cost.check_ram("calibration", context.max_ram)?;
     let detail = if stats_path.is_some() { Detail::Gram } else { Detail::Channels };
     let gathered = gather(&model.checkpoint, &windows.windows, detail, context)?;
     let stats = Stats { meta: stats_meta(&model.name, &windows, gathered.peak), sites: gathered.sites };

@@ -1,8 +1,11 @@
 //! What a job will cost, from headers alone: `--dry-run`, and the check against `--max-ram` before work starts.
 
+use bitsmith_datasets::EvalWindows;
+use bitsmith_eval::working_bytes;
 use bitsmith_formats::{Error, Result};
 use bitsmith_quantize::{Method, Plan};
 use bitsmith_runtime::spec::ModelSpec;
+use bitsmith_runtime::sweep::peak_bytes;
 use bitsmith_runtime::{Input, Part};
 use serde::Serialize;
 
@@ -10,6 +13,9 @@ use serde::Serialize;
 const FLOPS_PER_CORE: f64 = 40e9;
 /// Weights per second and core that scale fitting handles.
 const FIT_PER_CORE: f64 = 0.4e6;
+
+/// Bytes that the process takes besides weights, activations and statistics: code, tokenizer, buffers of the matrix products.
+const OVERHEAD: u64 = 256 << 20;
 
 /// The estimate for one target.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -54,7 +60,7 @@ impl Estimate {
             + if hessians > 0 { 24 * widest * widest } else { 0 }
             + 8 * tokens * spec.hidden_size;
         let evaluating = 4 * layer.max(table) + 8 * eval_tokens * spec.hidden_size;
-        let ram_bytes = (solving.max(evaluating) + 256 * 1024 * 1024) as u64;
+        let ram_bytes = solving.max(evaluating) as u64 + OVERHEAD;
 
         let mut flops = 0.0;
         let mut fitted = 0.0;
@@ -88,19 +94,65 @@ impl Estimate {
 
     /// Refuses work that needs more memory than allowed.
     pub fn check_ram(&self, max_ram: Option<u64>) -> Result<()> {
-        match max_ram {
-            Some(max) if self.ram_bytes > max => {
-                let mib = |b: u64| b.div_ceil(1 << 20);
-                let message = format!(
-                    "{} needs about {} MiB of memory, --max-ram allows {} MiB",
-                    self.target,
-                    mib(self.ram_bytes),
-                    mib(max)
-                );
-                Err(Error::usage(message).hint("lower --samples or --ctx, or allow more memory"))
-            }
-            _ => Ok(()),
+        check_ram(&self.target, self.ram_bytes, max_ram)
+    }
+}
+
+/// The cost of work that makes no artifact.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cost {
+    /// Tokens that are run, by all models together.
+    pub tokens: usize,
+    /// Peak memory in bytes.
+    pub ram_bytes: u64,
+    /// Disk space in bytes.
+    pub disk_bytes: u64,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+impl Cost {
+    /// Gathering statistics of `tokens` tokens in windows of `ctx`, with Gram matrices or channel sums alone.
+    pub fn of_calibration(spec: &ModelSpec, tokens: usize, ctx: usize, gram: bool, threads: usize) -> Cost {
+        let matrices =
+            if gram { spec.n_layers * widths(spec).iter().map(|w| w * w).sum::<usize>() + spec.hidden_size.pow(2) } else { 0 };
+        let flops = 2.0 * spec.n_weights() as f64 * tokens as f64 + matrices as f64 * tokens as f64;
+        Cost {
+            tokens,
+            ram_bytes: peak_bytes(spec, tokens, ctx, threads) + 4 * matrices as u64 + OVERHEAD,
+            // Lower triangles; channel sums are small beside them.
+            disk_bytes: 2 * matrices as u64,
+            seconds: flops / (FLOPS_PER_CORE * threads.max(1) as f64),
         }
+    }
+
+    /// Running `models` models over the windows and comparing them.
+    pub fn of_evaluation(spec: &ModelSpec, windows: &[EvalWindows], models: usize, threads: usize) -> Cost {
+        let tokens = models * windows.iter().map(|w| w.set.n_tokens()).sum::<usize>();
+        let flops = 2.0 * spec.n_weights() as f64 * tokens as f64;
+        Cost {
+            tokens,
+            ram_bytes: windows.iter().map(|w| working_bytes(spec, w)).max().unwrap_or(0) + OVERHEAD,
+            disk_bytes: 0,
+            seconds: flops / (FLOPS_PER_CORE * threads.max(1) as f64),
+        }
+    }
+
+    /// Refuses work that needs more memory than allowed.
+    pub fn check_ram(&self, what: &str, max_ram: Option<u64>) -> Result<()> {
+        check_ram(what, self.ram_bytes, max_ram)
+    }
+}
+
+/// Refuses work that needs more memory than allowed.
+pub fn check_ram(what: &str, bytes: u64, max_ram: Option<u64>) -> Result<()> {
+    match max_ram {
+        Some(max) if bytes > max => {
+            let mib = |b: u64| b.div_ceil(1 << 20);
+            let message = format!("{what} needs about {} MiB of memory, --max-ram allows {} MiB", mib(bytes), mib(max));
+            Err(Error::usage(message).hint("take fewer or shorter windows of text, or allow more memory"))
+        }
+        _ => Ok(()),
     }
 }
 

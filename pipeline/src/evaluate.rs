@@ -1,6 +1,7 @@
 //! Evaluation of one model, alone or against a reference.
 
 use crate::context::Context;
+use crate::estimate::Cost;
 use crate::opened::Opened;
 use bitsmith_datasets::{DataSpec, Encoder, EvalWindows, Purpose, Style, evaluation_windows};
 use bitsmith_eval::{EvalResult, Reference, Stage, perplexity};
@@ -59,6 +60,13 @@ pub(crate) fn watch<'a>(context: &'a Context, what: &'a str) -> impl Fn(Stage, u
     }
 }
 
+/// What [`evaluate`] will cost.
+pub fn cost(model: &Opened, data: &[&DataSpec], models: usize, options: &EvalOptions, context: &Context) -> Result<Cost> {
+    let tokenizer = model.text_tokenizer()?;
+    let windows = data.iter().map(|d| options.windows(d, model, &tokenizer)).collect::<Result<Vec<_>>>()?;
+    Ok(Cost::of_evaluation(model.checkpoint.spec(), &windows, models, context.threads))
+}
+
 /// Perplexity on each of `ppl`, and divergence from `against` on each of `kld`.
 pub fn evaluate(
     model: &Opened,
@@ -71,6 +79,8 @@ pub fn evaluate(
     let device = Device::Cpu;
     let tokenizer = model.text_tokenizer()?;
     let mut result = EvalResult { model: model.name.clone(), perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };
+    let data: Vec<&DataSpec> = ppl.iter().chain(kld).collect();
+    cost(model, &data, 1 + usize::from(against.is_some()), options, context)?.check_ram("the evaluation", context.max_ram)?;
     let against = match (against, kld) {
         (_, []) => None,
         (Some(against), _) => Some(against),
@@ -96,9 +106,8 @@ pub fn evaluate(
         )?;
         let comparison = reference.compare(&model.checkpoint, &watch(context, &model.name))?;
         result.kld.push(comparison.kld);
-        if ppl.iter().any(|p| p.to_string() == data.to_string()) {
-            result.perplexity.push(comparison.perplexity);
-        }
+        // It came with the comparison.
+        result.perplexity.push(comparison.perplexity);
     }
     for data in ppl.iter().filter(|p| !kld.iter().any(|k| k.to_string() == p.to_string())) {
         let windows = options.windows(data, model, &tokenizer)?;

@@ -1,6 +1,7 @@
 //! Text through a model: token ids, next-token distributions, generation.
 
 use crate::context::Context;
+use crate::estimate::check_ram;
 use crate::model::{Located, resolve};
 use crate::opened::Opened;
 use bitsmith_formats::gguf::GgufStore;
@@ -8,7 +9,7 @@ use bitsmith_formats::store::Container;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::generate::{CacheType, Flow, Generate, Stop};
 use bitsmith_runtime::sampler::Sampling;
-use bitsmith_runtime::{ChatMessage, Head, Layer, Model, Sweep, Tokenizer, WeightSource};
+use bitsmith_runtime::{ChatMessage, Head, Layer, Model, Sweep, Tokenizer, WeightSource, sweep};
 use candle_core::Device;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,8 @@ pub fn logits(model: &Opened, input: &Sequences, top: usize, context: &Context) 
     let mut results = Vec::with_capacity(windows.len());
     if !windows.is_empty() {
         let device = Device::Cpu;
+        let (tokens, longest) = (windows.iter().map(Vec::len).sum(), windows.iter().map(Vec::len).max().unwrap_or(0));
+        check_ram("running the sequences", sweep::peak_bytes(spec, tokens, longest, context.threads), context.max_ram)?;
         let mut sweep = Sweep::new(spec, &windows, &device)?;
         context.progress.start("layers", spec.n_layers as u64);
         sweep.embed_from(source)?;
@@ -161,7 +164,12 @@ pub struct Generation {
 }
 
 /// Generates text, giving it to `each` piece by piece.
-pub fn generate(model: &Opened, options: &GenerateOptions, mut each: impl FnMut(&str) -> Result<()>) -> Result<Generation> {
+pub fn generate(
+    model: &Opened,
+    options: &GenerateOptions,
+    max_ram: Option<u64>,
+    mut each: impl FnMut(&str) -> Result<()>,
+) -> Result<Generation> {
     let tokenizer = model.tokenizer()?;
     let prompt = if options.chat {
         let system = options.system.iter().map(|s| ChatMessage::new("system", s));
@@ -171,6 +179,8 @@ pub fn generate(model: &Opened, options: &GenerateOptions, mut each: impl FnMut(
         options.prompt.clone()
     };
     let ids = tokenizer.encode(&prompt, !options.chat)?;
+    // All layers are held as f32, for every token needs each of them.
+    check_ram("generation", 4 * model.checkpoint.spec().n_weights() as u64, max_ram)?;
     let loaded = Model::load(&model.checkpoint, &Device::Cpu)?;
     let start = Instant::now();
     let mut stream = tokenizer.stream(&ids);

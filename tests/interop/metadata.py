@@ -38,8 +38,7 @@ def expected_metadata(source, path):
     yield "general.architecture", [STRING], arch
     yield "general.type", [STRING], "model"
     yield "general.file_type", [U32], next(v for k, v in FILE_TYPES.items() if path.stem.lower().endswith("-" + k))
-    if not path.stem.lower().endswith(("f32", "f16")):
-        yield "general.quantization_version", [U32], 2
+    yield "general.quantization_version", [U32], 2
     for key, value in {
         "block_count": config["num_hidden_layers"],
         "context_length": config["max_position_embeddings"],

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/../.."
 bitsmith=${BITSMITH:-target/release/bitsmith}
 venv=${INTEROP_VENV:-target/interop-venv}
 here=tests/interop
+export PYTHONDONTWRITEBYTECODE=1
 [ -x "$bitsmith" ] || { echo "$bitsmith is missing: cargo build --release" >&2; exit 1; }
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 # Versions are fixed because clients.py calls the library inside xllamacpp.

@@ -1,10 +1,10 @@
 //! `bitsmith calibrate`.
 
-use super::job::positive;
+use super::job::{costs, positive};
 use crate::app::App;
 use bitsmith_formats::Result;
 use bitsmith_pipeline::Opened;
-use bitsmith_pipeline::calibrate::calibrate;
+use bitsmith_pipeline::calibrate::{calibrate, cost};
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use clap::Args;
 use std::path::PathBuf;
@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Tokens per window
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CTX)]
     pub ctx: usize,
+    /// Only say what it would cost in time, memory and disk
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Gathers statistics and writes them.
@@ -46,6 +49,9 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         ..CalibrationOptions::default()
     };
     let model = Opened::find(&args.model, &app.context)?;
+    if args.dry_run {
+        return costs(&cost(&model, &options, args.out.is_some(), &app.context)?, app);
+    }
     let done = calibrate(&model, &options, args.out.as_deref(), args.imatrix.as_deref(), &app.context)?;
     app.output.result(&done, |d| {
         let mut text = format!("{} tokens in {} windows of {}\n", d.tokens, d.samples, d.ctx);

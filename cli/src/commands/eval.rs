@@ -1,6 +1,6 @@
 //! `bitsmith eval`.
 
-use super::job::positive;
+use super::job::{costs, positive};
 use crate::app::App;
 use crate::output::table;
 use bitsmith_datasets::DataSpec;
@@ -8,7 +8,7 @@ use bitsmith_eval::EvalResult;
 use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
-use bitsmith_pipeline::evaluate::{EvalOptions, evaluate};
+use bitsmith_pipeline::evaluate::{EvalOptions, cost, evaluate};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -44,6 +44,9 @@ pub struct Arguments {
     /// Write the results as JSON to this file too
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Only say what it would cost in time and memory
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Measures the model.
@@ -57,6 +60,10 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
     };
     let model = Opened::find(&args.model, &app.context)?;
     let against = args.against.as_deref().map(|m| Opened::find(m, &app.context)).transpose()?;
+    if args.dry_run {
+        let data: Vec<&DataSpec> = ppl.iter().chain(&kld).collect();
+        return costs(&cost(&model, &data, 1 + usize::from(against.is_some()), &options, &app.context)?, app);
+    }
     let result = evaluate(&model, &ppl, &kld, against.as_ref(), &options, &app.context)?;
     if let Some(path) = &args.out {
         let mut json = serde_json::to_vec_pretty(&result).map_err(|e| Error::failed(e.to_string()))?;

@@ -78,7 +78,13 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         },
     };
     let model = Opened::find(&args.model, &app.context)?;
-    let generation = generate(&model, &options, |piece| if app.output.is_json() { Ok(()) } else { app.output.text(piece) })?;
+    let generation =
+        generate(
+            &model,
+            &options,
+            app.context.max_ram,
+            |piece| if app.output.is_json() { Ok(()) } else { app.output.text(piece) },
+        )?;
     app.console.detail(&format!(
         "{} + {} tokens in {:.2} s, stopped at: {}",
         generation.prompt_tokens,

@@ -1,12 +1,13 @@
 //! Arguments that `run` and `quantize` share, from the command line or a recipe file.
 
+use crate::app::App;
 use crate::output::{human_bytes, table};
 use bitsmith_datasets::DataSpec;
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_pipeline::artifact::Output;
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::context::parse_size;
-use bitsmith_pipeline::estimate::Estimate;
+use bitsmith_pipeline::estimate::{Cost, Estimate};
 use bitsmith_pipeline::quantize::{Artifact, QuantizeOptions};
 use bitsmith_pipeline::target::Target;
 use bitsmith_quantize::plan::PlanOptions;
@@ -169,6 +170,14 @@ pub fn estimates(list: &[Estimate]) -> (serde_json::Value, String) {
         e.fallbacks.iter().for_each(|line| text.push_str(&format!("{}: {line}\n", e.target)));
     }
     (serde_json::json!({ "dry_run": true, "estimates": list }), text)
+}
+
+/// Prints the cost of work that makes no artifact.
+pub fn costs(cost: &Cost, app: &App) -> Result<()> {
+    app.output.result(&serde_json::json!({ "dry_run": true, "cost": cost }), |_| {
+        let (ram, disk) = (human_bytes(cost.ram_bytes), human_bytes(cost.disk_bytes));
+        format!("{} tokens, {ram} of memory, {disk} of disk, about {}\n", cost.tokens, duration(cost.seconds))
+    })
 }
 
 fn duration(seconds: f64) -> String {
