@@ -72,24 +72,6 @@ impl SiteStats {
         });
     }
 
-    /// Adds another part of the same calibration; sums of parts in a fixed order are reproducible.
-    pub fn merge(&mut self, other: &SiteStats) {
-        self.tokens += other.tokens;
-        match (&mut self.gram, &other.gram) {
-            (Some(a), Some(b)) => *a += b,
-            (a, _) => *a = None,
-        }
-        for (a, b) in self.sum_sq.iter_mut().zip(&other.sum_sq) {
-            *a += b;
-        }
-        for (a, b) in self.sum_abs.iter_mut().zip(&other.sum_abs) {
-            *a += b;
-        }
-        for (a, b) in self.max_abs.iter_mut().zip(&other.max_abs) {
-            *a = a.max(*b);
-        }
-    }
-
     /// What the statistics would be if each channel of the input were divided by its scale.
     pub fn rescale(&mut self, scales: &[f32]) {
         for (i, &s) in scales.iter().enumerate() {
@@ -180,22 +162,6 @@ mod tests {
         }
         assert!((s.importance()[5] - h[[5, 5]]).abs() < 1e-5);
         assert_eq!(s.tokens, 40);
-    }
-
-    #[test]
-    fn merging_parts_equals_the_whole() {
-        let x = sample(40, 20);
-        let mut whole = SiteStats::new(20, true);
-        whole.add(x.view());
-        let mut a = SiteStats::new(20, true);
-        let mut b = SiteStats::new(20, true);
-        a.add(x.slice(s![..10, ..]));
-        b.add(x.slice(s![10.., ..]));
-        a.merge(&b);
-        assert_eq!(a.tokens, whole.tokens);
-        assert_eq!(a.max_abs, whole.max_abs);
-        let (ha, hw) = (a.hessian().unwrap(), whole.hessian().unwrap());
-        assert!(ha.iter().zip(&hw).all(|(p, q)| (p - q).abs() < 1e-5));
     }
 
     #[test]

@@ -32,6 +32,18 @@ pub trait ArtifactWriter: Send + Sync {
     fn finish(self: Box<Self>) -> Result<Artifact>;
 }
 
+/// Writes every tensor, asking for one after the other, and completes the artifact.
+fn put_all(
+    writer: Box<dyn ArtifactWriter>,
+    roles: &[Role],
+    mut tensor: impl FnMut(Role) -> Result<EncodedTensor>,
+) -> Result<Artifact> {
+    for &role in roles {
+        writer.put(role, &tensor(role)?)?;
+    }
+    writer.finish()
+}
+
 /// An artifact that was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Artifact {

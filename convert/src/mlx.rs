@@ -81,13 +81,9 @@ impl MlxPlan {
     }
 
     /// Writes the whole folder, asking for one tensor after the other.
-    pub fn write(self, path: impl AsRef<Path>, mut tensor: impl FnMut(Role) -> Result<EncodedTensor>) -> Result<Artifact> {
+    pub fn write(self, path: impl AsRef<Path>, tensor: impl FnMut(Role) -> Result<EncodedTensor>) -> Result<Artifact> {
         let roles: Vec<Role> = self.layout.tensors.iter().map(|t| t.role).collect();
-        let writer = self.start(path)?;
-        for role in roles {
-            writer.put(role, &tensor(role)?)?;
-        }
-        writer.finish()
+        crate::put_all(self.start(path)?, &roles, tensor)
     }
 }
 

@@ -27,7 +27,10 @@ impl Opened {
     pub fn open(located: Located) -> Result<Opened> {
         let checkpoint = Checkpoint::open(&located.path)?;
         let repo = located.pulled.as_ref().map(|p| p.model.as_str());
-        let mut about = ModelAbout::from_source(checkpoint.folder(), repo)?;
+        let mut about = match checkpoint.gguf() {
+            Some(store) => ModelAbout::from_gguf(store.metadata(), &located.path)?,
+            None => ModelAbout::from_source(checkpoint.folder(), repo)?,
+        };
         if repo.is_none() {
             about.name = model_name(&located.path, None);
         }

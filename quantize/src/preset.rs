@@ -21,39 +21,34 @@ enum Size {
     Medium,
 }
 
-/// Name, base format, size and llama.cpp's `general.file_type`.
-const PRESETS: [(&str, CodecId, Size, u32); 14] = [
-    ("f32", CodecId::F32, Size::Plain, 0),
-    ("f16", CodecId::F16, Size::Plain, 1),
-    ("bf16", CodecId::BF16, Size::Plain, 32),
-    ("q4_0", CodecId::Q4_0, Size::Plain, 2),
-    ("q4_1", CodecId::Q4_1, Size::Plain, 3),
-    ("q5_0", CodecId::Q5_0, Size::Plain, 8),
-    ("q5_1", CodecId::Q5_1, Size::Plain, 9),
-    ("q8_0", CodecId::Q8_0, Size::Plain, 7),
-    ("q4_k_s", CodecId::Q4K, Size::Small, 14),
-    ("q4_k_m", CodecId::Q4K, Size::Medium, 15),
-    ("q5_k_s", CodecId::Q5K, Size::Small, 16),
-    ("q5_k_m", CodecId::Q5K, Size::Medium, 17),
-    ("q6_k", CodecId::Q6K, Size::Plain, 18),
+/// Name, base format and size.
+const PRESETS: [(&str, CodecId, Size); 14] = [
+    ("f32", CodecId::F32, Size::Plain),
+    ("f16", CodecId::F16, Size::Plain),
+    ("bf16", CodecId::BF16, Size::Plain),
+    ("q4_0", CodecId::Q4_0, Size::Plain),
+    ("q4_1", CodecId::Q4_1, Size::Plain),
+    ("q5_0", CodecId::Q5_0, Size::Plain),
+    ("q5_1", CodecId::Q5_1, Size::Plain),
+    ("q8_0", CodecId::Q8_0, Size::Plain),
+    ("q4_k_s", CodecId::Q4K, Size::Small),
+    ("q4_k_m", CodecId::Q4K, Size::Medium),
+    ("q5_k_s", CodecId::Q5K, Size::Small),
+    ("q5_k_m", CodecId::Q5K, Size::Medium),
+    ("q6_k", CodecId::Q6K, Size::Plain),
     // As llama-quantize: the bare K-quant names mean the medium mixes.
-    ("q4_k", CodecId::Q4K, Size::Medium, 15),
+    ("q4_k", CodecId::Q4K, Size::Medium),
 ];
 
 impl GgufPreset {
     /// All presets, each with its name.
     pub fn all() -> impl Iterator<Item = (&'static str, GgufPreset)> {
-        PRESETS.iter().map(|&(name, base, size, _)| (name, GgufPreset { base, size }))
+        PRESETS.iter().map(|&(name, base, size)| (name, GgufPreset { base, size }))
     }
     /// The format of most matrices, and of all with `--pure`.
     pub fn base(self) -> CodecId {
         self.base
     }
-    /// llama.cpp's number for the mix, `general.file_type`.
-    pub fn file_type(self) -> u32 {
-        PRESETS.iter().find(|p| (p.1, p.2) == (self.base, self.size)).map_or(0, |p| p.3)
-    }
-
     /// The format of one matrix before any fallback. `importance`: whether an imatrix or calibration guides the encoder.
     pub(crate) fn choose(self, spec: &ModelSpec, role: Role, importance: bool) -> CodecId {
         if self.base.float().is_some() {
@@ -133,10 +128,9 @@ mod tests {
     }
 
     #[test]
-    fn names_and_file_types() {
-        for (name, file_type) in [("q4_k_m", 15), ("Q4_K", 15), ("q8_0", 7), ("bf16", 32), ("q6_k", 18), ("Q5_K", 17)] {
-            assert_eq!(name.parse::<GgufPreset>().unwrap().file_type(), file_type, "{name}");
-        }
+    fn names() {
+        assert!(GgufPreset::all().all(|(name, preset)| name.to_uppercase().parse::<GgufPreset>().unwrap() == preset));
+        assert_eq!("Q5_K".parse::<GgufPreset>().unwrap().to_string(), "q5_k_m");
         assert_eq!("q4_k".parse::<GgufPreset>().unwrap().to_string(), "q4_k_m");
         assert!("q9".parse::<GgufPreset>().is_err());
     }

@@ -4,11 +4,12 @@ use crate::app::App;
 use crate::output::{human_bytes, table};
 use bitsmith_datasets::DataSpec;
 use bitsmith_formats::{CodecId, Error, Float, Result};
+use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::artifact::Output;
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::context::parse_size;
 use bitsmith_pipeline::estimate::{Cost, Estimate};
-use bitsmith_pipeline::quantize::{Artifact, QuantizeOptions};
+use bitsmith_pipeline::quantize::{Artifact, Job, QuantizeOptions};
 use bitsmith_pipeline::target::Target;
 use bitsmith_quantize::plan::PlanOptions;
 use clap::Args;
@@ -141,7 +142,7 @@ fn tensor_type(text: &str) -> Result<(String, CodecId)> {
 }
 
 /// Finished artifacts for people.
-pub fn artifact_table(artifacts: &[Artifact]) -> String {
+fn artifact_table(artifacts: &[Artifact]) -> String {
     let header = ["target", "size", "bpw", "time", "peak memory", "path"].map(String::from).to_vec();
     let rows = artifacts.iter().map(|a| {
         let memory = if a.peak_rss_bytes > 0 { human_bytes(a.peak_rss_bytes) } else { "–".into() };
@@ -170,6 +171,17 @@ pub fn estimates(list: &[Estimate]) -> (serde_json::Value, String) {
         e.fallbacks.iter().for_each(|line| text.push_str(&format!("{}: {line}\n", e.target)));
     }
     (serde_json::json!({ "dry_run": true, "estimates": list }), text)
+}
+
+/// Makes the artifacts and lists them, or only says what they would cost.
+pub fn make(model: &Opened, options: &QuantizeOptions, dry_run: bool, app: &App) -> Result<()> {
+    let job = Job::new(model, options, &app.context)?;
+    if dry_run {
+        let (document, text) = estimates(&job.estimates(0)?);
+        return app.output.result(&document, |_| text);
+    }
+    let artifacts = job.run()?;
+    app.output.result(&serde_json::json!({ "artifacts": artifacts }), |_| artifact_table(&artifacts))
 }
 
 /// Prints the cost of work that makes no artifact.

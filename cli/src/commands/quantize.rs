@@ -1,15 +1,13 @@
 //! `bitsmith quantize`.
 
-use super::job::{JobArgs, artifact_table, estimates};
+use super::job::{JobArgs, make};
 use super::recipe::Recipe;
 use super::run::MeasureArgs;
 use crate::app::App;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::artifact::Output;
-use bitsmith_pipeline::quantize::Job;
 use clap::Args;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
@@ -56,11 +54,5 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
     }
     let options = job.resolve(Output::from_argument(out, &job.targets()?))?;
     let model = Opened::find(&model, &app.context)?;
-    let work = Job::new(&model, &options, &app.context)?;
-    if args.dry_run {
-        let (document, text) = estimates(&work.estimates(0)?);
-        return app.output.result(&document, |_| text);
-    }
-    let artifacts = work.run()?;
-    app.output.result(&json!({ "artifacts": artifacts }), |_| artifact_table(&artifacts))
+    make(&model, &options, args.dry_run, app)
 }

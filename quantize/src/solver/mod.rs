@@ -6,7 +6,7 @@ mod reference;
 
 use crate::hessian::Hessian;
 use bitsmith_formats::{CodecId, EncodedTensor, Result};
-use ndarray::{Array2, ArrayView2};
+use ndarray::ArrayView2;
 
 /// One matrix to encode.
 #[derive(Clone, Copy)]
@@ -48,16 +48,4 @@ pub const SOLVERS: &[&dyn Solver] = &[&reference::Rtn, &reference::Reference, &g
 /// The solver called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Solver> {
     SOLVERS.iter().copied().find(|s| s.name() == name)
-}
-
-/// `tr(Δ H Δᵀ) / tr(W H Wᵀ)`: the output error relative to the output's power (H as gathered, with its damping).
-pub fn relative_loss(weights: ArrayView2<'_, f32>, decoded: ArrayView2<'_, f32>, hessian: &Hessian) -> f64 {
-    let delta: Array2<f32> = &decoded - &weights;
-    let power = quadratic(weights, hessian);
-    if power > 0.0 { quadratic(delta.view(), hessian) / power } else { 0.0 }
-}
-
-fn quadratic(m: ArrayView2<'_, f32>, hessian: &Hessian) -> f64 {
-    let mh = m.dot(&hessian.damped);
-    mh.iter().zip(m.iter()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
