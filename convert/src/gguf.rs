@@ -155,7 +155,7 @@ pub fn permute_rows(tensor: &EncodedTensor, order: &[usize]) -> Result<EncodedTe
         let source = tensor.bytes.get(from * row..(from + 1) * row);
         bytes.extend_from_slice(source.ok_or_else(|| Error::failed(format!("the row order names row {from} of {n}")))?);
     }
-    Ok(EncodedTensor { shape: tensor.shape.clone(), codec: tensor.codec, bytes })
+    Ok(EncodedTensor { shape: tensor.shape.clone(), codec: tensor.codec, bytes, scale: tensor.scale })
 }
 
 fn general(m: &mut Metadata, spec: &ModelSpec, about: &ModelAbout) {

@@ -69,17 +69,88 @@ pub enum CodecId {
     Q5K,
     /// ggml: 256 weights, 6 bits, 16 sub-blocks with 8-bit scales.
     Q6K,
+    /// ggml: 256 weights, 2 bits, 16 sub-blocks with 4-bit scales and minima.
+    Q2K,
+    /// ggml: 256 weights, 3 bits, 16 sub-blocks with 6-bit scales.
+    Q3K,
+    /// ggml: 32 weights, 4-bit codes into a table of 16 uneven values, f16 scale.
+    IQ4NL,
+    /// ggml: 256 weights, the same table, 8 sub-blocks with 6-bit scales.
+    IQ4XS,
+    /// ggml: 256 weights, codebook of 512 points of 4 weights, signs apart.
+    IQ3S,
+    /// ggml: 256 weights, codebook of 256 points of 4 weights, signs apart.
+    IQ3XXS,
+    /// ggml: 256 weights, codebook of 1024 points of 8 weights, signs apart.
+    IQ2S,
+    /// ggml: 256 weights, codebook of 512 points of 8 weights, signs of even parity apart.
+    IQ2XS,
+    /// ggml: 256 weights, codebook of 256 points of 8 weights, signs of even parity apart.
+    IQ2XXS,
+    /// ggml: 256 weights, codebook of 2048 ternary points of 8 weights, shifted per 32.
+    IQ1S,
+    /// ggml: 256 weights, codebook of 2048 ternary points of 8 weights, shifted per 8.
+    IQ1M,
+    /// ggml: 256 ternary weights, five to a byte, f16 scale.
+    TQ1_0,
+    /// ggml: 256 ternary weights, four to a byte, f16 scale.
+    TQ2_0,
+    /// ggml: 32 weights, e2m1 codes, e8m0 scale.
+    MXFP4,
+    /// ggml: 64 weights, e2m1 codes, four e4m3 scales; a scale per tensor may stand beside it.
+    NVFP4,
+    /// ggml: 128 weights of one bit, f16 scale.
+    Q1_0,
+    /// ggml: 64 weights of two bits, f16 scale.
+    Q2_0,
     /// MLX affine: `group` weights of `bits` bits with a scale and a bias of type `scale`.
     /// As a byte stream here: per group the codes (little-endian bit stream), then scale, then bias; the MLX container
     /// separates the three planes.
     MlxAffine {
-        /// Bits per code: 4 or 8.
+        /// Bits per code: 2, 3, 4, 5, 6 or 8.
         bits: u8,
         /// Weights per group: 32, 64 or 128.
         group: u16,
         /// Storage type of scales and biases.
         scale: Float,
     },
+    /// Small floats with a one-byte scale per group, codes first as a little-endian stream, then the scale: MLX's fp modes,
+    /// compressed-tensors', ModelOpt's and gpt-oss's FP4.
+    Micro(Micro),
+    /// Integers with a zero point, as GPTQ, AWQ and compressed-tensors have them: value `scale · (code − zero)`. As a byte
+    /// stream here: per group of a row the codes (little-endian bit stream), the scale, then the zero point as one byte.
+    IntGroup {
+        /// Bits per code: 2, 3, 4 or 8.
+        bits: u8,
+        /// Consecutive weights of a row that share a scale; for scales per row, the row's length.
+        group: u32,
+        /// Storage type of the scales.
+        scale: Float,
+    },
+    /// e4m3 bytes with a scale per group of a row: the bytes, then the scale. FP8 checkpoints.
+    Fp8Group {
+        /// Consecutive weights of a row that share a scale.
+        group: u32,
+        /// Storage type of the scales.
+        scale: Float,
+    },
+    /// bitsandbytes' NF4: 4-bit codes into a table of 16 normal quantiles (first weight in the high half of a byte), then the
+    /// group's f32 scale.
+    Nf4 {
+        /// Weights that share a scale.
+        group: u32,
+    },
+}
+
+/// The formats of [`CodecId::Micro`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Micro {
+    /// 32 e2m1 codes with an e8m0 scale.
+    Mxfp4,
+    /// 32 e4m3 codes with an e8m0 scale.
+    Mxfp8,
+    /// 16 e2m1 codes with an e4m3 scale; a scale per tensor may stand beside it.
+    Nvfp4,
 }
 
 impl CodecId {
@@ -129,6 +200,29 @@ impl fmt::Display for CodecId {
             CodecId::Q4K => "q4_k",
             CodecId::Q5K => "q5_k",
             CodecId::Q6K => "q6_k",
+            CodecId::Q2K => "q2_k",
+            CodecId::Q3K => "q3_k",
+            CodecId::IQ4NL => "iq4_nl",
+            CodecId::IQ4XS => "iq4_xs",
+            CodecId::IQ3S => "iq3_s",
+            CodecId::IQ3XXS => "iq3_xxs",
+            CodecId::IQ2S => "iq2_s",
+            CodecId::IQ2XS => "iq2_xs",
+            CodecId::IQ2XXS => "iq2_xxs",
+            CodecId::IQ1S => "iq1_s",
+            CodecId::IQ1M => "iq1_m",
+            CodecId::TQ1_0 => "tq1_0",
+            CodecId::TQ2_0 => "tq2_0",
+            CodecId::MXFP4 => "mxfp4",
+            CodecId::NVFP4 => "nvfp4",
+            CodecId::Q1_0 => "q1_0",
+            CodecId::Q2_0 => "q2_0",
+            CodecId::Micro(Micro::Mxfp4) => "mlx-mxfp4",
+            CodecId::Micro(Micro::Mxfp8) => "mlx-mxfp8",
+            CodecId::Micro(Micro::Nvfp4) => "mlx-nvfp4",
+            CodecId::IntGroup { bits, group, scale } => return write!(f, "int{bits}-g{group}-{}", scale.codec()),
+            CodecId::Fp8Group { group, scale } => return write!(f, "fp8-g{group}-{}", scale.codec()),
+            CodecId::Nf4 { group } => return write!(f, "nf4-g{group}"),
             CodecId::MlxAffine { bits, group, scale } => {
                 write!(f, "mlx-{bits}bit-g{group}")?;
                 return match scale {
@@ -146,28 +240,39 @@ impl FromStr for CodecId {
     fn from_str(s: &str) -> Result<Self> {
         let unknown = || Error::unsupported(format!("unknown encoding `{s}`")).hint("`bitsmith targets` lists the encodings");
         let lower = s.to_ascii_lowercase();
-        for id in [CodecId::F32, CodecId::F16, CodecId::BF16].into_iter().chain(CodecId::GGML) {
-            if id.to_string() == lower {
-                return Ok(id);
-            }
+        let named = [CodecId::F32, CodecId::F16, CodecId::BF16]
+            .into_iter()
+            .chain(CodecId::GGML)
+            .chain([Micro::Mxfp4, Micro::Mxfp8, Micro::Nvfp4].map(CodecId::Micro));
+        if let Some(id) = named.into_iter().find(|id| id.to_string() == lower) {
+            return Ok(id);
         }
-        let rest = lower.strip_prefix("mlx-").ok_or_else(unknown)?;
+        let id = parse_grouped(&lower).ok_or_else(unknown)?;
+        codecs::find(id).map(|_| id).ok_or_else(unknown)
+    }
+}
+
+/// Names with parameters: `mlx-4bit-g64-f16`, `int4-g128-f16`, `fp8-g128-f32`, `nf4-g64`.
+fn parse_grouped(name: &str) -> Option<CodecId> {
+    let float = |p: &str| [Float::F32, Float::F16, Float::BF16].into_iter().find(|f| f.codec().to_string() == p);
+    if let Some(rest) = name.strip_prefix("mlx-") {
         let mut parts = rest.split('-');
-        let bits = parts.next().and_then(|p| p.strip_suffix("bit")).and_then(|p| p.parse().ok());
-        let group = match parts.next() {
-            None => Some(64),
-            Some(p) => p.strip_prefix('g').and_then(|p| p.parse().ok()),
-        };
-        let scale = match parts.next() {
-            None | Some("bf16") => Float::BF16,
-            Some("f16") => Float::F16,
-            Some("f32") => Float::F32,
-            Some(_) => return Err(unknown()),
-        };
-        match (bits, group) {
-            (Some(bits @ (4 | 8)), Some(group @ (32 | 64 | 128))) => Ok(CodecId::MlxAffine { bits, group, scale }),
-            _ => Err(unknown()),
+        let bits = parts.next()?.strip_suffix("bit")?.parse().ok()?;
+        let group = parts.next().map_or(Some(64), |p| p.strip_prefix('g')?.parse().ok())?;
+        let scale = parts.next().map_or(Some(Float::BF16), float)?;
+        return Some(CodecId::MlxAffine { bits, group, scale });
+    }
+    let mut parts = name.split('-');
+    let kind = parts.next()?;
+    let group = parts.next()?.strip_prefix('g')?.parse().ok()?;
+    let scale = parts.next();
+    match (kind, scale) {
+        ("nf4", None) => Some(CodecId::Nf4 { group }),
+        ("fp8", Some(scale)) => Some(CodecId::Fp8Group { group, scale: float(scale)? }),
+        (int, Some(scale)) => {
+            Some(CodecId::IntGroup { bits: int.strip_prefix("int")?.parse().ok()?, group, scale: float(scale)? })
         }
+        _ => None,
     }
 }
 
@@ -195,15 +300,24 @@ pub trait Codec: Send + Sync {
     /// `mx.quantize` on CPU). `importance`, one value per column, weighs the squared error of each weight; formats whose
     /// reference ignores importance ignore it. `row.len()` must be a multiple of `block_len` and `out` must have the row's bytes.
     fn encode(&self, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]);
+    /// Encodes consecutive rows of `row_len` weights, to the same bytes as [`Codec::encode`] row by row. Encoders that work on
+    /// many blocks side by side fill their lanes across rows.
+    fn encode_rows(&self, rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+        let row_bytes = row_len / self.block_len() * self.block_bytes();
+        for (row, out) in rows.chunks_exact(row_len.max(1)).zip(out.chunks_exact_mut(row_bytes.max(1))) {
+            self.encode(row, importance, out);
+        }
+    }
     /// Decodes whole blocks; `out.len()` must be `bytes.len() / block_bytes * block_len`.
     fn decode(&self, bytes: &[u8], out: &mut [f32]);
     /// The codec as a grid that a solver can walk; `None` for plain floating-point storage.
     fn grid(&self) -> Option<&dyn Grid>;
 }
 
-/// The scales of one block, fitted but not yet packed. The dequantized value of code `q` at position `i` of the block is
-/// `step[s] * q + offset[s]` with `s = i / sub_len`, computed in f32 from the scales *as the format stores them* (rounded
-/// to f16, to 6-bit integers, …), so that a solver sees exactly what a runtime will.
+/// The scales of one block, fitted but not yet packed. On a linear grid ([`Grid::is_linear`]) the dequantized value of code `q`
+/// at position `i` of the block is `step[s] * q + offset[s]` with `s = i / sub_len`, computed in f32 from the scales *as the
+/// format stores them* (rounded to f16, to 6-bit integers, …), so that a solver sees exactly what a runtime will. Other grids
+/// say what `step` and `offset` mean; [`Grid::value`] knows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockScales {
     /// Weights per sub-block.
@@ -240,6 +354,15 @@ pub trait Grid: Send + Sync {
     fn step(&self) -> usize {
         1
     }
+    /// Whether values are `step · code + offset` of their sub-block, and every code is allowed everywhere.
+    fn is_linear(&self) -> bool {
+        true
+    }
+    /// The value of `code` at position `at` of the block.
+    fn value(&self, scales: &BlockScales, at: usize, code: u8) -> f32 {
+        let s = at / scales.sub_len;
+        scales.step[s] * code as f32 + scales.offset[s]
+    }
     /// The scales that minimise `Σ importance[i] (ŵ[i] − w[i])²` over one block: a thorough search, free to differ from the reference encoder.
     fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales;
     /// The same for weights that have moved a little since `start` was fitted to them: a search near `start` only, several
@@ -254,7 +377,7 @@ pub trait Grid: Send + Sync {
     /// [`Grid::descend`] for the loss around `target`.
     fn refit(&self, scales: &mut BlockScales, codes: &[u8], target: &[f32], gram: Gram<'_>) -> bool {
         let loss = |scales: &BlockScales| {
-            let value = |(i, &c): (usize, &u8)| scales.step[i / scales.sub_len] * c as f32 + scales.offset[i / scales.sub_len];
+            let value = |(i, &c): (usize, &u8)| self.value(scales, i, c);
             let errors: Vec<f64> = codes.iter().enumerate().map(value).zip(target).map(|(v, &t)| v as f64 - t as f64).collect();
             let mut gradient = vec![0.0; errors.len()];
             gram.apply(&errors, 0, &mut gradient);
@@ -283,26 +406,46 @@ pub struct EncodedTensor {
     pub codec: CodecId,
     /// The blocks, little-endian.
     pub bytes: Vec<u8>,
+    /// What all decoded values are multiplied by: 1 but for formats with a scale per tensor (NVFP4).
+    pub scale: f32,
 }
 
 impl EncodedTensor {
+    /// A tensor of these blocks, without a scale of its own.
+    pub fn new(shape: &[usize], codec: CodecId, bytes: Vec<u8>) -> Self {
+        EncodedTensor { shape: shape.to_vec(), codec, bytes, scale: 1.0 }
+    }
     /// Encodes `weights` (row-major, `shape`) with the reference encoder, rows in parallel.
     pub fn encode(codec: CodecId, shape: &[usize], weights: &[f32], importance: Option<&[f32]>) -> Result<Self> {
-        use rayon::prelude::*;
         let row_len = *shape.last().unwrap_or(&1);
         let row_bytes = codec.row_bytes(row_len)?;
         let mut bytes = vec![0u8; weights.len() / row_len.max(1) * row_bytes];
-        let c = codec.codec();
-        bytes
-            .par_chunks_mut(row_bytes.max(1))
-            .zip(weights.par_chunks(row_len.max(1)))
-            .for_each(|(out, row)| c.encode(row, importance, out));
-        Ok(EncodedTensor { shape: shape.to_vec(), codec, bytes })
+        encode_all(codec, weights, row_len, importance, &mut bytes);
+        Ok(EncodedTensor::new(shape, codec, bytes))
     }
     /// The values that a runtime sees, row-major.
     pub fn decode(&self) -> Vec<f32> {
-        decode_all(self.codec, &self.bytes)
+        let mut values = decode_all(self.codec, &self.bytes);
+        if self.scale != 1.0 {
+            values.iter_mut().for_each(|v| *v *= self.scale);
+        }
+        values
     }
+}
+
+/// Weights that a thread encodes at a time: enough for lanes to fill across rows, few enough for threads to share a matrix.
+const ENCODE_CHUNK: usize = 1 << 16;
+
+/// Encodes rows with the reference encoder, in parallel. `out` has the rows' bytes.
+pub fn encode_all(codec: CodecId, weights: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+    use rayon::prelude::*;
+    let c = codec.codec();
+    let row_len = row_len.max(1);
+    let row_bytes = (row_len / c.block_len() * c.block_bytes()).max(1);
+    let rows = (ENCODE_CHUNK / row_len).max(1);
+    out.par_chunks_mut(rows * row_bytes)
+        .zip(weights.par_chunks(rows * row_len))
+        .for_each(|(out, rows)| c.encode_rows(rows, row_len, importance, out));
 }
 
 /// Decodes whole blocks, in parallel.

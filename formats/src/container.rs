@@ -3,6 +3,7 @@
 use crate::codec::{CodecId, decode_all};
 use crate::error::{Error, Result};
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 /// How a tensor's bytes are to be read.
@@ -34,9 +35,23 @@ pub struct TensorInfo {
     pub encoding: Encoding,
     /// Bytes in the file (for MLX triples: of the three planes together).
     pub n_bytes: usize,
+    /// What all decoded values are multiplied by: 1 but for formats with a scale per tensor (NVFP4).
+    pub scale: f32,
 }
 
 impl TensorInfo {
+    /// A tensor without a scale of its own.
+    pub fn new(name: String, shape: Vec<usize>, encoding: Encoding, n_bytes: usize) -> Self {
+        TensorInfo { name, shape, encoding, n_bytes, scale: 1.0 }
+    }
+    /// Weights per row: the last dimension.
+    pub fn row_len(&self) -> usize {
+        *self.shape.last().unwrap_or(&1)
+    }
+    /// Rows: all dimensions but the last, multiplied.
+    pub fn n_rows(&self) -> usize {
+        self.n_weights() / self.row_len().max(1)
+    }
     /// Number of weights.
     pub fn n_weights(&self) -> usize {
         self.shape.iter().product()
@@ -56,6 +71,16 @@ pub trait TensorStore: Send + Sync {
     fn tensors(&self) -> &[TensorInfo];
     /// The tensor's blocks as one row-major stream in its codec (MLX planes are interleaved into blocks).
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>>;
+    /// The blocks of some rows only, for work in bounded memory. Containers that rearrange bytes do so for these rows alone.
+    fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
+        let n_rows = info.n_rows().max(1);
+        let part = |len: usize| rows.start * (len / n_rows)..rows.end * (len / n_rows);
+        Ok(match self.bytes(name)? {
+            Cow::Borrowed(all) => Cow::Borrowed(&all[part(all.len())]),
+            Cow::Owned(all) => Cow::Owned(all[part(all.len())].to_vec()),
+        })
+    }
 
     /// The tensor's entry.
     fn find(&self, name: &str) -> Option<&TensorInfo> {
@@ -64,17 +89,25 @@ pub trait TensorStore: Send + Sync {
     /// The tensor decoded to f32, row-major. NaN or infinity is an error that names the row.
     fn read_f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
+        Ok((info.shape.clone(), self.read_rows(name, 0..info.n_rows())?))
+    }
+    /// Some rows decoded to f32. NaN or infinity is an error that names the row.
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
         let Encoding::Codec(codec) = &info.encoding else {
-            return Err(Error::unsupported(format!("cannot decode {:?}", info.encoding)).file(self.file_of(name)).tensor(name));
+            return Err(Error::unsupported(format!("cannot decode {}", info.encoding)).file(self.file_of(name)).tensor(name));
         };
-        let values = decode_all(*codec, &self.bytes(name)?);
+        let mut values = decode_all(*codec, &self.row_bytes(name, rows.clone())?);
+        if info.scale != 1.0 {
+            values.iter_mut().for_each(|v| *v *= info.scale);
+        }
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            let row_len = *info.shape.last().unwrap_or(&1);
-            return Err(Error::corrupt(format!("value {} in row {}, column {}", values[i], i / row_len, i % row_len))
+            let (row_len, value) = (info.row_len(), values[i]);
+            return Err(Error::corrupt(format!("value {value} in row {}, column {}", rows.start + i / row_len, i % row_len))
                 .file(self.file_of(name))
                 .tensor(name)
                 .hint("the checkpoint is damaged or was saved after training diverged; download it again or choose another revision"));
         }
-        Ok((info.shape.clone(), values))
+        Ok(values)
     }
 }

@@ -14,7 +14,7 @@ pub mod safetensors;
 mod slots;
 pub mod store;
 
-pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, decode_all};
+pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, Micro, decode_all, encode_all};
 pub use container::{Encoding, TensorInfo, TensorStore};
 pub use error::{Error, ErrorKind, Result};
 pub use hash::{sha256_bytes, sha256_file};

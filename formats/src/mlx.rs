@@ -231,7 +231,7 @@ fn merge(inner: &SafetensorsStore, quantization: &Quantization, info: &TensorInf
     let mut shape = outer.to_vec();
     shape.extend(row_len);
     let n_bytes = info.n_bytes + scales.n_bytes + biases.n_bytes;
-    Ok(TensorInfo { name: info.name.clone(), shape, encoding: Encoding::Codec(codec), n_bytes })
+    Ok(TensorInfo::new(info.name.clone(), shape, Encoding::Codec(codec), n_bytes))
 }
 
 /// Path and contents of a folder's `config.json`.

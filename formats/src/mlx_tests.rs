@@ -9,7 +9,7 @@ const Q8: CodecId = CodecId::MlxAffine { bits: 8, group: 128, scale: Float::F16 
 
 fn tensor(codec: CodecId, shape: &[usize]) -> EncodedTensor {
     let bytes: usize = plan_planes("x.weight", codec, shape).unwrap().iter().map(TensorPlan::n_bytes).sum();
-    EncodedTensor { shape: shape.to_vec(), codec, bytes: (0..bytes).map(|i| (i * 7 % 251) as u8).collect() }
+    EncodedTensor::new(shape, codec, (0..bytes).map(|i| (i * 7 % 251) as u8).collect())
 }
 
 /// A folder with two packed tensors and a dense one, and its config.
@@ -76,7 +76,7 @@ fn planes_have_the_shapes_and_types_of_mlx() {
 fn blocks_are_codes_scale_bias() {
     let group = CodecId::MlxAffine { bits: 4, group: 32, scale: Float::F16 };
     let bytes: Vec<u8> = (0..40).collect();
-    let packed = EncodedTensor { shape: vec![1, 64], codec: group, bytes };
+    let packed = EncodedTensor::new(&[1, 64], group, bytes);
     let planes = split_planes("x.weight", &packed).unwrap();
     let codes: Vec<u8> = (0..16).chain(20..36).collect();
     assert_eq!(planes[0], ("x.weight".to_string(), Cow::Owned(codes)));

@@ -56,7 +56,7 @@ impl Spool {
             return Ok(None);
         }
         bytes.drain(..DIGEST);
-        Ok(Some(EncodedTensor { shape: shape.to_vec(), codec, bytes }))
+        Ok(Some(EncodedTensor::new(shape, codec, bytes)))
     }
 
     /// Whether a tensor is there.

@@ -379,7 +379,7 @@ mod tests {
             m.remove("llama.block_count");
         });
         assert!(Checkpoint::open(&file).unwrap_err().message.contains("llama.block_count"));
-        let short = EncodedTensor { shape: vec![2], bytes: factors.bytes[..8].to_vec(), ..factors };
+        let short = EncodedTensor::new(&[2], factors.codec, factors.bytes[..8].to_vec());
         write_model_gguf(&file, &source, &[("rope_freqs.weight".into(), short)], |_| {});
         assert_eq!(Checkpoint::open(&file).unwrap_err().kind, ErrorKind::Corrupt);
     }

@@ -240,7 +240,7 @@ impl GgufStore {
             }
             self.by_name.insert(t.name.clone(), self.tensors.len());
             self.places.push((number, t.ty, t.range.clone()));
-            self.tensors.push(TensorInfo { name: t.name, shape: t.shape, encoding: t.ty.encoding(), n_bytes: t.range.len() });
+            self.tensors.push(TensorInfo::new(t.name, t.shape, t.ty.encoding(), t.range.len()));
         }
         self.files.push(file);
         Ok(())

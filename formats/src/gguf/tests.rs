@@ -309,7 +309,7 @@ fn all_types_round_trip() {
 fn f32s(shape: &[usize], first: f32) -> EncodedTensor {
     let n = shape.iter().product::<usize>();
     let bytes = (0..n).flat_map(|i| (first + i as f32).to_le_bytes()).collect();
-    EncodedTensor { shape: shape.to_vec(), codec: CodecId::F32, bytes }
+    EncodedTensor::new(shape, CodecId::F32, bytes)
 }
 
 #[test]

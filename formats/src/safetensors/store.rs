@@ -69,7 +69,7 @@ impl SafetensorsStore {
                 return Err(Error::corrupt(format!("is in {other} as well")).file(path).tensor(t.name));
             }
             self.by_name.insert(t.name.clone(), self.tensors.len());
-            self.tensors.push(TensorInfo { name: t.name, shape: t.shape, encoding: encoding(t.dtype), n_bytes: t.range.len() });
+            self.tensors.push(TensorInfo::new(t.name, t.shape, encoding(t.dtype), t.range.len()));
             self.places.push((number, t.range));
         }
         for (key, value) in parsed.metadata {

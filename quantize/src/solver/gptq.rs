@@ -39,7 +39,7 @@ impl Solver for Gptq {
         let (rows, cols) = problem.weights.dim();
         let codec = problem.codec.codec();
         let Some(grid) = codec.grid() else { return super::reference::Reference.solve(problem) };
-        if grid.step() != 1 {
+        if !grid.is_linear() {
             return Err(Error::unsupported(format!("error feedback into {} is not available", problem.codec)));
         }
         let row_bytes = problem.codec.row_bytes(cols)?;
@@ -69,7 +69,7 @@ impl Solver for Gptq {
             }
             state.pack(grid, out);
         });
-        Ok(Solution { tensor: EncodedTensor { shape: vec![rows, cols], codec: problem.codec, bytes }, notes })
+        Ok(Solution { tensor: EncodedTensor::new(&[rows, cols], problem.codec, bytes), notes })
     }
 }
 
