@@ -13,13 +13,16 @@ pub enum Encoding {
     Codec(CodecId),
     /// A type that is carried but not decoded, by its name in the container (`I64`, `IQ2_XXS`, …).
     Opaque(String),
+    /// Stored in a way that no codec describes (scales per column order, …), named here for people; [`TensorStore::row_bytes`] gives
+    /// the decoded values as f32.
+    Decoded(String),
 }
 
 impl std::fmt::Display for Encoding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Encoding::Codec(codec) => codec.fmt(f),
-            Encoding::Opaque(name) => f.write_str(name),
+            Encoding::Opaque(name) | Encoding::Decoded(name) => f.write_str(name),
         }
     }
 }
@@ -94,10 +97,14 @@ pub trait TensorStore: Send + Sync {
     /// Some rows decoded to f32. NaN or infinity is an error that names the row.
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
-        let Encoding::Codec(codec) = &info.encoding else {
-            return Err(Error::unsupported(format!("cannot decode {}", info.encoding)).file(self.file_of(name)).tensor(name));
+        let codec = match &info.encoding {
+            Encoding::Codec(codec) => *codec,
+            Encoding::Decoded(_) => CodecId::F32,
+            Encoding::Opaque(_) => {
+                return Err(Error::unsupported(format!("cannot decode {}", info.encoding)).file(self.file_of(name)).tensor(name));
+            }
         };
-        let mut values = decode_all(*codec, &self.row_bytes(name, rows.clone())?);
+        let mut values = decode_all(codec, &self.row_bytes(name, rows.clone())?);
         if info.scale != 1.0 {
             values.iter_mut().for_each(|v| *v *= info.scale);
         }

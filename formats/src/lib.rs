@@ -10,6 +10,7 @@ pub mod hash;
 mod kernels;
 pub mod mlx;
 mod mmap;
+pub mod packed;
 pub mod safetensors;
 mod slots;
 pub mod store;

@@ -206,7 +206,7 @@ fn merge(inner: &SafetensorsStore, quantization: &Quantization, info: &TensorInf
     };
     let codec = match &scales.encoding {
         Encoding::Codec(c) => c.float().and_then(|float| scheme.codec(float)),
-        Encoding::Opaque(_) => None,
+        Encoding::Opaque(_) | Encoding::Decoded(_) => None,
     };
     let Some(codec @ CodecId::MlxAffine { bits, group, .. }) = codec else { return Err(unsupported()) };
     let Some(biases) = biases else {

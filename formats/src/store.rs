@@ -4,6 +4,7 @@ use crate::container::TensorStore;
 use crate::error::{Error, Result};
 use crate::gguf::{self, GgufStore};
 use crate::mlx::{self, MlxStore};
+use crate::packed::{self, PackedStore};
 use crate::safetensors::SafetensorsStore;
 use std::fs::File;
 use std::io::Read;
@@ -16,6 +17,8 @@ pub enum Container {
     Gguf,
     /// A folder in MLX's layout with quantized tensors.
     Mlx,
+    /// A Hugging Face folder whose `quantization_config` names a layout of [`packed`](crate::packed).
+    Packed,
     /// A safetensors file, an index, or a Hugging Face folder.
     Safetensors,
 }
@@ -26,6 +29,7 @@ impl Container {
         match self {
             Container::Gguf => "gguf",
             Container::Mlx => "mlx",
+            Container::Packed => "packed",
             Container::Safetensors => "safetensors",
         }
     }
@@ -40,7 +44,13 @@ impl Container {
             }
             let (_, config) = mlx::read_config(path)?;
             let quantized = config.get("quantization").is_some_and(|q| q.get("bits").is_some());
-            return Ok(if quantized { Container::Mlx } else { Container::Safetensors });
+            return Ok(match quantized {
+                true => Container::Mlx,
+                false if packed::layout_of(&config).map_err(|e| e.file(path.join(mlx::CONFIG_FILE)))?.is_some() => {
+                    Container::Packed
+                }
+                false => Container::Safetensors,
+            });
         }
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || starts_with_magic(path)? {
             return Ok(Container::Gguf);
@@ -65,6 +75,7 @@ pub fn open_store(path: impl AsRef<Path>) -> Result<Box<dyn TensorStore>> {
     Ok(match Container::detect(path)? {
         Container::Gguf => Box::new(GgufStore::open(path)?),
         Container::Mlx => Box::new(MlxStore::open(path)?),
+        Container::Packed => Box::new(PackedStore::open(path)?),
         Container::Safetensors => Box::new(SafetensorsStore::open(path)?),
     })
 }

@@ -114,7 +114,7 @@ fn describe(
         name: t.name.clone(),
         role: roles.get(t.name.as_str()).map(Role::to_string),
         shape: t.shape.clone(),
-        codec: codec_name(&t.encoding),
+        codec: t.encoding.to_string(),
         bytes: t.n_bytes as u64,
     };
     Inspection {
@@ -143,13 +143,6 @@ impl Inspection {
             sums.into_iter().map(|(codec, (n, params, bytes))| (codec.to_string(), n, params, bytes)).collect();
         list.sort_by(|a, b| b.3.cmp(&a.3).then_with(|| a.0.cmp(&b.0)));
         list
-    }
-}
-
-fn codec_name(encoding: &Encoding) -> String {
-    match encoding {
-        Encoding::Codec(codec) => codec.to_string(),
-        Encoding::Opaque(name) => name.clone(),
     }
 }
 

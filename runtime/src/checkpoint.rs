@@ -5,6 +5,7 @@ use crate::role::{Part, Role};
 use crate::spec::ModelSpec;
 use bitsmith_formats::gguf::GgufStore;
 use bitsmith_formats::mlx::MlxStore;
+use bitsmith_formats::packed::PackedStore;
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::store::Container;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
@@ -37,6 +38,8 @@ pub enum Store {
     Gguf(GgufStore),
     /// An MLX folder with quantized tensors.
     Mlx(MlxStore),
+    /// A Hugging Face folder with packed weights: GPTQ, AWQ, ….
+    Packed(PackedStore),
     /// A Hugging Face folder, a safetensors file or an index.
     Safetensors(SafetensorsStore),
 }
@@ -47,6 +50,7 @@ impl Store {
         match self {
             Store::Gguf(s) => s,
             Store::Mlx(s) => s,
+            Store::Packed(s) => s,
             Store::Safetensors(s) => s,
         }
     }
@@ -82,16 +86,17 @@ impl Checkpoint {
                         .file(&file)
                         .hint("a checkpoint folder needs its config.json beside the safetensors")
                 })?;
-                if config.get("quantization").is_none()
+                if container == Container::Safetensors
                     && let Some(method) = config.pointer("/quantization_config/quant_method").and_then(Value::as_str)
                 {
-                    return Err(Error::unsupported(format!("the checkpoint is already quantized with `{method}`"))
+                    return Err(Error::unsupported(format!("checkpoints quantized with `{method}` cannot be read"))
                         .file(&file)
                         .hint("start from the unquantized checkpoint"));
                 }
                 let mut spec = ModelSpec::from_config(&config).map_err(|e| e.file(&file))?;
                 let (kind, store) = match container {
                     Container::Mlx => (ContainerKind::Mlx, Store::Mlx(MlxStore::open(path)?)),
+                    Container::Packed => (ContainerKind::Hf, Store::Packed(PackedStore::open(path)?)),
                     _ => (ContainerKind::Hf, Store::Safetensors(SafetensorsStore::open(path)?)),
                 };
                 // Writers differ on the meaning of an absent key, but not on whether there is an output matrix.
