@@ -3,7 +3,7 @@
 use crate::model::Located;
 use bitsmith_formats::gguf::GgufStore;
 use bitsmith_formats::store::{Container, open_store};
-use bitsmith_formats::{Encoding, Error, ErrorKind, Result, TensorInfo, TensorStore};
+use bitsmith_formats::{Error, ErrorKind, Result, TensorInfo, TensorStore};
 use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
