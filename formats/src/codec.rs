@@ -443,6 +443,11 @@ impl EncodedTensor {
     }
 }
 
+/// Encodes rows with the reference encoder, on this thread. `out` has the rows' bytes.
+pub fn encode_rows(codec: CodecId, weights: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+    codec.codec().encode_rows(weights, row_len, importance, out);
+}
+
 /// Weights that a thread encodes at a time: enough for lanes to fill across rows, few enough for threads to share a matrix.
 const ENCODE_CHUNK: usize = 1 << 16;
 

@@ -3,11 +3,11 @@
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_convert::{GgufPlan, MlxPlan, names};
-use bitsmith_formats::{EncodedTensor, Error, ErrorKind, Float, Result};
+use bitsmith_convert::{ArtifactWriter, GgufPlan, MlxPlan, names};
+use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
-use bitsmith_runtime::{ContainerKind, Role, Tokenizer, WeightSource};
+use bitsmith_runtime::{ContainerKind, Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
 
 /// Where the user wants artifacts.
@@ -101,29 +101,25 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
     }
 }
 
-/// Writes the artifact, asking for one tensor at a time. It appears under its name when it is whole.
-pub fn write(
+/// Plans the artifact, claims its disk space and opens it for its tensors. It appears under its name when it is whole.
+pub fn start(
     model: &Opened,
     target: Target,
     plan: &Plan,
     dense: Float,
     path: &Path,
     shard_size: Option<u64>,
-    tensor: &dyn Fn(Role) -> Result<EncodedTensor>,
-) -> Result<()> {
+) -> Result<Box<dyn ArtifactWriter>> {
     let spec = model.checkpoint.spec();
     let codecs = plan.pairs();
     match target {
-        Target::Gguf(_) => {
-            GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.write(path, tensor)?
-        }
+        Target::Gguf(_) => GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.start(path),
         Target::Mlx { .. } | Target::MlxDense(_) => {
             let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
             if let Some(bytes) = shard_size {
                 mlx = mlx.shard_bytes(bytes);
             }
-            mlx.write(path, tensor)?
+            mlx.start(path)
         }
-    };
-    Ok(())
+    }
 }
