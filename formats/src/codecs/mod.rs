@@ -7,6 +7,8 @@
 //! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
+//! | `fp8_group.rs` | e4m3 in groups of any length | one per group; shared part in `levels.rs` |
+//! | `nf4.rs` | bitsandbytes' NF4, groups of any even length | one f32 per group |
 //! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
@@ -17,10 +19,14 @@
 mod fit;
 mod flat;
 mod float;
+mod fp8_group;
 mod gram;
 mod k_affine;
 mod legacy;
+mod levels;
+mod minifloat;
 mod mlx_affine;
+pub(crate) mod nf4;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -29,6 +35,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod registry;
 mod search;
 mod super_fit;
 mod super_refit;
@@ -90,7 +97,7 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::Q2_0 => return None,
         CodecId::Micro(_) => return None,
         CodecId::IntGroup { .. } => return None,
-        CodecId::Fp8Group { .. } => return None,
-        CodecId::Nf4 { .. } => return None,
+        CodecId::Fp8Group { group, scale } => return fp8_group::find(group, scale),
+        CodecId::Nf4 { group } => return nf4::find(group),
     })
 }

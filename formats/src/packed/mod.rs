@@ -3,6 +3,16 @@
 //!
 //! A new layout is a file here with a [`Layout`], and a line in [`LAYOUTS`].
 
+mod bitsandbytes;
+mod bytes;
+mod compressed;
+mod fp8;
+mod micro;
+mod modelopt;
+mod mxfp4;
+mod planes;
+mod targets;
+
 use crate::container::{Encoding, TensorInfo, TensorStore};
 use crate::error::{Error, Result};
 use crate::mlx::read_config;
@@ -38,7 +48,8 @@ pub(crate) struct Weight {
 type FromConfig = fn(&Value) -> Result<Option<Box<dyn Layout>>>;
 
 /// All layouts.
-const LAYOUTS: &[FromConfig] = &[];
+const LAYOUTS: &[FromConfig] =
+    &[bitsandbytes::from_config, compressed::from_config, fp8::from_config, modelopt::from_config, mxfp4::from_config];
 
 /// The layout that a `config.json` asks for; `None` if the checkpoint is not quantized, or in a way that is unknown here.
 pub(crate) fn layout_of(config: &Value) -> Result<Option<Box<dyn Layout>>> {
@@ -135,7 +146,6 @@ impl TensorStore for PackedStore {
 }
 
 /// A plane of `module` that must be there.
-#[allow(dead_code)] // until the first layout is registered
 pub(crate) fn plane<'a>(store: &'a SafetensorsStore, module: &str, name: &str) -> Result<&'a TensorInfo> {
     let full = format!("{module}.{name}");
     store.find(&full).ok_or_else(|| {
@@ -147,7 +157,6 @@ pub(crate) fn plane<'a>(store: &'a SafetensorsStore, module: &str, name: &str) -
 }
 
 /// The dtype of a plane as its container names it: `I32`, `F8_E4M3`, `f16`, ….
-#[allow(dead_code)] // until the first layout is registered
 pub(crate) fn dtype(info: &TensorInfo) -> String {
     match &info.encoding {
         Encoding::Codec(codec) => codec.to_string(),
