@@ -7,7 +7,8 @@
 //! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
-//! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
+//! | `mlx_affine.rs` | MLX affine, 2 to 8 bits, groups of 32, 64, 128 | scale and bias |
+//! | `micro.rs` | MXFP4, MXFP8, NVFP4 as MLX has them; the small floats themselves in `minifloat.rs` | one byte |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
 //! with `super_fit.rs` and `super_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
@@ -20,6 +21,8 @@ mod float;
 mod gram;
 mod k_affine;
 mod legacy;
+mod micro;
+mod minifloat;
 mod mlx_affine;
 mod q4_0;
 mod q4_1;
@@ -34,7 +37,7 @@ mod super_fit;
 mod super_refit;
 mod superblock;
 
-use crate::codec::{Codec, CodecId, Float};
+use crate::codec::{Codec, CodecId, Float, Micro};
 
 /// The codec with this id.
 ///
@@ -58,6 +61,7 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
+    static MICRO: [micro::Group; 3] = [micro::Group(Micro::Mxfp4), micro::Group(Micro::Mxfp8), micro::Group(Micro::Nvfp4)];
     Some(match id {
         CodecId::F32 => &F32,
         CodecId::F16 => &F16,
@@ -88,7 +92,9 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::NVFP4 => return None,
         CodecId::Q1_0 => return None,
         CodecId::Q2_0 => return None,
-        CodecId::Micro(_) => return None,
+        CodecId::Micro(Micro::Mxfp4) => &MICRO[0],
+        CodecId::Micro(Micro::Mxfp8) => &MICRO[1],
+        CodecId::Micro(Micro::Nvfp4) => &MICRO[2],
         CodecId::IntGroup { .. } => return None,
         CodecId::Fp8Group { .. } => return None,
         CodecId::Nf4 { .. } => return None,
