@@ -65,6 +65,25 @@ pub(super) fn to_e4m3(y: f32) -> u32 {
     code | sign
 }
 
+/// The value of an e2m1 code, as [`E2M1`] has it. Without branches or tables.
+#[inline(always)]
+pub(super) fn from_e2m1(code: u32) -> f32 {
+    let m = code & 7;
+    let small = 0.5 * m as f32;
+    let size = if m < 2 { small.to_bits() } else { (m << 22) + (126 << 23) };
+    f32::from_bits(size | (code & 8) << 28)
+}
+
+/// The value of an e4m3 code, as [`E4M3`] has it. Without branches or tables.
+#[inline(always)]
+pub(super) fn from_e4m3(code: u32) -> f32 {
+    let m = code & 127;
+    let small = m as f32 * (1.0 / 512.0);
+    let size = if m < 8 { small.to_bits() } else { (m << 20) + (120 << 23) };
+    let size = if m == 127 { f32::NAN.to_bits() } else { size };
+    f32::from_bits(size | (code & 128) << 24)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +129,8 @@ mod tests {
         assert_eq!((E4M3[8], E4M3[0x38], E4M3[0x7e], E4M3[0xfe]), (1.0 / 64.0, 1.0, E4M3_MAX, -E4M3_MAX));
         assert!(E4M3[0x7f].is_nan() && E4M3[0xff].is_nan());
         assert_eq!((E2M1[7], E2M1[15]), (E2M1_MAX, -E2M1_MAX));
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        assert!((0..16).all(|c| same(from_e2m1(c), E2M1[c as usize])) && (0..256).all(|c| same(from_e4m3(c), E4M3[c as usize])));
         assert_eq!((e8m0(127), e8m0(0), e8m0(254)), (1.0, 2f32.powi(-127), 2f32.powi(127)));
     }
 }

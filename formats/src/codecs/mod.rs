@@ -9,7 +9,8 @@
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
 //! | `fp8_group.rs` | e4m3 in groups of any length | one per group; shared part in `levels.rs` |
 //! | `nf4.rs` | bitsandbytes' NF4, groups of any even length | one f32 per group |
-//! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
+//! | `mlx_affine.rs` | MLX affine, 2 to 8 bits, groups of 32, 64, 128 | scale and bias |
+//! | `micro.rs` | MXFP4, MXFP8, NVFP4 as MLX has them; the small floats themselves in `minifloat.rs` | one byte |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
 //! with `super_fit.rs` and `super_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
@@ -24,6 +25,7 @@ mod gram;
 mod k_affine;
 mod legacy;
 mod levels;
+mod micro;
 mod minifloat;
 mod mlx_affine;
 pub(crate) mod nf4;
@@ -41,7 +43,7 @@ mod super_fit;
 mod super_refit;
 mod superblock;
 
-use crate::codec::{Codec, CodecId, Float};
+use crate::codec::{Codec, CodecId, Float, Micro};
 
 /// The codec with this id.
 ///
@@ -65,6 +67,7 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
+    static MICRO: [micro::Group; 3] = [micro::Group(Micro::Mxfp4), micro::Group(Micro::Mxfp8), micro::Group(Micro::Nvfp4)];
     Some(match id {
         CodecId::F32 => &F32,
         CodecId::F16 => &F16,
@@ -95,7 +98,9 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::NVFP4 => return None,
         CodecId::Q1_0 => return None,
         CodecId::Q2_0 => return None,
-        CodecId::Micro(_) => return None,
+        CodecId::Micro(Micro::Mxfp4) => &MICRO[0],
+        CodecId::Micro(Micro::Mxfp8) => &MICRO[1],
+        CodecId::Micro(Micro::Nvfp4) => &MICRO[2],
         CodecId::IntGroup { .. } => return None,
         CodecId::Fp8Group { group, scale } => return fp8_group::find(group, scale),
         CodecId::Nf4 { group } => return nf4::find(group),
