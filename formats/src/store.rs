@@ -46,7 +46,7 @@ impl Container {
             let quantized = config.get("quantization").is_some_and(|q| q.get("bits").is_some());
             return Ok(match quantized {
                 true => Container::Mlx,
-                false if packed::layout_of(&config).map_err(|e| e.file(path.join(mlx::CONFIG_FILE)))?.is_some() => {
+                false if packed::layout_of(path, &config).map_err(|e| e.file(path.join(mlx::CONFIG_FILE)))?.is_some() => {
                     Container::Packed
                 }
                 false => Container::Safetensors,

@@ -1,7 +1,7 @@
 //! Weights of one byte each, e4m3 or signed integers, with scales per tile: what FP8 checkpoints, W8A8 checkpoints of
 //! compressed-tensors and bitsandbytes' int8 have in common.
 
-use super::planes::{self, Scales, Tiles, at, available};
+use super::planes::{self, Scales, Tiles};
 use super::{Weight, dtype};
 use crate::codec::{CodecId, Float, decode_all};
 use crate::container::{Encoding, TensorInfo, TensorStore};
@@ -45,10 +45,7 @@ pub(super) fn weight(
         E4M3 => CodecId::Fp8Group { group, scale: float },
         _ => CodecId::IntGroup { bits: 8, group, scale: float },
     };
-    let encoding = match width % tiles.cols {
-        0 => Encoding::Codec(available(codec).map_err(|e| at(store, &codes.name, e))?),
-        _ => Encoding::Decoded(codec.to_string()),
-    };
+    let encoding = planes::encoding(codec, width.is_multiple_of(tiles.cols));
     Ok(planes::weight(store, module, name.to_string(), codes.shape.clone(), encoding, planes))
 }
 

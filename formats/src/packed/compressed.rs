@@ -11,7 +11,7 @@
 
 use super::bytes::{self, ByteScales};
 use super::micro;
-use super::planes::{self, Scales, Tiles, at, available, mismatch};
+use super::planes::{self, Scales, Tiles, at, mismatch};
 use super::targets::Target;
 use super::{Layout, Weight, dtype, plane};
 use crate::codec::{CodecId, Micro};
@@ -221,7 +221,7 @@ impl<'a> Packed<'a> {
         let scale = Scales::float(store, self.scale)?;
         let codec = CodecId::IntGroup { bits: self.bits as u8, group: self.tiles.cols as u32, scale };
         let encoding = match self.groups {
-            None => Encoding::Codec(available(codec)?),
+            None => planes::encoding(codec, true),
             Some(_) => Encoding::Decoded(format!("{codec}, columns out of order")),
         };
         let beside = ["weight_shape", "weight_zero_point", "weight_g_idx"].map(|p| format!("{}.{p}", self.module));
@@ -241,9 +241,8 @@ impl<'a> Packed<'a> {
             // A stream of codes down the rows of one column of words.
             Some(z) => code(self.bits, row, |byte| z[(byte / 4 * self.tiles.across() + group) * 4 + byte % 4]),
         };
-        let Some(groups) = &self.groups else {
+        if let Encoding::Codec(codec) = weight.info.encoding {
             let code_bytes = self.tiles.cols * self.bits / 8;
-            let Encoding::Codec(codec) = weight.info.encoding else { return Err(mismatch("is not in groups of integers")) };
             return Ok(planes::blocks(rows, self.tiles.across(), codec.codec().block_bytes(), |row, group, out| {
                 let (out_codes, rest) = out.split_at_mut(code_bytes);
                 out_codes.copy_from_slice(&codes[row * row_bytes + group * code_bytes..][..code_bytes]);
@@ -251,13 +250,14 @@ impl<'a> Packed<'a> {
                 scales.write(self.tiles.index(row, group), scale);
                 last[0] = zero(row, group);
             }));
-        };
+        }
+        let group = |column: usize| self.groups.as_ref().map_or(column / self.tiles.cols, |g| g[column]);
         Ok(planes::decoded(rows, width, |row, out| {
             let bytes = &codes[row * row_bytes..][..row_bytes];
             let stored = |g: usize| (scales.value(self.tiles.index(row, g)), zero(row, g));
             let stored: Vec<(f32, u8)> = (0..self.tiles.across()).map(stored).collect();
             for (column, value) in out.iter_mut().enumerate() {
-                let (scale, zero) = stored[groups[column]];
+                let (scale, zero) = stored[group(column)];
                 *value = (f32::from(code(self.bits, column, |b| bytes[b])) - f32::from(zero)) * scale;
             }
         }))

@@ -51,15 +51,41 @@ type FromConfig = fn(&Value) -> Result<Option<Box<dyn Layout>>>;
 const LAYOUTS: &[FromConfig] =
     &[bitsandbytes::from_config, compressed::from_config, fp8::from_config, modelopt::from_config, mxfp4::from_config];
 
-/// The layout that a `config.json` asks for; `None` if the checkpoint is not quantized, or in a way that is unknown here.
-pub(crate) fn layout_of(config: &Value) -> Result<Option<Box<dyn Layout>>> {
-    let Some(quantization) = config.get("quantization_config").filter(|q| q.is_object()) else { return Ok(None) };
+/// Where ModelOpt describes a checkpoint, if not in `config.json`.
+const MODELOPT_FILE: &str = "hf_quant_config.json";
+
+/// The layout of a folder with this `config.json`; `None` if the checkpoint is not quantized, or in a way that is unknown here.
+pub(crate) fn layout_of(folder: &Path, config: &Value) -> Result<Option<Box<dyn Layout>>> {
+    let quantization = match config.get("quantization_config").filter(|q| q.is_object()) {
+        Some(quantization) => quantization.clone(),
+        None => match modelopt_config(&folder.join(MODELOPT_FILE))? {
+            Some(quantization) => quantization,
+            None => return Ok(None),
+        },
+    };
     for from_config in LAYOUTS {
-        if let Some(layout) = from_config(quantization)? {
+        if let Some(layout) = from_config(&quantization)? {
             return Ok(Some(layout));
         }
     }
     Ok(None)
+}
+
+/// ModelOpt's own file in the form of a `quantization_config`; `None` if there is no such file.
+fn modelopt_config(path: &Path) -> Result<Option<Value>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let json = std::fs::read(path).map_err(|e| Error::read(path, e))?;
+    let mut config: Value =
+        serde_json::from_slice(&json).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(path).with_source(e))?;
+    match config.get_mut("quantization").and_then(Value::as_object_mut) {
+        Some(quantization) if quantization.get("quant_algo").is_some_and(Value::is_string) => {
+            quantization.insert("quant_method".into(), "modelopt".into());
+            Ok(Some(Value::Object(std::mem::take(quantization))))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// A checkpoint folder with packed weights.
@@ -76,7 +102,7 @@ impl PackedStore {
     /// Opens a folder whose `config.json` has a `quantization_config`. Headers are read and checked, no data.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let (config_path, config) = read_config(folder.as_ref())?;
-        let layout = layout_of(&config).map_err(|e| e.file(&config_path))?.ok_or_else(|| {
+        let layout = layout_of(folder.as_ref(), &config).map_err(|e| e.file(&config_path))?.ok_or_else(|| {
             let method = config.pointer("/quantization_config/quant_method").map_or("?".into(), Value::to_string);
             Error::unsupported(format!("checkpoints quantized with {method} cannot be read"))
                 .file(&config_path)

@@ -5,16 +5,19 @@
 
 use super::bytes::{self, ByteScales};
 use super::planes::{self, at};
-use super::{Layout, Weight, dtype, micro, plane};
-use crate::codec::{CodecId, Micro};
+use super::{Layout, Weight, dtype, micro, module_name, plane};
+use crate::codec::{CodecId, EncodedTensor, Micro};
 use crate::container::{Encoding, TensorInfo, TensorStore};
 use crate::error::{Error, Result};
-use crate::safetensors::SafetensorsStore;
-use serde_json::Value;
+use crate::safetensors::{SafetensorsStore, TensorPlan};
+use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Methods whose weights are in the planes above, alone or mixed.
-const ALGORITHMS: [&str; 5] = ["NVFP4", "W4A16_NVFP4", "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MIXED_PRECISION"];
+const ALGORITHMS: [&str; 5] = ["NVFP4", WEIGHTS_ONLY, "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MIXED_PRECISION"];
+/// NVFP4 weights beside activations in floating point.
+const WEIGHTS_ONLY: &str = "W4A16_NVFP4";
 const SCALES: ByteScales = ByteScales { tile: None, factor: 1.0 };
 
 /// The layout.
@@ -66,4 +69,46 @@ impl Layout for ModelOpt {
             _ => bytes::rows(store, weight, 2, SCALES, rows),
         }
     }
+}
+
+/// The planes of an NVFP4 tensor of this logical shape.
+pub(super) fn plan_planes(name: &str, codec: CodecId, shape: &[usize]) -> Result<Vec<TensorPlan>> {
+    let CodecId::Micro(Micro::Nvfp4) = codec else {
+        return Err(Error::failed(format!("ModelOpt cannot hold {codec} here, only NVFP4")).tensor(name));
+    };
+    let module = module_name(name)?;
+    let (codes, scales) = micro::plane_shapes(name, Micro::Nvfp4, shape)?;
+    Ok(vec![
+        TensorPlan::new(name, "U8", &codes)?,
+        TensorPlan::new(format!("{module}.weight_scale"), "F8_E4M3", &scales)?,
+        TensorPlan::new(format!("{module}.weight_scale_2"), "F32", &[])?,
+    ])
+}
+
+/// Names and bytes of the planes that [`plan_planes`] lists.
+pub(super) fn split_planes(name: &str, tensor: &EncodedTensor) -> Result<Vec<(String, Cow<'static, [u8]>)>> {
+    let names = plan_planes(name, tensor.codec, &tensor.shape)?.into_iter().map(|p| p.name);
+    let (codes, scales) = micro::split(name, Micro::Nvfp4, tensor)?;
+    let planes = [codes, scales, tensor.scale.to_le_bytes().to_vec()];
+    Ok(names.zip(planes.map(Cow::Owned)).collect())
+}
+
+/// The `quantization_config` of a checkpoint whose linear layers are NVFP4 but for `exclude`, and ModelOpt's own file that says the
+/// same (`hf_quant_config.json`). Activations stay as they are.
+pub fn quantization_config(exclude: &[&str]) -> (Value, Value) {
+    let group = json!({
+        "weights": { "dynamic": false, "num_bits": 4, "type": "float", "group_size": 16 },
+        "targets": ["Linear"],
+    });
+    let producer = json!({ "name": "bitsmith", "version": env!("CARGO_PKG_VERSION") });
+    let config = json!({
+        "quant_method": "modelopt",
+        "quant_algo": WEIGHTS_ONLY,
+        "config_groups": { "group_0": group },
+        "ignore": exclude,
+        "producer": producer,
+    });
+    let quantization =
+        json!({ "quant_algo": WEIGHTS_ONLY, "kv_cache_quant_algo": null, "group_size": 16, "exclude_modules": exclude });
+    (config, json!({ "producer": producer, "quantization": quantization }))
 }

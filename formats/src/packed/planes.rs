@@ -46,14 +46,11 @@ pub(super) fn mismatch(message: impl Into<String>) -> Error {
     Error::corrupt(message).hint("the weights and `quantization_config` do not belong together, or the checkpoint is damaged")
 }
 
-/// The codec, if there is one with these parameters.
-pub(super) fn available(codec: CodecId) -> Result<CodecId> {
-    match codecs::find(codec) {
-        Some(_) => Ok(codec),
-        None => {
-            Err(Error::unsupported(format!("weights stored as {codec} cannot be read"))
-                .hint("start from the unquantized checkpoint"))
-        }
+/// The codec where there is one with these parameters and rows are whole blocks of it; decoded values otherwise.
+pub(super) fn encoding(codec: CodecId, whole: bool) -> Encoding {
+    match codecs::find(codec).filter(|_| whole) {
+        Some(_) => Encoding::Codec(codec),
+        None => Encoding::Decoded(codec.to_string()),
     }
 }
 
