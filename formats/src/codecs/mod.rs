@@ -7,6 +7,7 @@
 //! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
+//! | `int_group.rs` | GPTQ and AWQ, 2, 3, 4 and 8 bits, any group | scale and integer zero point |
 //! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
@@ -14,10 +15,12 @@
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
+pub(crate) mod bits;
 mod fit;
 mod flat;
 mod float;
 mod gram;
+mod int_group;
 mod k_affine;
 mod legacy;
 mod mlx_affine;
@@ -35,11 +38,12 @@ mod super_refit;
 mod superblock;
 
 use crate::codec::{Codec, CodecId, Float};
+pub(crate) use float::read as read_float;
 
 /// The codec with this id.
 ///
 /// # Panics
-/// If `id` is an MLX format of bits or group size that does not exist here; [`find`] asks first. Ids from
+/// If `id` has bits or a group size that do not exist here; [`find`] asks first. Ids from
 /// [`CodecId::from_str`](std::str::FromStr) and from the container readers always exist.
 pub fn lookup(id: CodecId) -> &'static dyn Codec {
     find(id).unwrap_or_else(|| panic!("no such encoding: {id}"))
@@ -89,7 +93,7 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::Q1_0 => return None,
         CodecId::Q2_0 => return None,
         CodecId::Micro(_) => return None,
-        CodecId::IntGroup { .. } => return None,
+        CodecId::IntGroup { bits, group, scale, symmetric } => return int_group::find(bits, group, scale, symmetric),
         CodecId::Fp8Group { .. } => return None,
         CodecId::Nf4 { .. } => return None,
     })
