@@ -1,226 +1,223 @@
-//! Checkpoints that the layouts' own packages wrote (`tests/golden/README.md`): the same shapes and values must come out, whole and by
-//! rows; damaged ones must be refused with a word on what is wrong.
+//! GPTQ and AWQ checkpoints against the tools' own packing. The vectors and how they were made: `tests/golden/README.md`.
 
-use bitsmith_formats::packed::PackedStore;
-use bitsmith_formats::safetensors::{SafetensorsStore, SafetensorsWriter, TensorPlan};
-use bitsmith_formats::{Container, Encoding, ErrorKind, TensorStore, open_store};
-use serde_json::Value;
-use std::collections::BTreeMap;
+use bitsmith_formats::packed::{PackedFormat, PackedStore, PackedWriter, ZeroPoints};
+use bitsmith_formats::safetensors::SafetensorsStore;
+use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore, sha256_bytes};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
-/// Case, the encoding that is offered, and how exactly the package's values must be met: packages compute in the weights' type.
-const CASES: [(&str, &str, f32); 22] = [
-    ("bnb-fp4", "fp4-g64", 1e-6),
-    ("bnb-int8", "int8-g64-f32", 1e-3),
-    ("bnb-nf4", "nf4-g64", 1e-6),
-    ("bnb-nf4-double", "nf4-g64", 1e-6),
-    ("bnb-nf4-ragged", "nf4-g32", 1e-6),
-    ("ct-fp8-block", "fp8-g32-f32", 1e-6),
-    ("ct-fp8-channel", "fp8-g64-bf16", 4e-3),
-    ("ct-fp8-tensor", "fp8-g64-f32", 1e-6),
-    ("ct-int3-channel-asym", "int3-g64-f32", 1e-6),
-    ("ct-int4-channel", "int4-g64-f16", 1e-3),
-    ("ct-int4-g16-asym", "int4-g16-f32", 1e-6),
-    ("ct-int4-g32", "int4-g32-bf16", 4e-3),
-    ("ct-int5-g32", "int5-g32-f32", 1e-6),
-    ("ct-int8-g64", "int8-g64-f32", 1e-6),
-    ("ct-mxfp4", "mlx-mxfp4", 1e-6),
-    ("ct-mxfp8", "mlx-mxfp8", 1e-6),
-    ("ct-nvfp4", "mlx-nvfp4", 1e-6),
-    ("ct-w8a8", "int8-g64-bf16", 4e-3),
-    ("fp8-partial-tiles", "fp8-g32-f32", 1e-6),
-    ("fp8-tiles", "fp8-g32-f32", 1e-6),
-    ("gpt-oss", "mlx-mxfp4", 1e-6),
-    ("modelopt-nvfp4", "mlx-nvfp4", 1e-6),
-];
+const WEIGHT: &str = "m.weight";
 
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/packed").join(case)
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
 }
 
-#[test]
-fn values_are_the_packages() {
-    for (case, encoding, precision) in CASES {
-        assert_eq!(Container::detect(golden(case)).unwrap(), Container::Packed, "{case}");
-        let store = open_store(golden(case)).unwrap_or_else(|e| panic!("{case}: {e}"));
-        let decoded = SafetensorsStore::open(golden(case).join("decoded.safetensors")).unwrap();
-        let [expected] = decoded.tensors() else { panic!("{case}: one tensor is expected") };
-        let names: Vec<&str> = store.tensors().iter().map(|t| t.name.as_str()).filter(|n| *n != "model.norm.weight").collect();
-        assert_eq!(names, [expected.name.as_str()], "{case}: no plane is a tensor of its own");
-        let info = store.find(&expected.name).unwrap();
-        assert_eq!(info.encoding.to_string(), encoding, "{case}");
-        let (shape, values) = store.read_f32(&expected.name).unwrap_or_else(|e| panic!("{case}: {e}"));
-        let (expected_shape, wanted) = decoded.read_f32(&expected.name).unwrap();
-        assert_eq!(shape, expected_shape, "{case}");
-        for (i, (got, want)) in values.iter().zip(&wanted).enumerate() {
-            assert!((got - want).abs() <= precision * want.abs() + 1e-9, "{case}, weight {i}: {got} instead of {want}");
-        }
-        let width = info.row_len();
-        for rows in [0..1, 3..7, info.n_rows() - 1..info.n_rows()] {
-            let part = store.read_rows(&expected.name, rows.clone()).unwrap();
-            assert_eq!(part, values[rows.start * width..rows.end * width], "{case} {rows:?}");
-        }
-    }
+fn manifest() -> serde_json::Map<String, Value> {
+    serde_json::from_slice(&std::fs::read(golden("gptq/manifest.json")).unwrap()).unwrap()
 }
 
-#[test]
-fn whole_groups_are_offered_as_they_are_stored() {
-    for (case, ..) in CASES {
-        let decoded = ["bnb-fp4", "bnb-nf4-ragged", "ct-int5-g32", "fp8-partial-tiles"].contains(&case);
-        let store = PackedStore::open(golden(case)).unwrap();
-        let info = store.tensors().iter().find(|t| t.name != "model.norm.weight").unwrap();
-        assert_eq!(matches!(info.encoding, Encoding::Decoded(_)), decoded, "{case}");
-    }
-}
-
-/// What a damaged copy of a case changes: its configuration, or its tensors by name, each as dtype, shape and bytes.
-type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
-
-fn damaged(case: &str, change: impl FnOnce(&mut Value, &mut Tensors)) -> bitsmith_formats::Error {
+/// A checkpoint folder of one golden file.
+fn folder(case: &str, config: &Value) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let mut config: Value = serde_json::from_slice(&std::fs::read(golden(case).join("config.json")).unwrap()).unwrap();
-    let store = SafetensorsStore::open(golden(case).join("model.safetensors")).unwrap();
-    let dtype = |encoding: &Encoding| encoding.to_string().to_uppercase();
-    let tensor = |t: &bitsmith_formats::TensorInfo| (dtype(&t.encoding), t.shape.clone(), store.bytes(&t.name).unwrap().to_vec());
-    let mut tensors: Tensors = store.tensors().iter().map(|t| (t.name.clone(), tensor(t))).collect();
-    change(&mut config, &mut tensors);
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    for file in ["hf_quant_config.json"] {
-        if golden(case).join(file).is_file() {
-            std::fs::copy(golden(case).join(file), dir.path().join(file)).unwrap();
+    std::fs::copy(golden(&format!("gptq/{case}.safetensors")), dir.path().join("model.safetensors")).unwrap();
+    std::fs::write(dir.path().join("config.json"), json!({ "quantization_config": config }).to_string()).unwrap();
+    dir
+}
+
+/// The 64 × 64 weights that the files were made from.
+fn weights() -> Vec<f32> {
+    let all: Vec<f32> = std::fs::read(golden("ggml/weights.f32"))
+        .unwrap()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    [0, 4, 6, 15].iter().flat_map(|row| all[row * 1024..(row + 1) * 1024].to_vec()).collect()
+}
+
+/// The layout as it would be written.
+fn format(config: &Value) -> PackedFormat {
+    match (config["quant_method"].as_str(), config["checkpoint_format"].as_str()) {
+        (Some("awq"), _) => PackedFormat::Awq,
+        (_, Some("gptq_v2")) => PackedFormat::Gptq(ZeroPoints::AsTheyAre),
+        _ => PackedFormat::Gptq(ZeroPoints::MinusOne),
+    }
+}
+
+fn planes(store: &dyn TensorStore) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    let plane = |t: &bitsmith_formats::TensorInfo| (t.name.clone(), t.shape.clone(), store.bytes(&t.name).unwrap().into_owned());
+    let mut all: Vec<_> = store.tensors().iter().map(plane).collect();
+    all.sort();
+    all
+}
+
+fn error(case: &str, change: impl Fn(&mut Value)) -> bitsmith_formats::Error {
+    let mut config = manifest()[case]["config"].clone();
+    change(&mut config);
+    let dir = folder(case, &config);
+    PackedStore::open(dir.path()).and_then(|s| s.read_f32(WEIGHT)).unwrap_err()
+}
+
+#[test]
+fn checkpoints_decode_as_their_tools_decode_them() {
+    for (case, about) in manifest() {
+        let dir = folder(&case, &about["config"]);
+        let store = PackedStore::open(dir.path()).unwrap();
+        assert_eq!(store.tensors().len(), 1, "{case}");
+        let (shape, values) = store.read_f32(WEIGHT).unwrap();
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(
+            (shape.as_slice(), sha256_bytes(&bytes)),
+            (&[64, 64][..], about["decoded_sha256"].as_str().unwrap().into()),
+            "{case}"
+        );
+        let info = store.find(WEIGHT).unwrap();
+        assert_eq!(matches!(info.encoding, Encoding::Decoded(_)), case.ends_with("-act"), "{case}: {}", info.encoding);
+        assert_eq!(info.n_bytes, planes(&SafetensorsStore::open(dir.path()).unwrap()).iter().map(|p| p.2.len()).sum::<usize>());
+        // Any range of rows gives the same as the whole.
+        for rows in [0..0, 0..1, 63..64, 5..43, 8..16, 30..34] {
+            assert_eq!(store.read_rows(WEIGHT, rows.clone()).unwrap(), values[rows.start * 64..rows.end * 64], "{case}");
         }
     }
-    let plans = tensors.iter().map(|(name, (dtype, shape, _))| TensorPlan::new(name, dtype, shape).unwrap()).collect();
-    let writer = SafetensorsWriter::create(dir.path().join("model.safetensors"), plans, &BTreeMap::new()).unwrap();
-    for (name, (.., bytes)) in &tensors {
-        writer.write(name, bytes).unwrap();
-    }
-    writer.finish().unwrap();
-    let error = open_store(dir.path()).and_then(|store| {
-        let names: Vec<String> = store.tensors().iter().map(|t| t.name.clone()).collect();
-        names.iter().try_for_each(|name| store.read_f32(name).map(drop))
-    });
-    error.expect_err(case)
-}
-
-const UP: &str = "model.layers.0.mlp.up_proj";
-
-/// Leaves out the last row of a tensor.
-fn shorten(tensors: &mut Tensors, name: &str) {
-    let (_, shape, bytes) = tensors.get_mut(name).unwrap();
-    let rows = shape[0];
-    bytes.truncate(bytes.len() / rows * (rows - 1));
-    shape[0] -= 1;
 }
 
 #[test]
-fn missing_planes_are_named() {
-    for (case, plane) in [
-        ("ct-int4-g32", "weight_scale"),
-        ("ct-int4-g32", "weight_shape"),
-        ("ct-int4-g16-asym", "weight_zero_point"),
-        ("ct-nvfp4", "weight_global_scale"),
-        ("ct-fp8-channel", "weight_scale"),
-        ("modelopt-nvfp4", "weight_scale_2"),
-        ("bnb-nf4", "weight.absmax"),
-        ("bnb-nf4-double", "weight.nested_quant_map"),
-        ("bnb-int8", "weight"),
-    ] {
-        let name = format!("{UP}.{plane}");
-        let error = damaged(case, |_, tensors| drop(tensors.remove(&name).unwrap()));
-        assert_eq!((error.kind, error.tensor.as_deref()), (ErrorKind::Missing, Some(name.as_str())), "{case} {plane}: {error}");
-        assert!(error.hint.is_some() && error.file.is_some());
+fn weights_are_rounded_and_packed_as_the_tools_do() {
+    let weights = weights();
+    for (case, about) in manifest() {
+        let config = &about["config"];
+        // Orders of activation are not written; AutoGPTQ's zero points 0 were raised to 1, and v1 does not have them.
+        let raised = config["sym"] == false && (case.starts_with("autogptq") && config["bits"] == 2 || case.ends_with("-v1"));
+        if case.ends_with("-act") || raised {
+            continue;
+        }
+        let dir = folder(&case, config);
+        let group = config["group_size"].as_u64().unwrap_or(64) as u32;
+        let bits = config["bits"].as_u64().unwrap() as u8;
+        let codec = CodecId::IntGroup { bits, group, scale: scale(&case), symmetric: config["sym"] == true };
+        let ours = EncodedTensor::encode(codec, &[64, 64], &weights, None).unwrap();
+        assert!(*ours.bytes == *PackedStore::open(dir.path()).unwrap().bytes(WEIGHT).unwrap(), "{case}");
+        let mut split = format(config).split_planes(WEIGHT, &ours).unwrap();
+        split.sort();
+        let want = planes(&SafetensorsStore::open(dir.path()).unwrap());
+        assert_eq!(split.len(), want.len());
+        for ((name, bytes), (want_name, _, want)) in split.iter().zip(&want) {
+            assert!(name == want_name && bytes.as_ref() == want, "{case}: {name}");
+        }
+    }
+}
+
+fn scale(case: &str) -> Float {
+    let dir = folder(case, &manifest()[case]["config"]);
+    match SafetensorsStore::open(dir.path()).unwrap().find("m.scales").unwrap().encoding {
+        Encoding::Codec(codec) => codec.float().unwrap(),
+        ref other => panic!("{other}"),
     }
 }
 
 #[test]
-fn planes_that_do_not_fit_are_refused() {
-    for (case, plane) in [
-        ("ct-int4-g32", "weight_packed"),
-        ("ct-int4-g32", "weight_scale"),
-        ("ct-int4-g16-asym", "weight_zero_point"),
-        ("ct-nvfp4", "weight_scale"),
-        ("ct-mxfp8", "weight_scale"),
-        ("ct-fp8-block", "weight_scale"),
-        ("ct-w8a8", "weight_scale"),
-        ("fp8-tiles", "weight_scale_inv"),
-        ("modelopt-nvfp4", "weight_scale"),
-        ("bnb-nf4", "weight"),
-        ("bnb-nf4", "weight.absmax"),
-        ("bnb-nf4-double", "weight.nested_quant_map"),
-        ("bnb-int8", "SCB"),
-    ] {
-        let error = damaged(case, |_, tensors| shorten(tensors, &format!("{UP}.{plane}")));
-        assert_eq!(error.kind, ErrorKind::Corrupt, "{case} {plane}: {error}");
-        assert!(error.tensor.is_some() && error.file.is_some() && error.hint.is_some(), "{case} {plane}: {error}");
+fn what_is_read_is_written_again_unchanged() {
+    for (case, about) in manifest() {
+        let config = &about["config"];
+        let dir = folder(&case, config);
+        let store = PackedStore::open(dir.path()).unwrap();
+        let info = store.find(WEIGHT).unwrap();
+        // Words that borrowed from each other hold zero points 0, which a v1 file is not given.
+        let Encoding::Codec(codec) = info.encoding else { continue };
+        let tensor = EncodedTensor::new(&info.shape, codec, store.bytes(WEIGHT).unwrap().into_owned());
+        let out = tempfile::tempdir().unwrap();
+        let plan = [(WEIGHT.to_string(), codec, info.shape.clone())];
+        let writer = PackedWriter::create(out.path(), format(config), &plan, 1 << 30).unwrap();
+        if case == "gptqmodel-2bit-g32-v1" {
+            let error = writer.write(WEIGHT, &tensor).unwrap_err();
+            assert!(error.kind == ErrorKind::Unsupported && error.message.contains("zero point 0"), "{error}");
+            continue;
+        }
+        assert!(writer.write("other.weight", &tensor).is_err());
+        writer.write(WEIGHT, &tensor).unwrap();
+        writer.finish().unwrap();
+        let [theirs, ours] = [dir.path(), out.path()].map(|p| planes(&SafetensorsStore::open(p).unwrap()));
+        assert!(theirs == ours, "{case}");
     }
-    let error = damaged("gpt-oss", |_, t| shorten(t, "model.layers.0.mlp.experts.down_proj_scales"));
-    assert_eq!(error.kind, ErrorKind::Corrupt);
-    // Other types of the right shape.
-    let error = damaged("ct-nvfp4", |_, t| t.get_mut(&format!("{UP}.weight_scale")).unwrap().0 = "I8".into());
-    assert!(error.message.contains("should be F8_E4M3"), "{error}");
-    let error = damaged("ct-nvfp4", |_, t| t.get_mut(&format!("{UP}.weight_global_scale")).unwrap().2.fill(0));
-    assert!(error.message.contains("positive"), "{error}");
 }
 
 #[test]
-fn configurations_must_agree_with_the_planes() {
-    let group = "/quantization_config/config_groups/group_0";
-    let set = |pointer: &'static str, value: Value| {
-        move |config: &mut Value, _: &mut Tensors| *config.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value
+fn planes_are_held_against_the_configuration() {
+    for case in ["autogptq-4bit-g32", "autoawq-4bit-g32"] {
+        let wrong = |key: &str, value: Value| error(case, |c| c[key] = value.clone());
+        assert_eq!(wrong("bits", json!(5)).kind, ErrorKind::Unsupported);
+        assert_eq!(wrong("bits", json!("four")).kind, ErrorKind::Corrupt);
+        assert_eq!(wrong("group_size", json!(0)).kind, ErrorKind::Corrupt);
+        let e = wrong("group_size", json!(64));
+        assert!(e.kind == ErrorKind::Corrupt && e.tensor.as_deref() == Some("m.qzeros") && e.hint.is_some(), "{e}");
+    }
+    let e = error("autogptq-4bit-g32", |c| c["bits"] = json!(8));
+    assert_eq!((e.kind, e.tensor.as_deref()), (ErrorKind::Corrupt, Some("m.qzeros")));
+    for (key, value) in [("checkpoint_format", json!("marlin")), ("pack_dtype", json!("int64"))] {
+        assert_eq!(error("autogptq-4bit-g32", |c| c[key] = value.clone()).kind, ErrorKind::Unsupported);
+    }
+    assert_eq!(error("autoawq-4bit-g32", |c| c["version"] = json!("gemv")).kind, ErrorKind::Unsupported);
+    assert_eq!(error("autoawq-4bit-g32", |c| c["zero_point"] = json!(false)).kind, ErrorKind::Unsupported);
+    // The planes of the other layout, and a plane that is not there.
+    assert_eq!(error("autoawq-4bit-g32", |c| c["quant_method"] = json!("gptq")).kind, ErrorKind::Corrupt);
+    let dir = folder("autogptq-4bit-g32", &manifest()["autogptq-4bit-g32"]["config"]);
+    let model = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&model).unwrap();
+    let at = bytes.windows(8).position(|w| w == b"m.scales").unwrap();
+    let renamed = [&bytes[..at], b"m.scalez", &bytes[at + 8..]].concat();
+    std::fs::write(&model, renamed).unwrap();
+    let e = PackedStore::open(dir.path()).unwrap_err();
+    assert_eq!((e.kind, e.tensor.as_deref()), (ErrorKind::Missing, Some("m.scales")));
+}
+
+#[test]
+fn columns_must_be_in_groups_that_exist() {
+    let case = "autogptq-4bit-g32-sym-act";
+    let dir = folder(case, &manifest()[case]["config"]);
+    let model = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&model).unwrap();
+    let index = planes(&SafetensorsStore::open(dir.path()).unwrap()).remove(0);
+    assert_eq!(index.0, "m.g_idx");
+    let at = bytes.windows(index.2.len()).position(|w| w == index.2).unwrap();
+    for group in [2i32, -1] {
+        bytes[at + 4..at + 8].copy_from_slice(&group.to_le_bytes());
+        std::fs::write(&model, &bytes).unwrap();
+        let e = PackedStore::open(dir.path()).unwrap_err();
+        assert!(e.kind == ErrorKind::Corrupt && e.message.contains(&format!("column 1 is in group {group}")), "{e}");
+    }
+}
+
+#[test]
+fn rules_for_modules_override_the_default() {
+    let case = "autogptq-3bit-g32";
+    let opens = |dynamic: Value| {
+        let mut config = manifest()[case]["config"].clone();
+        (config["bits"], config["group_size"], config["dynamic"]) = (json!(4), json!(64), dynamic);
+        PackedStore::open(folder(case, &config).path()).map(|_| ())
     };
-    let weights = |key: &str| -> &'static str { Box::leak(format!("{group}/weights/{key}").into_boxed_str()) };
-    for (case, pointer, value) in [
-        ("ct-int4-g32", weights("num_bits"), Value::from(8)),
-        ("ct-int4-g32", weights("num_bits"), Value::from(0)),
-        ("ct-int4-g32", weights("group_size"), Value::from(64)),
-        ("ct-int4-g32", weights("type"), Value::from("complex")),
-        ("ct-w8a8", weights("type"), Value::from("float")),
-        ("ct-nvfp4", weights("group_size"), Value::from(64)),
-        ("ct-int4-g32", "/quantization_config/ignore", serde_json::json!(["re:.*up_proj"])),
-        ("ct-int4-g32", "/quantization_config/ignore", serde_json::json!(["re:("])),
-        ("ct-int4-g32", "/quantization_config/config_groups", serde_json::json!([])),
-        ("fp8-tiles", "/quantization_config/weight_block_size", serde_json::json!([16])),
-        ("fp8-tiles", "/quantization_config/weight_block_size", serde_json::json!([64, 64])),
+    assert!(opens(json!({})).is_err());
+    // The first that matches counts; from the start of the name, not to its end; and with look-ahead.
+    for rules in [
+        json!({ "m": { "bits": 3, "group_size": 32 } }),
+        json!({ "+:^(?!.*lm_head).*$": { "bits": 3, "group_size": 32 }, "-:m": {} }),
+        json!({ "-:x?\\.m": {}, "+:m": { "bits": 3, "group_size": 32 } }),
     ] {
-        let error = damaged(case, set(pointer, value.clone()));
-        assert!(matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Unsupported), "{case} {pointer} {value}: {error}");
-        assert!(error.file.is_some(), "{case} {pointer} {value}: {error}");
+        opens(rules.clone()).unwrap_or_else(|e| panic!("{rules}: {e}"));
     }
-    // A group that names the module goes before one that names its class.
-    let dir = tempfile::tempdir().unwrap();
-    let mut config: Value = serde_json::from_slice(&std::fs::read(golden("ct-int4-g32").join("config.json")).unwrap()).unwrap();
-    let mut wrong = config.pointer(group).unwrap().clone();
-    wrong["weights"]["num_bits"] = 8.into();
-    config.pointer_mut(group).unwrap()["targets"] = serde_json::json!(["re:.*up_proj"]);
-    config["quantization_config"]["config_groups"] = serde_json::json!({ "a": wrong, "b": config.pointer(group).unwrap() });
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(golden("ct-int4-g32").join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
-    assert!(PackedStore::open(dir.path()).is_ok());
+    let e = opens(json!({ "-:.*": {}, "m": { "bits": 3, "group_size": 32 } })).unwrap_err();
+    assert!(e.message.contains("not quantized"), "{e}");
+    assert!(opens(json!({ "(": {} })).unwrap_err().message.contains("`(`"));
+    assert_eq!(opens(json!([])).unwrap_err().kind, ErrorKind::Corrupt);
 }
 
 #[test]
-fn hostile_states_are_refused() {
-    let name = format!("{UP}.weight.quant_state.bitsandbytes__nf4");
-    for json in [
-        "{",
-        "{}",
-        r#"{"blocksize": 64}"#,
-        r#"{"blocksize": 0, "shape": [24, 64]}"#,
-        r#"{"blocksize": 64, "shape": [24, 0]}"#,
-        r#"{"blocksize": 64, "shape": [4294967296, 4294967296, 4294967296]}"#,
-        r#"{"blocksize": 64, "shape": [24, 65]}"#,
-        r#"{"blocksize": 64, "shape": [-24, 64]}"#,
-    ] {
-        let error = damaged("bnb-nf4", |_, t| *t.get_mut(&name).unwrap() = ("U8".into(), vec![json.len()], json.into()));
-        assert_eq!(error.kind, ErrorKind::Corrupt, "{json}: {error}");
-    }
-    let shape = format!("{UP}.weight_shape");
-    for numbers in [[24i64, 65], [0, 64], [-1, 64], [i64::MAX, i64::MAX]] {
-        let bytes = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        let error = damaged("ct-int4-g32", |_, t| t.get_mut(&shape).unwrap().2 = bytes);
-        assert_eq!(error.kind, ErrorKind::Corrupt, "{numbers:?}: {error}");
-    }
-    let error = damaged("bnb-int8", |_, t| t.get_mut(&format!("{UP}.weight_format")).unwrap().2[0] = 2);
-    assert_eq!(error.kind, ErrorKind::Unsupported);
+fn older_checkpoints_have_a_file_of_their_own() {
+    let case = "autogptq-4bit-g32";
+    let dir = folder(case, &json!(null));
+    assert!(PackedStore::open(dir.path()).is_err());
+    let older = json!({ "bits": 4, "group_size": 32, "desc_act": false, "sym": false });
+    std::fs::write(dir.path().join("quantize_config.json"), older.to_string()).unwrap();
+    assert_eq!(PackedStore::open(dir.path()).unwrap().layout(), "gptq");
+    std::fs::write(dir.path().join("quantize_config.json"), "{").unwrap();
+    assert_eq!(PackedStore::open(dir.path()).unwrap_err().kind, ErrorKind::Corrupt);
 }

@@ -11,17 +11,20 @@
 //! | `nf4.rs` | bitsandbytes' NF4, groups of any even length | one f32 per group |
 //! | `mlx_affine.rs` | MLX affine, 2 to 8 bits, groups of 32, 64, 128 | scale and bias |
 //! | `micro.rs` | MXFP4, MXFP8, NVFP4 as MLX has them; the small floats themselves in `minifloat.rs` | one byte |
+//! | `int_group.rs` | GPTQ and AWQ, 2, 3, 4 and 8 bits, any group | scale and integer zero point |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
 //! with `super_fit.rs` and `super_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
+pub(crate) mod bits;
 mod fit;
 mod flat;
 mod float;
 mod fp8_group;
 mod gram;
+mod int_group;
 mod k_affine;
 mod legacy;
 mod levels;
@@ -44,11 +47,12 @@ mod super_refit;
 mod superblock;
 
 use crate::codec::{Codec, CodecId, Float, Micro};
+pub(crate) use float::read as read_float;
 
 /// The codec with this id.
 ///
 /// # Panics
-/// If `id` is an MLX format of bits or group size that does not exist here; [`find`] asks first. Ids from
+/// If `id` has bits or a group size that do not exist here; [`find`] asks first. Ids from
 /// [`CodecId::from_str`](std::str::FromStr) and from the container readers always exist.
 pub fn lookup(id: CodecId) -> &'static dyn Codec {
     find(id).unwrap_or_else(|| panic!("no such encoding: {id}"))
@@ -101,7 +105,7 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::Micro(Micro::Mxfp4) => &MICRO[0],
         CodecId::Micro(Micro::Mxfp8) => &MICRO[1],
         CodecId::Micro(Micro::Nvfp4) => &MICRO[2],
-        CodecId::IntGroup { .. } => return None,
+        CodecId::IntGroup { bits, group, scale, symmetric } => return int_group::find(bits, group, scale, symmetric),
         CodecId::Fp8Group { group, scale } => return fp8_group::find(group, scale),
         CodecId::Nf4 { group } => return nf4::find(group),
     })

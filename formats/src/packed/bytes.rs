@@ -43,7 +43,7 @@ pub(super) fn weight(
     let group = tiles.cols as u32;
     let codec = match dtype(codes).as_str() {
         E4M3 => CodecId::Fp8Group { group, scale: float },
-        _ => CodecId::IntGroup { bits: 8, group, scale: float },
+        _ => CodecId::IntGroup { bits: 8, group, scale: float, symmetric: planes.len() < 3 },
     };
     let encoding = planes::encoding(codec, width.is_multiple_of(tiles.cols));
     Ok(planes::weight(store, module, name.to_string(), codes.shape.clone(), encoding, planes))

@@ -219,7 +219,8 @@ impl<'a> Packed<'a> {
 
     fn weight(&self, store: &SafetensorsStore, name: String) -> Result<Weight> {
         let scale = Scales::float(store, self.scale)?;
-        let codec = CodecId::IntGroup { bits: self.bits as u8, group: self.tiles.cols as u32, scale };
+        let codec =
+            CodecId::IntGroup { bits: self.bits as u8, group: self.tiles.cols as u32, scale, symmetric: self.zeros.is_none() };
         let encoding = match self.groups {
             None => planes::encoding(codec, true),
             Some(_) => Encoding::Decoded(format!("{codec}, columns out of order")),

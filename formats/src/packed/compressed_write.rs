@@ -84,11 +84,8 @@ pub(super) fn plan_planes(name: &str, codec: CodecId, shape: &[usize]) -> Result
     let Kind::Integer { symmetric } = m.kind else {
         return Ok(vec![plane("weight", "F8_E4M3", shape)?, scale]);
     };
-    let mut planes = vec![
-        plane("weight_packed", "I32", &[m.rows, m.width * m.bits / WORD_BITS])?,
-        scale,
-        plane("weight_shape", "I64", &[2])?,
-    ];
+    let mut planes =
+        vec![plane("weight_packed", "I32", &[m.rows, m.width * m.bits / WORD_BITS])?, scale, plane("weight_shape", "I64", &[2])?];
     if !symmetric {
         planes.push(plane("weight_zero_point", "I32", &[m.zero_words(), m.groups()])?);
     }

@@ -78,8 +78,7 @@ pub(super) fn plane_shapes(name: &str, format: Micro, shape: &[usize]) -> Result
 pub(super) fn split(name: &str, format: Micro, tensor: &EncodedTensor) -> Result<(Vec<u8>, Vec<u8>)> {
     let block = CodecId::Micro(format).codec().block_bytes();
     let (codes, scales) = plane_shapes(name, format, &tensor.shape)?;
-    let (mut codes, mut scales): (Vec<u8>, Vec<u8>) =
-        (vec![0; codes.iter().product()], vec![0; scales.iter().product()]);
+    let (mut codes, mut scales): (Vec<u8>, Vec<u8>) = (vec![0; codes.iter().product()], vec![0; scales.iter().product()]);
     if tensor.bytes.len() != codes.len() + scales.len() {
         let message = format!("{} bytes are not {:?} of {}", tensor.bytes.len(), tensor.shape, tensor.codec);
         return Err(Error::failed(message).tensor(name));

@@ -3,15 +3,25 @@
 //!
 //! A new layout is a file here with a [`Layout`], and a line in [`LAYOUTS`].
 
+mod awq;
 mod bitsandbytes;
 mod bytes;
 mod compressed;
+mod compressed_write;
 mod fp8;
+mod gptq;
+mod int_planes;
 mod micro;
 mod modelopt;
 mod mxfp4;
 mod planes;
 mod targets;
+mod writer;
+
+pub use compressed_write::{Described, quantization_config as compressed_tensors_config};
+pub use gptq::ZeroPoints;
+pub use modelopt::quantization_config as modelopt_config;
+pub use writer::{PackedFormat, PackedWriter};
 
 use crate::container::{Encoding, TensorInfo, TensorStore};
 use crate::error::{Error, Result};
@@ -22,7 +32,9 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+const WEIGHT: &str = ".weight";
 
 /// How one kind of checkpoint spreads a quantized weight over tensors.
 pub(crate) trait Layout: Debug + Send + Sync {
@@ -48,44 +60,53 @@ pub(crate) struct Weight {
 type FromConfig = fn(&Value) -> Result<Option<Box<dyn Layout>>>;
 
 /// All layouts.
-const LAYOUTS: &[FromConfig] =
-    &[bitsandbytes::from_config, compressed::from_config, fp8::from_config, modelopt::from_config, mxfp4::from_config];
+const LAYOUTS: &[FromConfig] = &[
+    awq::from_config,
+    bitsandbytes::from_config,
+    compressed::from_config,
+    fp8::from_config,
+    gptq::from_config,
+    modelopt::from_config,
+    mxfp4::from_config,
+];
 
-/// Where ModelOpt describes a checkpoint, if not in `config.json`.
-const MODELOPT_FILE: &str = "hf_quant_config.json";
+/// Files beside a `config.json` that knows nothing of the quantization: AutoGPTQ's own, as older checkpoints have it, and ModelOpt's.
+/// Each with the method that it belongs to and where in it the description lies.
+const OTHER_CONFIGS: [(&str, &str, &str); 2] =
+    [("quantize_config.json", "gptq", ""), ("hf_quant_config.json", "modelopt", "/quantization")];
 
-/// The layout of a folder with this `config.json`; `None` if the checkpoint is not quantized, or in a way that is unknown here.
-pub(crate) fn layout_of(folder: &Path, config: &Value) -> Result<Option<Box<dyn Layout>>> {
-    let quantization = match config.get("quantization_config").filter(|q| q.is_object()) {
-        Some(quantization) => quantization.clone(),
-        None => match modelopt_config(&folder.join(MODELOPT_FILE))? {
-            Some(quantization) => quantization,
-            None => return Ok(None),
-        },
-    };
+/// Path and contents of a folder's `config.json`, with the `quantization_config` that some checkpoints keep in a file of its own.
+pub(crate) fn config_of(folder: &Path) -> Result<(PathBuf, Value)> {
+    let (path, mut config) = read_config(folder)?;
+    if !config.is_object() || config.get("quantization_config").is_some_and(|q| !q.is_null()) {
+        return Ok((path, config));
+    }
+    for (file, method, pointer) in OTHER_CONFIGS {
+        let other = folder.join(file);
+        if !other.is_file() {
+            continue;
+        }
+        let json = std::fs::read(&other).map_err(|e| Error::read(&other, e))?;
+        let mut whole: Value =
+            serde_json::from_slice(&json).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(&other).with_source(e))?;
+        if let Some(Value::Object(block)) = whole.pointer_mut(pointer) {
+            block.entry("quant_method").or_insert(method.into());
+            config["quantization_config"] = Value::Object(std::mem::take(block));
+            break;
+        }
+    }
+    Ok((path, config))
+}
+
+/// The layout that a `config.json` asks for; `None` if the checkpoint is not quantized, or in a way that is unknown here.
+pub(crate) fn layout_of(config: &Value) -> Result<Option<Box<dyn Layout>>> {
+    let Some(quantization) = config.get("quantization_config").filter(|q| q.is_object()) else { return Ok(None) };
     for from_config in LAYOUTS {
-        if let Some(layout) = from_config(&quantization)? {
+        if let Some(layout) = from_config(quantization)? {
             return Ok(Some(layout));
         }
     }
     Ok(None)
-}
-
-/// ModelOpt's own file in the form of a `quantization_config`; `None` if there is no such file.
-fn modelopt_config(path: &Path) -> Result<Option<Value>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let json = std::fs::read(path).map_err(|e| Error::read(path, e))?;
-    let mut config: Value =
-        serde_json::from_slice(&json).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(path).with_source(e))?;
-    match config.get_mut("quantization").and_then(Value::as_object_mut) {
-        Some(quantization) if quantization.get("quant_algo").is_some_and(Value::is_string) => {
-            quantization.insert("quant_method".into(), "modelopt".into());
-            Ok(Some(Value::Object(std::mem::take(quantization))))
-        }
-        _ => Ok(None),
-    }
 }
 
 /// A checkpoint folder with packed weights.
@@ -101,8 +122,8 @@ pub struct PackedStore {
 impl PackedStore {
     /// Opens a folder whose `config.json` has a `quantization_config`. Headers are read and checked, no data.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        let (config_path, config) = read_config(folder.as_ref())?;
-        let layout = layout_of(folder.as_ref(), &config).map_err(|e| e.file(&config_path))?.ok_or_else(|| {
+        let (config_path, config) = config_of(folder.as_ref())?;
+        let layout = layout_of(&config).map_err(|e| e.file(&config_path))?.ok_or_else(|| {
             let method = config.pointer("/quantization_config/quant_method").map_or("?".into(), Value::to_string);
             Error::unsupported(format!("checkpoints quantized with {method} cannot be read"))
                 .file(&config_path)
@@ -169,6 +190,16 @@ impl TensorStore for PackedStore {
     fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
+}
+
+/// The module that a packed weight belongs to.
+fn module_of(weight: &Weight) -> &str {
+    weight.info.name.strip_suffix(WEIGHT).unwrap_or(&weight.info.name)
+}
+
+/// The module of a weight to be written.
+fn module_name(name: &str) -> Result<&str> {
+    name.strip_suffix(WEIGHT).ok_or_else(|| Error::failed("only tensors named `….weight` can be packed").tensor(name))
 }
 
 /// A plane of `module` that must be there.

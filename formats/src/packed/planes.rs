@@ -171,11 +171,7 @@ impl<'a> Scales<'a> {
     /// Scale number `i`.
     pub fn value(&self, i: usize) -> f32 {
         let value = match self.stored {
-            Some(float) => {
-                let mut value = [0f32];
-                float.codec().codec().decode(&self.bytes[i * float.size()..][..float.size()], &mut value);
-                value[0]
-            }
+            Some(float) => codecs::read_float(float, &self.bytes[i * float.size()..]),
             None => match self.bytes[i] {
                 0 => f32::from_bits(1 << 22),
                 255 => f32::NAN,
