@@ -107,13 +107,9 @@ impl Tiles {
             _ => Cow::Borrowed(scales),
         };
         let [scale_outer @ .., down, across] = &*scales else { return None };
-        let side = |len: usize, count: usize, tile: Option<usize>| match (count, tile) {
-            (0, _) => None,
-            (1, _) => Some(len),
-            (_, Some(tile)) if tile > 0 && len.div_ceil(tile) == count => Some(tile),
-            _ if len == count => Some(1),
-            (_, None) if len % count == 0 => Some(len / count),
-            _ => None,
+        let side = |len: usize, count: usize, tile: Option<usize>| match tile {
+            Some(tile) => (tile > 0 && len.div_ceil(tile) == count).then_some(tile.min(len)),
+            None => (count > 0 && len % count == 0).then(|| len / count),
         };
         let rows = side(*height, *down, tile.map(|t| t[0]))?;
         let cols = side(*width, *across, tile.map(|t| t[1]))?;
