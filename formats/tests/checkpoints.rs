@@ -298,6 +298,13 @@ fn planes_that_do_not_fit_are_refused() {
 #[test]
 fn configurations_must_agree_with_the_planes() {
     let group = "/quantization_config/config_groups/group_0";
+    let unreadable = |key: &'static str, value: Value| {
+        let error = damaged("ct-int4-g32", |config, _| config["quantization_config"][key] = value);
+        assert_eq!(error.kind, ErrorKind::Unsupported, "{key}: {error}");
+    };
+    unreadable("format", "marlin-24".into());
+    unreadable("transform_config", serde_json::json!({ "config_groups": { "u": {} } }));
+    unreadable("sparsity_config", serde_json::json!({ "format": "sparse-24-bitmask" }));
     let set = |pointer: &'static str, value: Value| {
         move |config: &mut Value, _: &mut Tensors| *config.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value
     };

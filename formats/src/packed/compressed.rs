@@ -21,6 +21,9 @@ use crate::safetensors::SafetensorsStore;
 use serde_json::Value;
 use std::ops::Range;
 
+/// Formats whose planes are others than those above.
+const UNREADABLE: [&str; 4] = ["marlin-24", "sparse-24-bitmask", "sparse-bitmask", "mxfp6-pack-quantized"];
+
 /// The layout of a checkpoint.
 #[derive(Debug)]
 pub(super) struct CompressedTensors {
@@ -66,6 +69,9 @@ impl Args {
                 Some([side(0).ok_or_else(|| wrong("block_structure"))?, side(1).ok_or_else(|| wrong("block_structure"))?])
             }
         };
+        if float && !symmetric {
+            return Err(Error::unsupported("floats with zero points in compressed-tensors cannot be read"));
+        }
         Ok(Args { bits, float, symmetric, group: u64::try_from(group).ok().filter(|&g| g > 0), block })
     }
 }
@@ -74,6 +80,22 @@ impl Args {
 pub(super) fn from_config(config: &Value) -> Result<Option<Box<dyn Layout>>> {
     if config.get("quant_method").and_then(Value::as_str) != Some("compressed-tensors") {
         return Ok(None);
+    }
+    let format = config.get("format").and_then(Value::as_str).unwrap_or_default();
+    if UNREADABLE.contains(&format) {
+        return Err(Error::unsupported(format!("compressed-tensors' `{format}` cannot be read"))
+            .hint("start from the unquantized checkpoint"));
+    }
+    for (key, what) in [("sparsity_config", "sparse"), ("transform_config", "rotated")] {
+        let used = config.get(key).and_then(Value::as_object).is_some_and(|c| {
+            let dense = c.get("format").and_then(Value::as_str) == Some("dense");
+            let no_groups = c.get("config_groups").and_then(Value::as_object).is_some_and(|g| g.is_empty());
+            !(c.is_empty() || dense || no_groups)
+        });
+        if used {
+            return Err(Error::unsupported(format!("weights that compressed-tensors has {what} (`{key}`) cannot be read"))
+                .hint("start from the unquantized checkpoint"));
+        }
     }
     let wrong = || Error::corrupt("`config_groups` in quantization_config must be an object of groups");
     let groups = config.get("config_groups").and_then(Value::as_object).ok_or_else(wrong)?;
@@ -219,8 +241,8 @@ impl<'a> Packed<'a> {
 
     fn weight(&self, store: &SafetensorsStore, name: String) -> Result<Weight> {
         let scale = Scales::float(store, self.scale)?;
-        let codec =
-            CodecId::IntGroup { bits: self.bits as u8, group: self.tiles.cols as u32, scale, symmetric: self.zeros.is_none() };
+        let group = u32::try_from(self.tiles.cols).unwrap_or(0);
+        let codec = CodecId::IntGroup { bits: self.bits as u8, group, scale, symmetric: self.zeros.is_none() };
         let encoding = match self.groups {
             None => planes::encoding(codec, true),
             Some(_) => Encoding::Decoded(format!("{codec}, columns out of order")),

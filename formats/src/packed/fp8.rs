@@ -1,5 +1,5 @@
 //! FP8 checkpoints of `quant_method: fp8`: `X` in F8_E4M3 with `X_scale_inv`, a factor per tile of `weight_block_size` (DeepSeek,
-//! Qwen), or `X_scale`, a factor for the whole tensor. Decoding multiplies by either.
+//! Qwen), or `X_scale`, a factor for the whole tensor; and of `fbgemm_fp8`: `X_scale`, a factor per row. Decoding multiplies by either.
 
 use super::bytes::{self, ByteScales};
 use super::planes::{at, mismatch};
@@ -18,7 +18,7 @@ struct Fp8 {
 
 /// The layout that a `quantization_config` asks for.
 pub(super) fn from_config(config: &Value) -> Result<Option<Box<dyn Layout>>> {
-    if config.get("quant_method").and_then(Value::as_str) != Some("fp8") {
+    if !config.get("quant_method").and_then(Value::as_str).is_some_and(|m| ["fp8", "fbgemm_fp8"].contains(&m)) {
         return Ok(None);
     }
     let tile = match config.get("weight_block_size").filter(|v| !v.is_null()) {
