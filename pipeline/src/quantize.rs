@@ -164,7 +164,7 @@ impl<'a> Job<'a> {
             method: method.to_string(),
             plan: serde_json::to_value(plan).map_err(|e| Error::failed(e.to_string()))?,
             calibration: self.calibration.clone(),
-            shard_size: self.options.shard_size.filter(|_| target.container() == "mlx"),
+            shard_size: self.options.shard_size.filter(|_| target.container() != "gguf"),
         };
         let key = recipe.key()?;
         if let Some(m) = Manifest::load(path).filter(|m| m.proves(path, &recipe)) {

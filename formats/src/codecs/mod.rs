@@ -6,6 +6,8 @@
 //! | `q4_0.rs` `q5_0.rs` `q8_0.rs` | ggml, 32 weights | one f16 scale |
 //! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
+//! | `q2_k.rs` | ggml, 256 weights | f16 scale and minimum, 4-bit scales and minima of 16 sub-blocks |
+//! | `q3_k.rs` | ggml, 256 weights | f16 scale, 6-bit scales of 16 sub-blocks |
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
 //! | `fp8_group.rs` | e4m3 in groups of any length | one per group; shared part in `levels.rs` |
 //! | `nf4.rs` | bitsandbytes' NF4, groups of any even length | one f32 per group |
@@ -32,6 +34,8 @@ mod micro;
 mod minifloat;
 mod mlx_affine;
 pub(crate) mod nf4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -42,6 +46,7 @@ mod q6_k;
 mod q8_0;
 mod registry;
 mod search;
+mod side_by_side;
 mod super_fit;
 mod super_refit;
 mod superblock;
@@ -68,6 +73,8 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q5_0: flat::Flat<q5_0::Q5_0> = flat::Flat(q5_0::Q5_0);
     static Q4_1: flat::Flat<q4_1::Q4_1> = flat::Flat(q4_1::Q4_1);
     static Q5_1: flat::Flat<q5_1::Q5_1> = flat::Flat(q5_1::Q5_1);
+    static Q2_K: superblock::KQuant<q2_k::Q2K> = superblock::KQuant::new();
+    static Q3_K: superblock::KQuant<q3_k::Q3K> = superblock::KQuant::new();
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
@@ -81,12 +88,12 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::Q5_0 => &Q5_0,
         CodecId::Q4_1 => &Q4_1,
         CodecId::Q5_1 => &Q5_1,
+        CodecId::Q2K => &Q2_K,
+        CodecId::Q3K => &Q3_K,
         CodecId::Q4K => &Q4_K,
         CodecId::Q5K => &Q5_K,
         CodecId::Q6K => &Q6_K,
         CodecId::MlxAffine { bits, group, scale } => return mlx_affine::find(bits, group, scale),
-        CodecId::Q2K => return None,
-        CodecId::Q3K => return None,
         CodecId::IQ4NL => return None,
         CodecId::IQ4XS => return None,
         CodecId::IQ3S => return None,

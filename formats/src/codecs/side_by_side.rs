@@ -1,0 +1,242 @@
+//! Encoding many blocks at once: one block per lane.
+//!
+//! Rows are whole blocks and follow one another, so the blocks of several rows are one stream; groups of as many blocks as there
+//! are lanes are cut from it, across rows. The last group has fewer, and its idle lanes repeat its first block.
+
+use crate::simd::{Kernel, Lanes, MAX_LANES, dispatch};
+
+/// An encoder of blocks side by side. `encode` and all it calls must be `#[inline(always)]`.
+pub(super) trait SideBySide {
+    /// Weights per block.
+    fn len(&self) -> usize;
+    /// Bytes per block.
+    fn bytes(&self) -> usize;
+    /// Whether [`Group::row_mean_squares`] is read.
+    fn needs_row_squares(&self) -> bool {
+        false
+    }
+    /// Encodes a group's blocks into `out`, which has their bytes.
+    fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]);
+}
+
+/// Up to [`MAX_LANES`] blocks that are encoded side by side.
+pub(super) struct Group<'a> {
+    /// The weights, block by block.
+    pub x: &'a [f32],
+    /// Weights per block.
+    pub len: usize,
+    /// The importance of each block's weights.
+    pub importance: Option<[&'a [f32]; MAX_LANES]>,
+    /// Mean square of the row that each block is in, if the encoder asked for it.
+    pub row_mean_squares: [f32; MAX_LANES],
+}
+
+impl<'a> Group<'a> {
+    /// A single block.
+    pub fn one(x: &'a [f32], importance: Option<&'a [f32]>) -> Self {
+        Group { x, len: x.len(), importance: importance.map(|q| [q; MAX_LANES]), row_mean_squares: [0.0; MAX_LANES] }
+    }
+    /// Number of blocks.
+    pub fn used(&self) -> usize {
+        self.x.len() / self.len
+    }
+    /// The weights of one block.
+    pub fn block(&self, lane: usize) -> &'a [f32] {
+        &self.x[lane * self.len..][..self.len]
+    }
+    /// Weights `at ..` of every block, as many as `out` has: lane i of each value belongs to block i.
+    #[inline(always)]
+    pub fn weights<F: Lanes>(&self, at: usize, out: &mut [F]) {
+        let used = self.used();
+        transpose(|lane| &self.block(if lane < used { lane } else { 0 })[at..], out);
+    }
+    /// The same of the importance.
+    #[inline(always)]
+    pub fn importance<F: Lanes>(importance: &[&'a [f32]; MAX_LANES], at: usize, out: &mut [F]) {
+        transpose(|lane| &importance[lane][at..], out);
+    }
+}
+
+/// Columns that are gathered before they are loaded: a load that follows its stores closely would wait for them.
+const COLUMNS: usize = 16;
+
+/// `out[j]` lane i = `row(i)[j]`. A multiple of [`COLUMNS`].
+#[inline(always)]
+fn transpose<'a, F: Lanes>(row: impl Fn(usize) -> &'a [f32], out: &mut [F]) {
+    let mut buffer = [[0f32; MAX_LANES]; COLUMNS];
+    for (c, out) in out.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
+        for lane in 0..F::N {
+            let from = &row(lane)[c * COLUMNS..][..COLUMNS];
+            for (to, &x) in buffer.iter_mut().zip(from) {
+                to[lane] = x;
+            }
+        }
+        for (out, column) in out.iter_mut().zip(&buffer) {
+            *out = F::load(column);
+        }
+    }
+}
+
+/// Encodes rows with the widest lanes there are.
+pub(super) fn encode_rows(encoder: &impl SideBySide, rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+    assert!(row_len.is_multiple_of(encoder.len()) && rows.len().is_multiple_of(row_len.max(1)), "whole blocks and rows");
+    assert_eq!(rows.len() / encoder.len() * encoder.bytes(), out.len(), "output length");
+    assert!(importance.is_none_or(|q| q.len() >= row_len), "one importance per column");
+    if !rows.is_empty() {
+        dispatch(Rows { encoder, rows, row_len, importance, out });
+    }
+}
+
+pub(super) struct Rows<'a, E> {
+    pub encoder: &'a E,
+    pub rows: &'a [f32],
+    pub row_len: usize,
+    pub importance: Option<&'a [f32]>,
+    pub out: &'a mut [u8],
+}
+
+impl<E: SideBySide> Kernel for Rows<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        let Rows { encoder, rows, row_len, importance, out } = self;
+        let (len, per_row) = (encoder.len(), row_len / encoder.len());
+        let squares = match encoder.needs_row_squares() {
+            true => row_mean_squares(rows, row_len),
+            false => Vec::new(),
+        };
+        let groups = rows.chunks(F::N * len).zip(out.chunks_mut(F::N * encoder.bytes()));
+        for (g, (x, out)) in groups.enumerate() {
+            let used = x.len() / len;
+            let block = |lane: usize| g * F::N + if lane < used { lane } else { 0 };
+            let importance = importance.map(|q| std::array::from_fn(|lane| &q[block(lane) % per_row * len..][..len]));
+            let row_mean_squares = std::array::from_fn(|lane| squares.get(block(lane) / per_row).copied().unwrap_or(0.0));
+            encoder.encode::<F>(&Group { x, len, importance, row_mean_squares }, out);
+        }
+    }
+}
+
+/// Mean square of each row, summed in order. Several rows at a time, as each sum is a chain of additions.
+#[inline(always)]
+fn row_mean_squares(rows: &[f32], row_len: usize) -> Vec<f32> {
+    const ROWS: usize = 8;
+    let mut means = Vec::with_capacity(rows.len() / row_len);
+    for rows in rows.chunks(ROWS * row_len) {
+        let n = rows.len() / row_len;
+        let mut sums = [0f32; ROWS];
+        if n == ROWS {
+            for i in 0..row_len {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let x = rows[r * row_len + i];
+                    *sum += x * x;
+                }
+            }
+        } else {
+            for (sum, row) in sums.iter_mut().zip(rows.chunks_exact(row_len)) {
+                *sum = row.iter().fold(0f32, |sum, &x| sum + x * x);
+            }
+        }
+        means.extend(sums[..n].iter().map(|sum| sum / row_len as f32));
+    }
+    means
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::simd::Portable;
+
+    /// Rows of many kinds: bell-shaped, heavy tails, sparse, one-sided, coarse, constant, of all magnitudes.
+    pub fn varied_rows(rows: usize, row_len: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut uniform = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u32 << 24) as f32
+        };
+        let mut out = Vec::with_capacity(rows * row_len);
+        for row in 0..rows {
+            let scale = if row % 8 == 5 { 10f32.powf(40.0 * uniform() - 36.0) } else { 0.02 };
+            for _ in 0..row_len {
+                let bell = (0..6).map(|_| uniform()).sum::<f32>() - 3.0;
+                out.push(
+                    scale
+                        * match row % 8 {
+                            0 | 5 => bell,
+                            1 => bell / (uniform() + 1e-3),
+                            2 => {
+                                if uniform() < 0.05 {
+                                    bell
+                                } else {
+                                    0.0
+                                }
+                            }
+                            3 => -bell.abs(),
+                            4 => (2.0 * bell).round(),
+                            6 => 1.0,
+                            _ => bell + 3.0,
+                        },
+                );
+            }
+        }
+        out
+    }
+
+    /// The widest lanes and a single one must give the same bytes.
+    pub fn assert_twins_agree(encoder: &impl SideBySide, rows: usize, row_len: usize, seed: u64) {
+        let x = varied_rows(rows, row_len, seed);
+        let importance: Vec<f32> = varied_rows(1, row_len, seed + 1).iter().map(|w| w * w).collect();
+        for importance in [None, Some(&importance[..])] {
+            let bytes = x.len() / encoder.len() * encoder.bytes();
+            let (mut one, mut many) = (vec![0xaa; bytes], vec![0x55; bytes]);
+            Rows { encoder, rows: &x, row_len, importance, out: &mut one }.run::<Portable<1>>();
+            encode_rows(encoder, &x, row_len, importance, &mut many);
+            for (b, (one, many)) in one.chunks(encoder.bytes()).zip(many.chunks(encoder.bytes())).enumerate() {
+                assert_eq!(one, many, "block {b} of rows of {row_len}, importance: {}", importance.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn importance_and_rows_follow_the_blocks() {
+        /// Writes the sum of weight × importance and the row's mean square of each block of 16.
+        struct Probe;
+        impl SideBySide for Probe {
+            fn len(&self) -> usize {
+                16
+            }
+            fn bytes(&self) -> usize {
+                8
+            }
+            fn needs_row_squares(&self) -> bool {
+                true
+            }
+            #[inline(always)]
+            fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]) {
+                let (mut x, mut q) = ([F::zero(); 16], [F::zero(); 16]);
+                group.weights(0, &mut x);
+                Group::importance(group.importance.as_ref().expect("importance"), 0, &mut q);
+                let sum = x.iter().zip(&q).fold(F::zero(), |s, (&x, &q)| s + x * q);
+                let mut sums = [0f32; MAX_LANES];
+                sum.store(&mut sums);
+                for (lane, out) in out.chunks_exact_mut(8).enumerate() {
+                    out[..4].copy_from_slice(&sums[lane].to_le_bytes());
+                    out[4..].copy_from_slice(&group.row_mean_squares[lane].to_le_bytes());
+                }
+            }
+        }
+        let (rows, row_len) = (11, 48);
+        let (x, q) = (varied_rows(rows, row_len, 3), varied_rows(1, row_len, 4));
+        let mut out = vec![0u8; rows * 3 * 8];
+        encode_rows(&Probe, &x, row_len, Some(&q), &mut out);
+        for (b, out) in out.chunks_exact(8).enumerate() {
+            let (x, q) = (&x[b * 16..][..16], &q[b % 3 * 16..][..16]);
+            let sum = x.iter().zip(q).fold(0f32, |s, (x, q)| s + x * q);
+            let row = &varied_rows(rows, row_len, 3)[b / 3 * row_len..][..row_len];
+            let mean = row.iter().fold(0f32, |s, x| s + x * x) / row_len as f32;
+            assert_eq!([out[..4].try_into().unwrap(), out[4..].try_into().unwrap()].map(f32::from_le_bytes), [sum, mean]);
+        }
+    }
+}
