@@ -1,6 +1,6 @@
 //! Byte-for-byte comparison with the reference encoders. The vectors and how they were made: `tests/golden/README.md`.
 
-use bitsmith_formats::{Codec, CodecId, Float, decode_all};
+use bitsmith_formats::{Codec, CodecId, Float, Micro, decode_all};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -101,6 +101,34 @@ fn mlx_encoders() {
             want.extend_from_slice(&biases[i * size..][..size]);
         }
         let codec = CodecId::MlxAffine { bits, group, scale }.codec();
+        let mut got = vec![0xaa; want.len()];
+        for (row, out) in weights.chunks_exact(COLS).zip(got.chunks_exact_mut(want.len() / ROWS)) {
+            codec.encode(row, None, out);
+        }
+        wrong.extend(compare(codec, &case, kinds, &got, &want));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn mlx_small_float_encoders() {
+    let manifest = manifest("mlx/manifest.json");
+    let kinds = &self::manifest("ggml/manifest.json")["row_kinds"];
+    let weights: Vec<f32> = floats("ggml/weights.f32").into_iter().map(|x| Float::BF16.round(x)).collect();
+    let mut wrong = Vec::new();
+    for (format, name) in [(Micro::Mxfp4, "mxfp4-4bit-g32"), (Micro::Mxfp8, "mxfp8-8bit-g32"), (Micro::Nvfp4, "nvfp4-4bit-g16")] {
+        let case = format!("{name}.bf16");
+        let [codes, scales] = ["weight", "scales"].map(|part| {
+            let bytes = golden(&format!("mlx/{case}.{part}.bin"));
+            assert_eq!(manifest["cases"][&case][part]["sha256"], sha256(&bytes), "{case} {part}");
+            bytes
+        });
+        let mut want = Vec::new();
+        for (codes, scale) in codes.chunks_exact(format.code_bytes()).zip(&scales) {
+            want.extend_from_slice(codes);
+            want.push(*scale);
+        }
+        let codec = CodecId::Micro(format).codec();
         let mut got = vec![0xaa; want.len()];
         for (row, out) in weights.chunks_exact(COLS).zip(got.chunks_exact_mut(want.len() / ROWS)) {
             codec.encode(row, None, out);

@@ -3,7 +3,7 @@
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_convert::{ArtifactWriter, GgufPlan, MlxPlan, names};
+use bitsmith_convert::{ArtifactWriter, GgufPlan, MlxPlan, PackedPlan, names};
 use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
@@ -40,7 +40,8 @@ impl Output {
                 .iter()
                 .map(|t| match t.container() {
                     "gguf" => dir.join(names::gguf_file(model, &t.encoding())),
-                    _ => dir.join(names::mlx_folder(model, &t.encoding())),
+                    "mlx" => dir.join(names::mlx_folder(model, &t.encoding())),
+                    packed => dir.join(names::packed_folder(model, packed, &t.encoding())),
                 })
                 .collect(),
         };
@@ -64,8 +65,9 @@ fn refuse_clobber(path: &Path, target: &Target, source: &Path) -> Result<()> {
     }
     match target.container() {
         "gguf" if path.is_dir() => refuse("a folder of this name exists"),
-        "mlx" if path.is_file() => refuse("a file of this name exists"),
-        "mlx" if path.is_dir() && !is_replaceable(path) => refuse("the folder exists and is not an artifact that bitsmith wrote"),
+        "gguf" => Ok(()),
+        _ if path.is_file() => refuse("a file of this name exists"),
+        _ if path.is_dir() && !is_replaceable(path) => refuse("the folder exists and is not an artifact that bitsmith wrote"),
         _ => Ok(()),
     }
 }
@@ -93,7 +95,7 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
             verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())
         }
         _ if model.checkpoint.kind() == ContainerKind::Gguf => {
-            Err(Error::unsupported("an MLX folder cannot be made from a GGUF file")
+            Err(Error::unsupported(format!("a folder for {target} cannot be made from a GGUF file"))
                 .file(model.checkpoint.path())
                 .hint("start from the Hugging Face checkpoint, which has config.json and tokenizer.json"))
         }
@@ -120,6 +122,15 @@ pub fn start(
                 mlx = mlx.shard_bytes(bytes);
             }
             mlx.start(path)
+        }
+        Target::Gptq { .. } | Target::Awq { .. } => {
+            let format = target.packed().expect("these targets are packed");
+            let (base, vectors) = (target.base(dense), target.vector_type(dense));
+            let mut packed = PackedPlan::new(spec, model.checkpoint.folder(), &model.about, format, base, vectors, &codecs)?;
+            if let Some(bytes) = shard_size {
+                packed = packed.shard_bytes(bytes);
+            }
+            packed.start(path)
         }
     }
 }
