@@ -15,6 +15,7 @@
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
+mod bits;
 mod fit;
 mod flat;
 mod float;
