@@ -4,7 +4,7 @@ use crate::about::{ModelAbout, yaml};
 use crate::layout::{Layout, PlannedTensor};
 use crate::{Artifact, ArtifactWriter, check, sidecars};
 use bitsmith_formats::atomic::AtomicDir;
-use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter, quantization_block};
+use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter, Scheme, quantization_block};
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result, TensorStore};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Role, RopeScaling};
@@ -35,9 +35,7 @@ impl MlxPlan {
             .hint("name the Hugging Face checkpoint that this file was made from"));
         }
         let layout = Layout::new(spec, ContainerKind::Mlx, codecs, dense)?;
-        if let Some(t) =
-            layout.tensors.iter().find(|t| t.codec.float().is_none() && !matches!(t.codec, CodecId::MlxAffine { .. }))
-        {
+        if let Some(t) = layout.tensors.iter().find(|t| t.codec.float().is_none() && Scheme::of(t.codec).is_none()) {
             return Err(Error::unsupported(format!("MLX has no codec {}", t.codec)).tensor(&t.name));
         }
         let config = config(spec, source, dense, &layout.tensors)?;
@@ -201,10 +199,10 @@ fn complete(config: &mut BTreeMap<String, Value>, spec: &ModelSpec) {
 /// The `quantization` block: the codec with the most weights is the default, modules in another have their own entry, and
 /// matrices that stay dense have `false`.
 fn quantization(tensors: &[PlannedTensor]) -> Result<Option<Value>> {
-    let mut weights: BTreeMap<(u16, u8), (usize, CodecId)> = BTreeMap::new();
+    let mut weights: BTreeMap<Scheme, (usize, CodecId)> = BTreeMap::new();
     for t in tensors {
-        if let CodecId::MlxAffine { bits, group, .. } = t.codec {
-            weights.entry((group, bits)).or_insert((0, t.codec)).0 += t.n_weights();
+        if let Some(scheme) = Scheme::of(t.codec) {
+            weights.entry(scheme).or_insert((0, t.codec)).0 += t.n_weights();
         }
     }
     let Some((_, default)) = weights.into_values().max_by_key(|(n, _)| *n) else { return Ok(None) };

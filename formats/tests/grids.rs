@@ -116,10 +116,10 @@ fn values(g: &dyn Grid, scales: &BlockScales, codes: &[u8]) -> Vec<f32> {
 fn coarseness(id: CodecId) -> (f32, f32) {
     let steps = id.codec().grid().unwrap().max_code() as f32;
     match id {
-        // Half of the gap between 4 and 6, or what a scale that is rounded down cuts off.
-        CodecId::Micro(Micro::Mxfp4) => (0.17, 0.0),
+        // 5 between 4 and 6, or what a scale that is rounded down cuts off.
+        CodecId::Micro(Micro::Mxfp4) => (0.201, 0.0),
         CodecId::Micro(Micro::Nvfp4) => (0.2, 6.0 / 512.0),
-        CodecId::Micro(Micro::Mxfp8) => (1.0 / 16.0, 0.0),
+        CodecId::Micro(Micro::Mxfp8) => (0.0626, 0.0),
         // Half a step of the widest range, the clipped end of symmetric grids, coarse super-block minima, the smallest f16 steps.
         _ => (3.0 / steps + 0.02, steps * 2e-6),
     }

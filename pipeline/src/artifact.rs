@@ -117,7 +117,7 @@ pub fn write(
         Target::Gguf(_) => {
             GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.write(path, tensor)?
         }
-        Target::Mlx { .. } | Target::MlxDense(_) => {
+        _ => {
             let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
             if let Some(bytes) = shard_size {
                 mlx = mlx.shard_bytes(bytes);
