@@ -41,6 +41,7 @@ fn each<const N: usize>(row: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u
 }
 
 /// The value of type `float` at the start of `bytes`.
+#[inline]
 pub(super) fn read(float: Float, bytes: &[u8]) -> f32 {
     match float {
         Float::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
@@ -50,6 +51,7 @@ pub(super) fn read(float: Float, bytes: &[u8]) -> f32 {
 }
 
 /// Writes `x`, rounded to `float`, to the start of `bytes`.
+#[inline]
 pub(super) fn write(float: Float, x: f32, bytes: &mut [u8]) {
     match float {
         Float::F32 => bytes[..4].copy_from_slice(&x.to_le_bytes()),

@@ -130,7 +130,15 @@ fn shorten<const DROP: u32>(x: f32) -> f32 {
 /// The largest magnitude, at most the largest finite number.
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
-    let most = x.iter().fold(0, |most: u32, x| most.max(x.to_bits() & 0x7fff_ffff));
+    const LANES: usize = 16;
+    let mut most = [0u32; LANES];
+    for x in x.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            most[i] = most[i].max(x[i].to_bits() & 0x7fff_ffff);
+        }
+    }
+    // Through memory: a compiler that saw what follows would arrange the loop for it.
+    let most = std::hint::black_box(most).into_iter().fold(0, u32::max);
     f32::from_bits(most.min(f32::MAX.to_bits()))
 }
 
