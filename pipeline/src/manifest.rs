@@ -124,7 +124,7 @@ pub fn hash_artifact(path: &Path) -> Result<(String, u64)> {
 /// The source model's files that decide an artifact: weights, configuration and tokenizer.
 pub fn hash_inputs(model: &Path) -> Result<Vec<InputFile>> {
     let relevant = |name: &str| {
-        let ends = [".safetensors", ".json", ".model", ".txt", ".jinja"];
+        let ends = [".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".txt", ".jinja"];
         ends.iter().any(|e| name.ends_with(e)) && name != IN_FOLDER
     };
     let files: Vec<(String, PathBuf)> = if model.is_dir() {

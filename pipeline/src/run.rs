@@ -164,7 +164,7 @@ fn source_row(model: &Opened, eval: EvalResult) -> Result<ReportRow> {
 
 fn facts(model: &Opened, options: &RunOptions) -> Vec<(String, String)> {
     let calibration = &options.quantize.calibration;
-    let data = match (&calibration.data, &calibration.stats, &calibration.imatrix) {
+    let data = match (&calibration.data, &calibration.stats, calibration.imatrix.first()) {
         (Some(data), _, _) => data.to_string(),
         (_, Some(path), _) | (_, _, Some(path)) => path.display().to_string(),
         _ => "builtin".into(),

@@ -8,6 +8,7 @@ use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::packed::PackedStore;
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::store::Container;
+use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ pub enum Store {
     Packed(PackedStore),
     /// A Hugging Face folder, a safetensors file or an index.
     Safetensors(SafetensorsStore),
+    /// A PyTorch checkpoint.
+    Torch(TorchStore),
 }
 
 impl Store {
@@ -52,6 +55,7 @@ impl Store {
             Store::Mlx(s) => s,
             Store::Packed(s) => s,
             Store::Safetensors(s) => s,
+            Store::Torch(s) => s,
         }
     }
 }
@@ -84,9 +88,9 @@ impl Checkpoint {
                 let config = read_json(&file)?.ok_or_else(|| {
                     Error::missing("no such file")
                         .file(&file)
-                        .hint("a checkpoint folder needs its config.json beside the safetensors")
+                        .hint("a checkpoint folder needs its config.json beside the weights")
                 })?;
-                if container == Container::Safetensors
+                if matches!(container, Container::Safetensors | Container::Torch)
                     && let Some(method) = config.pointer("/quantization_config/quant_method").and_then(Value::as_str)
                 {
                     return Err(Error::unsupported(format!("checkpoints quantized with `{method}` cannot be read"))
@@ -97,6 +101,7 @@ impl Checkpoint {
                 let (kind, store) = match container {
                     Container::Mlx => (ContainerKind::Mlx, Store::Mlx(MlxStore::open(path)?)),
                     Container::Packed => (ContainerKind::Hf, Store::Packed(PackedStore::open(path)?)),
+                    Container::Torch => (ContainerKind::Hf, Store::Torch(TorchStore::open(path)?)),
                     _ => (ContainerKind::Hf, Store::Safetensors(SafetensorsStore::open(path)?)),
                 };
                 // Writers differ on the meaning of an absent key, but not on whether there is an output matrix.
