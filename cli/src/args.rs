@@ -1,8 +1,8 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, completions, convert, datasets, eval, generate, inspect, logits, methods, pull, quantize, run, targets,
-    tokenize,
+    archs, calibrate, check, completions, convert, datasets, eval, generate, imatrix, inspect, logits, methods, pull, quantize,
+    run, targets, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;

@@ -133,4 +133,3 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
         deserializer.deserialize_map(Entries(PhantomData))
     }
 }
-

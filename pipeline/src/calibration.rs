@@ -74,7 +74,8 @@ impl CalibrationOptions {
                     .hint("use --method reference with --imatrix, or give --calib or --stats"));
             }
             let importance = Imatrix::read_all(&self.imatrix, DEFAULT_CHUNK_SIZE)?.importance(spec).map_err(|e| e.file(first))?;
-            let hashes = self.imatrix.iter().map(|path| sha256_file(path).map(|(sha256, _)| sha256)).collect::<Result<Vec<_>>>()?;
+            let hashes =
+                self.imatrix.iter().map(|path| sha256_file(path).map(|(sha256, _)| sha256)).collect::<Result<Vec<_>>>()?;
             return Ok((Loaded::Importance(importance), Some(json!({"imatrix_sha256": hashes}))));
         }
         if let Some(path) = &self.stats {

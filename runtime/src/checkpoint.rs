@@ -11,6 +11,7 @@ use bitsmith_formats::store::Container;
 use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
 use serde_json::{Map, Value};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A tensor on the host, row-major f32.
@@ -171,6 +172,35 @@ impl Checkpoint {
             .map(String::as_str)
             .ok_or_else(|| Error::missing("the checkpoint lacks this tensor").file(&self.path).tensor(role.to_string()))
     }
+    /// Some rows of a tensor decoded to f32, in Hugging Face's row order; nothing else is read.
+    pub fn read_rows(&self, role: Role, rows: Range<usize>) -> Result<Vec<f32>> {
+        let (name, store) = (self.tensor_name(role)?, self.store());
+        let read = |rows| store.read_rows(name, rows).map_err(|e| e.file(store.file_of(name)).tensor(name));
+        let Some(order) = self.row_order(role) else { return read(rows) };
+        // A vector's rows are its elements, but it is stored as one row.
+        if self.spec.shape(role.part).len() == 1 {
+            return Ok(unpermute(&read(0..1)?, &order)[rows.start * order.len()..rows.end * order.len()].to_vec());
+        }
+        let mut at = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(stored, &row)| at[row] = stored);
+        let mut values = Vec::new();
+        for row in rows {
+            values.extend(read(at[row]..at[row] + 1)?);
+        }
+        Ok(values)
+    }
+    /// The order in which this container keeps a tensor's rows, where it is not Hugging Face's.
+    fn row_order(&self, role: Role) -> Option<Vec<usize>> {
+        if self.kind != ContainerKind::Gguf || !self.spec.arch.gguf_permutes_qk {
+            return None;
+        }
+        let heads = match role.part {
+            Part::AttnQ | Part::AttnQBias => self.spec.n_heads,
+            Part::AttnK | Part::AttnKBias => self.spec.n_kv_heads,
+            _ => return None,
+        };
+        Some(gguf_row_order(heads, self.spec.head_dim))
+    }
 }
 
 impl WeightSource for Checkpoint {
@@ -190,15 +220,8 @@ impl WeightSource for Checkpoint {
         let name = self.tensor_name(role)?;
         let (shape, mut data) = self.store().read_f32(name).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
         check_shape(&self.spec, role, &shape).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
-        if self.kind == ContainerKind::Gguf && self.spec.arch.gguf_permutes_qk {
-            let heads = match role.part {
-                Part::AttnQ | Part::AttnQBias => Some(self.spec.n_heads),
-                Part::AttnK | Part::AttnKBias => Some(self.spec.n_kv_heads),
-                _ => None,
-            };
-            if let Some(heads) = heads {
-                data = unpermute(&data, &gguf_row_order(heads, self.spec.head_dim));
-            }
+        if let Some(order) = self.row_order(role) {
+            data = unpermute(&data, &order);
         }
         Ok(HostTensor { shape, data })
     }
@@ -356,6 +379,14 @@ mod tests {
             let gguf = Checkpoint::open(&file).unwrap();
             assert_eq!(gguf.kind(), ContainerKind::Gguf);
             assert_same(&gguf, &source);
+            for role in source.spec().roles() {
+                let whole = source.read(role).unwrap();
+                let row_len = *whole.shape.last().unwrap();
+                for row in 0..whole.data.len() / row_len {
+                    let want = &whole.data[row * row_len..(row + 1) * row_len];
+                    assert_eq!(gguf.read_rows(role, row..row + 1).unwrap(), want, "{role} row {row}");
+                }
+            }
             let (a, b) = (gguf.spec(), source.spec());
             assert_eq!((a.vocab_size, a.head_dim, a.rms_eps, a.rope.theta), (b.vocab_size, b.head_dim, b.rms_eps, b.rope.theta));
             assert_eq!((a.context_length, a.bos, &a.eos), (b.context_length, b.bos, &b.eos));

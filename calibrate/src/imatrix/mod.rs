@@ -63,7 +63,10 @@ impl Layout {
     /// The layout that a file name asks for: `.gguf` or `.dat`.
     pub fn of(path: &Path) -> Option<Layout> {
         let extension = path.extension()?;
-        [("gguf", Layout::Gguf), ("dat", Layout::Dat)].into_iter().find(|(e, _)| extension.eq_ignore_ascii_case(e)).map(|(_, l)| l)
+        [("gguf", Layout::Gguf), ("dat", Layout::Dat)]
+            .into_iter()
+            .find(|(e, _)| extension.eq_ignore_ascii_case(e))
+            .map(|(_, l)| l)
     }
 }
 

@@ -62,7 +62,9 @@ fn the_older_layout_is_llama_cpps() {
         for cut in [0, 3, 4, 8, 9, 13, 17, 20, whole.len() - 1] {
             assert_eq!(read(&whole[..cut]).unwrap_err().kind, ErrorKind::Corrupt, "cut at {cut}");
         }
-        for (what, at, value) in [("entries", 0, -1), ("many entries", 0, i32::MAX), ("name", 4, i32::MAX), ("values", 13, i32::MAX)] {
+        for (what, at, value) in
+            [("entries", 0, -1), ("many entries", 0, i32::MAX), ("name", 4, i32::MAX), ("values", 13, i32::MAX)]
+        {
             let mut bad = whole.clone();
             bad[at..at + 4].copy_from_slice(&value.to_le_bytes());
             let error = read(&bad).unwrap_err();

@@ -112,7 +112,8 @@ pub(super) struct Objects<'a> {
 
 /// Runs a pickle and gives its result with all objects.
 pub(super) fn load(bytes: &[u8]) -> Result<(Value<'_>, Objects<'_>)> {
-    let mut machine = Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), objects: Objects::default() };
+    let mut machine =
+        Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), objects: Objects::default() };
     let result = machine.run()?;
     Ok((result, machine.objects))
 }
@@ -382,7 +383,9 @@ impl<'a> Machine<'a> {
                 }
                 0x93 => {
                     let names = self.popped(2)?;
-                    let [Value::Str(module), Value::Str(name)] = names[..] else { return Err(self.bad("a name that is no text")) };
+                    let [Value::Str(module), Value::Str(name)] = names[..] else {
+                        return Err(self.bad("a name that is no text"));
+                    };
                     self.name(module, name)?;
                 }
                 b'Q' => {

@@ -247,7 +247,11 @@ fn extent(tensor: &Tensor) -> Option<(usize, usize)> {
     if n == 0 {
         return Some((0, 0));
     }
-    let last = tensor.shape.iter().zip(&tensor.strides).try_fold(tensor.offset, |at, (&d, &s)| at.checked_add((d - 1).checked_mul(s)?))?;
+    let last = tensor
+        .shape
+        .iter()
+        .zip(&tensor.strides)
+        .try_fold(tensor.offset, |at, (&d, &s)| at.checked_add((d - 1).checked_mul(s)?))?;
     Some((n, last.checked_add(1)?))
 }
 
@@ -325,7 +329,8 @@ pub(crate) fn is_weights(name: &str) -> bool {
 /// Whether a folder has PyTorch weights and none in a container that is read before them.
 pub(crate) fn only_torch(folder: &Path) -> bool {
     let Ok(names) = names(folder) else { return false };
-    names.iter().any(|n| is_weights(n)) && !names.iter().any(|n| [".safetensors", ".safetensors.index.json"].iter().any(|e| n.ends_with(e)))
+    names.iter().any(|n| is_weights(n))
+        && !names.iter().any(|n| [".safetensors", ".safetensors.index.json"].iter().any(|e| n.ends_with(e)))
 }
 
 /// Names of the files in a folder, sorted.

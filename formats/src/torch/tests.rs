@@ -127,7 +127,8 @@ fn tuple(items: &[i64]) -> Vec<u8> {
 
 /// `{"w": tensor}` over storage `0` of f32.
 fn one_tensor(numel: i64, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
-    let storage = [b"(".to_vec(), text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text("0"), text("cpu"), int(numel), b"tQ".to_vec()];
+    let storage =
+        [b"(".to_vec(), text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text("0"), text("cpu"), int(numel), b"tQ".to_vec()];
     let args = [storage.concat(), int(offset), tuple(shape), tuple(strides), b"\x89NtR".to_vec()].concat();
     [b"\x80\x02}".to_vec(), text("w"), b"ctorch._utils\n_rebuild_tensor_v2\n(".to_vec(), args, b"s.".to_vec()].concat()
 }
@@ -192,8 +193,11 @@ fn refused(what: &str, pickle: &[u8]) -> Error {
 fn code_is_never_run() {
     let marker = tempfile::tempdir().unwrap().path().join("ran");
     let command = text(&format!("touch {}", marker.display()));
-    for module in ["os\nsystem", "posix\nsystem", "builtins\neval", "subprocess\nPopen", "torch\nload", "torch._utils\n_rebuild_wrapper"] {
-        let error = refused(module, &[b"\x80\x02c".to_vec(), module.into(), b"\n(".to_vec(), command.clone(), b"tR.".to_vec()].concat());
+    for module in
+        ["os\nsystem", "posix\nsystem", "builtins\neval", "subprocess\nPopen", "torch\nload", "torch._utils\n_rebuild_wrapper"]
+    {
+        let error =
+            refused(module, &[b"\x80\x02c".to_vec(), module.into(), b"\n(".to_vec(), command.clone(), b"tR.".to_vec()].concat());
         assert_eq!(error.kind, ErrorKind::Unsupported, "{error}");
         assert!(error.message.contains(&module.replace('\n', ".")) && error.message.contains("would run code"), "{error}");
     }
@@ -228,7 +232,10 @@ fn damaged_and_hostile_pickles_give_errors() {
         ("no end", b"\x80\x02}".to_vec()),
         ("nested tuples", [b"\x80\x02N".to_vec(), b"\x85".repeat(1_000_000), b".".to_vec()].concat()),
         ("many marks", repeated(b"(", 1_000_000, b".")),
-        ("many dicts in dicts", [b"\x80\x02".to_vec(), b"}X\x01\0\0\0a".repeat(5000), b"N".to_vec(), b"s".repeat(5000), b".".to_vec()].concat()),
+        (
+            "many dicts in dicts",
+            [b"\x80\x02".to_vec(), b"}X\x01\0\0\0a".repeat(5000), b"N".to_vec(), b"s".repeat(5000), b".".to_vec()].concat(),
+        ),
         ("a memo index of 4 billion that is not there", b"\x80\x02j\xff\xff\xff\xff.".to_vec()),
         ("a memo index of 4 billion", b"\x80\x02Nr\xff\xff\xff\xff.".to_vec()),
         ("a text of 4 GiB", b"\x80\x02X\xff\xff\xff\xffabc.".to_vec()),
@@ -256,7 +263,10 @@ fn dicts_that_hold_themselves_have_an_end() {
     // Each dict holds the one before twice: 2^30 names in a few hundred bytes.
     let mut bomb = b"\x80\x02}q\0".to_vec();
     for i in 0..30u8 {
-        bomb.extend([b"}".to_vec(), text("a"), vec![b'h', i], b"s".to_vec(), text("b"), vec![b'h', i], b"s".to_vec(), vec![b'q', i + 1]].concat());
+        bomb.extend(
+            [b"}".to_vec(), text("a"), vec![b'h', i], b"s".to_vec(), text("b"), vec![b'h', i], b"s".to_vec(), vec![b'q', i + 1]]
+                .concat(),
+        );
     }
     bomb.push(b'.');
     assert_eq!(refused("bomb", &bomb).kind, ErrorKind::Corrupt);
@@ -354,7 +364,9 @@ fn archives_of_more_than_4_gib_keep_their_offsets_in_zip64_fields() {
     let record = bytes.len() as u64;
     bytes.extend([&b"PK\x06\x06"[..], &44u64.to_le_bytes(), &[0; 12], &2u64.to_le_bytes(), &2u64.to_le_bytes()].concat());
     bytes.extend([&(record - start as u64).to_le_bytes()[..], &(start as u64).to_le_bytes()].concat());
-    bytes.extend([&b"PK\x06\x07\0\0\0\0"[..], &record.to_le_bytes(), &[1, 0, 0, 0], b"PK\x05\x06\0\0\0\0", &[0xff; 12], &[0, 0]].concat());
+    bytes.extend(
+        [&b"PK\x06\x07\0\0\0\0"[..], &record.to_le_bytes(), &[1, 0, 0, 0], b"PK\x05\x06\0\0\0\0", &[0xff; 12], &[0, 0]].concat(),
+    );
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pth");
     fs::write(&path, bytes).unwrap();

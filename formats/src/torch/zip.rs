@@ -94,7 +94,8 @@ fn entry(bytes: &[u8], at: usize) -> Result<(String, Range<usize>, usize)> {
     let name_at = at + DIRECTORY_LEN;
     let extra_at = name_at + name_len?;
     let next = extra_at + extra_len? + comment_len?;
-    let record = bytes.get(name_at..next).ok_or_else(|| damaged(format!("the archive's directory ends at byte {}", bytes.len())))?;
+    let record =
+        bytes.get(name_at..next).ok_or_else(|| damaged(format!("the archive's directory ends at byte {}", bytes.len())))?;
     let name = String::from_utf8(record[..extra_at - name_at].to_vec()).map_err(|_| damaged("an entry's name is not UTF-8"))?;
     if flags & ENCRYPTED != 0 || method != STORED {
         return Err(Error::unsupported(format!("`{name}` is compressed or encrypted in the archive; torch.save stores plainly"))
