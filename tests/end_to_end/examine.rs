@@ -56,7 +56,12 @@ fn check_says_what_stands_in_the_way() {
     let found = document(&work, "check model --to gguf:q4_0", 69);
     assert!(found["read"]["message"].as_str().unwrap().contains("mamba"), "{found}");
     let human = work.call("check model");
-    assert!(human.code == Some(69) && human.out.contains("can be read") && human.err.contains("mamba"), "{}{}", human.out, human.err);
+    assert!(
+        human.code == Some(69) && human.out.contains("can be read") && human.err.contains("mamba"),
+        "{}{}",
+        human.out,
+        human.err
+    );
     // Nothing to look at is an error.
     work.fails("check nowhere", 66);
     work.fails("check model --to gguf:nothing", 69);
@@ -80,8 +85,12 @@ fn check_fetches_headers_only() {
     let local = document(&work, "check demo --to gguf:q4_k_m,mlx:4bit", 0);
     assert_eq!((&found["targets"], &found["bytes"]), (&local["targets"], &local["bytes"]));
     // The length, the header, and not a byte more.
-    let ranges: Vec<String> =
-        hub.requests().into_iter().filter(|r| r.path.starts_with("/storage/model.safetensors")).map(|r| r.range.unwrap()).collect();
+    let ranges: Vec<String> = hub
+        .requests()
+        .into_iter()
+        .filter(|r| r.path.starts_with("/storage/model.safetensors"))
+        .map(|r| r.range.unwrap())
+        .collect();
     let header = u64::from_le_bytes(hub.state.lock().unwrap().files["model.safetensors"][..8].try_into().unwrap());
     assert_eq!(ranges, ["bytes=0-7".to_string(), format!("bytes=8-{}", 7 + header)]);
     assert!(found["downloaded_bytes"].as_u64().unwrap() < total as u64 / 4, "{found}");
@@ -187,7 +196,8 @@ fn damaged_artifacts_are_found_out() {
     let mut nan = bytes.clone();
     let at = nan.len() - 18;
     work.write("d.gguf", &bytes);
-    let last = work.json("inspect d.gguf")["tensors"].as_array().unwrap().iter().rfind(|t| t["codec"] == "q4_0").unwrap()["name"].clone();
+    let last = work.json("inspect d.gguf")["tensors"].as_array().unwrap().iter().rfind(|t| t["codec"] == "q4_0").unwrap()["name"]
+        .clone();
     let is_last = work.json("inspect d.gguf")["tensors"].as_array().unwrap().last().unwrap()["name"] == last;
     assert!(is_last, "the file ends in a quantized tensor");
     nan[at..at + 2].copy_from_slice(&[0, 0x7e]);
@@ -226,13 +236,17 @@ fn importance_matrices_are_shown_merged_and_converted() {
     work.write("notes.txt", &text);
     work.write("more.txt", text.to_uppercase());
     MISTRAL.write(&work, "model");
-    let calibrate = |data: &str, out: &str| work.ok(&format!("calibrate model --imatrix {out} --calib {data} --samples 4 --ctx 128"));
+    let calibrate =
+        |data: &str, out: &str| work.ok(&format!("calibrate model --imatrix {out} --calib {data} --samples 4 --ctx 128"));
     calibrate("notes.txt", "a.gguf");
     calibrate("notes.txt", "a.dat");
     calibrate("more.txt", "b.gguf");
     let shown = work.json("imatrix a.gguf");
     let tensors = shown["tensors"].as_array().unwrap();
-    assert!(tensors.iter().any(|t| t["name"] == "blk.1.ffn_down.weight" && t["channels"] == 256 && t["tokens"] == 512), "{shown}");
+    assert!(
+        tensors.iter().any(|t| t["name"] == "blk.1.ffn_down.weight" && t["channels"] == 256 && t["tokens"] == 512),
+        "{shown}"
+    );
     assert!(tensors.iter().all(|t| t["max"].as_f64() >= t["median"].as_f64() && t["experts"] == 1));
     assert_eq!((&shown["chunk_count"], &shown["chunk_size"]), (&json!(4), &json!(128)));
     let table = work.ok("imatrix a.gguf").out;

@@ -16,7 +16,9 @@ fn pickle(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
         let strides: Vec<u64> = (1..=shape.len()).map(|d| shape[d..].iter().product()).collect();
         out.extend(text(name));
         out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        out.extend([text("storage"), b"ctorch\nBFloat16Storage\n".to_vec(), text(&i.to_string()), text("cpu"), int(numel)].concat());
+        out.extend(
+            [text("storage"), b"ctorch\nBFloat16Storage\n".to_vec(), text(&i.to_string()), text("cpu"), int(numel)].concat(),
+        );
         out.extend([b"tQ".to_vec(), int(0), tuple(shape), tuple(&strides), b"\x89NtR".to_vec()].concat());
     }
     out.extend(b"u.");

@@ -66,8 +66,8 @@ fn is_transformed(artifact: &Checkpoint) -> bool {
     Manifest::load(artifact.path()).is_some_and(|m| m.recipe.method.contains('+'))
 }
 
-/// The error that a format makes likely, with room for outliers, and for solvers that trade it for a smaller loss: reference
-/// encoders make 1.5 to 2.2 times 2^-bits on evenly spread weights.
+/// The error that a format makes likely, with room for outliers, and for solvers that trade it for a smaller loss: on evenly spread
+/// weights reference encoders make 1.5 to 2.2 times 2^-bits, and error feedback up to twice that.
 fn limit(stored: &Encoding) -> f64 {
     let Encoding::Codec(codec) = stored else { return MAX_LIMIT };
     match (codec.float(), codec) {
@@ -76,7 +76,7 @@ fn limit(stored: &Encoding) -> f64 {
         (Some(Float::BF16), _) => 8e-3,
         // Exponents of their own cost bits that do not make the steps finer.
         (None, CodecId::Fp8Group { .. } | CodecId::Micro(Micro::Mxfp8)) => 0.08,
-        (None, codec) => (4.0 * 2f64.powf(-codec.bits_per_weight())).min(MAX_LIMIT),
+        (None, codec) => (6.0 * 2f64.powf(-codec.bits_per_weight())).min(MAX_LIMIT),
     }
 }
 
