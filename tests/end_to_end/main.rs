@@ -5,6 +5,7 @@ mod contract;
 mod damage;
 mod disk;
 mod evidence;
+mod examine;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
@@ -13,3 +14,4 @@ mod resume;
 mod support;
 mod text;
 mod tiny;
+mod torch;
