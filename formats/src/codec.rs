@@ -155,8 +155,20 @@ pub enum Micro {
 
 impl CodecId {
     /// The ggml block formats that have a grid, widest last.
-    pub const GGML: [CodecId; 8] =
-        [CodecId::Q4_0, CodecId::Q4K, CodecId::Q4_1, CodecId::Q5_0, CodecId::Q5K, CodecId::Q5_1, CodecId::Q6K, CodecId::Q8_0];
+    pub const GGML: [CodecId; 12] = [
+        CodecId::IQ3XXS,
+        CodecId::IQ3S,
+        CodecId::IQ4XS,
+        CodecId::IQ4NL,
+        CodecId::Q4_0,
+        CodecId::Q4K,
+        CodecId::Q4_1,
+        CodecId::Q5_0,
+        CodecId::Q5K,
+        CodecId::Q5_1,
+        CodecId::Q6K,
+        CodecId::Q8_0,
+    ];
 
     /// The codec itself.
     pub fn codec(self) -> &'static dyn Codec {

@@ -7,17 +7,29 @@
 //! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
+//! | `iq4_nl.rs` `iq4_xs.rs` | ggml, 32 and 256 weights, table of 16 values; shared part in `iq4.rs` | f16 scale; 6-bit scales of 8 sub-blocks |
+//! | `iq3_s.rs` `iq3_xxs.rs` | ggml, 256 weights, codebooks of 4 weights; shared part in `iq3.rs` | f16 scale, 4-bit scales of 8 sub-blocks |
 //! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
-//! with `super_fit.rs` and `super_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
+//! with `super_fit.rs` and `super_refit.rs` for their grids, `tabled.rs` and `tabled_fit.rs` what the formats with tables of values
+//! have in common, `codebook.rs` and `codebook_nearest.rs` the searches of codebooks of 4 weights. `search.rs` has ggml's own searches, for encoding as ggml does;
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
+mod codebook;
+mod codebook_nearest;
 mod fit;
 mod flat;
 mod float;
 mod gram;
+mod iq3;
+mod iq3_points;
+mod iq3_s;
+mod iq3_xxs;
+mod iq4;
+mod iq4_nl;
+mod iq4_xs;
 mod k_affine;
 mod legacy;
 mod mlx_affine;
@@ -33,6 +45,8 @@ mod search;
 mod super_fit;
 mod super_refit;
 mod superblock;
+mod tabled;
+mod tabled_fit;
 
 use crate::codec::{Codec, CodecId, Float};
 
@@ -58,6 +72,10 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
+    static IQ4_NL: tabled::Tabled<iq4_nl::IQ4NL> = tabled::Tabled::new();
+    static IQ4_XS: tabled::Tabled<iq4_xs::IQ4XS> = tabled::Tabled::new();
+    static IQ3_S: tabled::Tabled<iq3::Tabled<iq3_s::IQ3S>> = tabled::Tabled::new();
+    static IQ3_XXS: tabled::Tabled<iq3::Tabled<iq3_xxs::IQ3XXS>> = tabled::Tabled::new();
     Some(match id {
         CodecId::F32 => &F32,
         CodecId::F16 => &F16,
@@ -73,10 +91,10 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::MlxAffine { bits, group, scale } => return mlx_affine::find(bits, group, scale),
         CodecId::Q2K => return None,
         CodecId::Q3K => return None,
-        CodecId::IQ4NL => return None,
-        CodecId::IQ4XS => return None,
-        CodecId::IQ3S => return None,
-        CodecId::IQ3XXS => return None,
+        CodecId::IQ4NL => &IQ4_NL,
+        CodecId::IQ4XS => &IQ4_XS,
+        CodecId::IQ3S => &IQ3_S,
+        CodecId::IQ3XXS => &IQ3_XXS,
         CodecId::IQ2S => return None,
         CodecId::IQ2XS => return None,
         CodecId::IQ2XXS => return None,
