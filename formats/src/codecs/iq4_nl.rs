@@ -3,8 +3,10 @@
 use super::float::{self, saturate};
 use super::iq4;
 use super::legacy::{read_nibbles, write_nibbles};
+use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::tabled::{Layout, MAX_SUBS, SUB, Scales};
 use crate::codec::{CodecId, Float};
+use crate::simd::{Lanes, MAX_LANES};
 
 pub(super) struct IQ4NL;
 
@@ -31,12 +33,26 @@ impl Layout for IQ4NL {
         Scales { d: float::read(Float::F16, bytes), ints: [0; MAX_SUBS] }
     }
     fn encode(rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
-        let mut codes = [0; SUB];
-        for (i, (x, out)) in rows.chunks_exact(SUB).zip(out.chunks_exact_mut(Self::BYTES)).enumerate() {
-            let importance = importance.map(|q| &q[i * SUB % row_len..][..SUB]);
-            let d = iq4::scale(x, iq4::sigma2(x), importance);
-            iq4::codes(x, d, &mut codes);
-            Self::write(&Scales { d: saturate(Float::F16, d), ints: [0; MAX_SUBS] }, &codes, out);
+        encode_rows(&Self, rows, row_len, importance, out);
+    }
+}
+
+impl SideBySide for IQ4NL {
+    fn len(&self) -> usize {
+        SUB
+    }
+    fn bytes(&self) -> usize {
+        Self::BYTES
+    }
+    #[inline(always)]
+    fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]) {
+        let mut x = [F::zero(); SUB];
+        group.weights(0, &mut x);
+        let mut scales = [0f32; MAX_LANES];
+        iq4::scales(group, 0, &x, iq4::sigma2(&x)).store(&mut scales);
+        for (lane, out) in out.chunks_exact_mut(Self::BYTES).enumerate() {
+            float::write(Float::F16, saturate(Float::F16, scales[lane]), out);
+            iq4::write_codes::<F>(group.block(lane), scales[lane], &mut out[2..]);
         }
     }
 }
