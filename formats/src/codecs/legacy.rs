@@ -2,6 +2,7 @@
 
 use super::{float, search};
 use crate::codec::Float;
+use crate::simd::{IntLanes, Lanes, Portable};
 
 /// Weights per block.
 pub(super) const LEN: usize = 32;
@@ -44,10 +45,21 @@ pub(super) fn write_half(x: f32, i: usize, out: &mut [u8]) {
     float::write(Float::F16, x, &mut out[2 * i..]);
 }
 
+fn lanes(x: &[f32]) -> [Portable<1>; LEN] {
+    std::array::from_fn(|i| Portable::splat(x[i]))
+}
+
 /// The reference encoder of Q4_0 and Q5_0: without importance, the extreme gets code 0.
 pub(super) fn symmetric(x: &[f32], weights: Option<&[f32]>, zero: u8, codes: &mut [u8]) -> [f32; 2] {
     if let Some(weights) = weights {
-        return [search::symmetric(x, weights, zero as i32, codes), 0.0];
+        let (x1, w1) = (lanes(x), lanes(weights));
+        let found = search::symmetric(&x1[..x.len()], &w1[..x.len()], f32::from(zero));
+        let mut scale = [0.0];
+        found.scale.store(&mut scale);
+        let mut inverse = [0.0];
+        found.inverse.store(&mut inverse);
+        search::keep_symmetric_codes(inverse[0], x, i32::from(zero), codes.iter_mut());
+        return [scale[0], 0.0];
     }
     let d = search::extreme(x) / -(zero as f32);
     let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
@@ -60,8 +72,17 @@ pub(super) fn symmetric(x: &[f32], weights: Option<&[f32]>, zero: u8, codes: &mu
 /// The reference encoder of Q4_1 and Q5_1: without importance, the codes span the block's range.
 pub(super) fn affine(x: &[f32], weights: Option<&[f32]>, levels: i32, codes: &mut [u8]) -> [f32; 2] {
     if let Some(weights) = weights {
-        let (scale, min) = search::affine(x, weights, levels, search::WEIGHTED, codes);
-        return [scale, -min];
+        let (x1, w1) = (lanes(x), lanes(weights));
+        let found = search::affine(&x1[..x.len()], &w1[..x.len()], levels, search::WEIGHTED);
+        for (code, &x) in codes.iter_mut().zip(&x1) {
+            let mut lane = [0];
+            search::affine_code(found.inverse, found.origin, x, levels).store(&mut lane);
+            *code = lane[0] as u8;
+        }
+        let (mut scale, mut min) = ([0.0], [0.0]);
+        found.scale.store(&mut scale);
+        found.min.store(&mut min);
+        return [scale[0], min[0]];
     }
     let (mut min, mut max) = (f32::MAX, -f32::MAX);
     for &v in x {
