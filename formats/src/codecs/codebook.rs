@@ -2,6 +2,7 @@
 //! and which points are near one that has none. Levels are 0 to 7; level l stands for the odd number 2·l + 1.
 
 use super::iq3_points;
+use crate::simd::{Lanes, MAX_LANES, MaskLanes};
 use std::sync::LazyLock;
 
 /// Weights per point.
@@ -30,6 +31,20 @@ pub(super) struct Codebook {
     starts: Vec<u32>,
     /// Points near the cells without a point, by distance, then by index: the order decides between equals.
     neighbours: Vec<u16>,
+    /// The odd numbers of the neighbours: of each cell's, all first weights', then all second weights', ...
+    odds: Vec<f32>,
+}
+
+/// Four weights for which a point is sought.
+pub(super) struct Query {
+    /// The weights.
+    pub x: [f32; WIDTH],
+    /// By what squared differences are multiplied.
+    weights: [f32; WIDTH],
+    /// Twice the products of both.
+    twice: [f32; WIDTH],
+    /// Scores that differ by more than this differ as distances do.
+    margin: f32,
 }
 
 /// The cell of four levels.
@@ -43,7 +58,7 @@ pub(super) fn levels(cell: usize) -> [u8; WIDTH] {
 }
 
 /// The odd number that a level stands for.
-pub(super) fn odd(level: u8) -> f32 {
+pub(super) const fn odd(level: u8) -> f32 {
     (2 * level + 1) as f32
 }
 
@@ -69,7 +84,16 @@ impl Codebook {
             }
             starts.push(neighbours.len() as u32);
         }
-        Codebook { points, at, starts, neighbours }
+        let mut odds = Vec::with_capacity(WIDTH * neighbours.len() + MAX_LANES);
+        for ends in starts.windows(2) {
+            let near = &neighbours[ends[0] as usize..ends[1] as usize];
+            for i in 0..WIDTH {
+                odds.extend(near.iter().map(|&p| odd(levels(points[p as usize] as usize)[i])));
+            }
+        }
+        // Lanes beyond the last neighbour read on.
+        odds.extend([0.0; MAX_LANES]);
+        Codebook { points, at, starts, neighbours, odds }
     }
 
     /// How many points there are.
@@ -89,14 +113,14 @@ impl Codebook {
         &self.neighbours[self.starts[cell] as usize..self.starts[cell + 1] as usize]
     }
 
-    /// The neighbour of `cell` that is nearest to `x` at this scale under these weights; the first of equals. Every sum is in
-    /// ggml's order (`iq3_find_best_neighbour`), because the bytes depend on it.
-    pub fn nearest_neighbour(&self, cell: usize, scale: f32, x: &[f32], weights: &[f32]) -> u16 {
+    /// The neighbour of `cell` that is nearest to the query at this scale; the first of equals. Every sum is in ggml's order
+    /// (`iq3_find_best_neighbour`), because the bytes depend on it.
+    fn nearest_in_order(&self, cell: usize, query: &Query, scale: f32) -> u16 {
         let near = self.neighbours(cell);
         let (mut best, mut least) = (near[0], f32::MAX);
         for &point in near {
             let mut distance = 0f32;
-            for ((&x, &w), l) in x.iter().zip(weights).zip(self.levels(point)) {
+            for ((&x, &w), l) in query.x.iter().zip(&query.weights).zip(self.levels(point)) {
                 let diff = scale * odd(l) - x;
                 distance += w * diff * diff;
             }
@@ -105,6 +129,117 @@ impl Codebook {
             }
         }
         best
+    }
+
+    /// The cell of [`Codebook::nearest_in_order`]'s neighbour.
+    #[inline(always)]
+    pub fn nearest_neighbour<F: Lanes>(&self, cell: usize, query: &Query, scale: f32) -> usize {
+        let point = match self.winners::<F, 1>(cell, query, [scale]) {
+            [Some(point)] => point,
+            _ => self.nearest_in_order(cell, query, scale),
+        };
+        self.points[point as usize] as usize
+    }
+
+    /// [`Codebook::nearest_neighbour`] for several scales, which fall.
+    ///
+    /// Less |x|² and divided by the scale, a distance is linear in the scale. So a neighbour that is nearest at both ends is nearest
+    /// between them, if it is by more than rounding can hide.
+    #[inline(always)]
+    pub fn nearest_neighbours<F: Lanes>(&self, cell: usize, query: &Query, scales: &[f32], cells: &mut [i32]) {
+        if let [first, .., last] = *scales
+            && let [Some(a), Some(b)] = self.winners::<F, 2>(cell, query, [first, last])
+            && a == b
+        {
+            cells.fill(i32::from(self.points[a as usize]));
+            return;
+        }
+        for (to, &scale) in cells.iter_mut().zip(scales) {
+            *to = self.nearest_neighbour::<F>(cell, query, scale) as i32;
+        }
+    }
+
+    /// For each scale the neighbour that is nearest by more than rounding can hide, if there is one. Lanes are neighbours.
+    #[inline(always)]
+    fn winners<F: Lanes, const M: usize>(&self, cell: usize, query: &Query, scales: [f32; M]) -> [Option<u16>; M] {
+        let near = self.neighbours(cell);
+        let n = near.len();
+        let odds = &self.odds[WIDTH * self.starts[cell] as usize..][..WIDTH * n + MAX_LANES];
+        let infinite = F::splat(f32::INFINITY);
+        let (mut best, mut second, mut at) = ([infinite; M], [infinite; M], [F::zero(); M]);
+        let mut i = 0;
+        while i < n {
+            let (mut linear, mut constant) = (F::zero(), F::zero());
+            for k in 0..WIDTH {
+                let q = F::load(&odds[k * n + i..]);
+                linear = linear + F::splat(query.weights[k]) * q * q;
+                constant = constant + F::splat(query.twice[k]) * q;
+            }
+            let inside = F::load(&COUNT).lt(F::splat((n - i) as f32));
+            for m in 0..M {
+                let score = F::select(inside, linear * F::splat(scales[m]) - constant, infinite);
+                let less = score.lt(best[m]);
+                second[m] = F::select(less, best[m], score.min(second[m]));
+                best[m] = F::select(less, score, best[m]);
+                at[m] = F::select(less, F::splat(i as f32), at[m]);
+            }
+            i += F::N;
+        }
+        let mut winners = [None; M];
+        for m in 0..M {
+            let bound = F::splat(least(best[m]) + query.margin);
+            let close = best[m].le(bound).bits();
+            if close.count_ones() == 1 && !second[m].le(bound).any() {
+                let lane = close.trailing_zeros() as usize;
+                let mut starts = [0f32; MAX_LANES];
+                at[m].store(&mut starts);
+                winners[m] = Some(near[starts[lane] as usize + lane]);
+            }
+        }
+        winners
+    }
+}
+
+/// The numbers of the lanes.
+const COUNT: [f32; MAX_LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
+/// The least of the lanes.
+#[inline(always)]
+fn least<F: Lanes>(x: F) -> f32 {
+    let mut lanes = [0f32; MAX_LANES];
+    x.store(&mut lanes);
+    let mut width = F::N;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] < lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
+    }
+    lanes[0]
+}
+
+impl Query {
+    /// `scales` are the least and the greatest that will occur.
+    ///
+    /// The margin: with u = 2⁻²⁴ and q the odd numbers, a distance Σ w (s·q − x)² computed in f32 is off by at most 10 u·S, where
+    /// S = Σ w (s·q + |x|)², and s times a score of [`Codebook::winners`] by at most 8 u·S. Two neighbours whose scores differ by
+    /// 36 u·S / s are therefore ordered as ggml orders them. Where S is so small or so large that products leave f32's normal range,
+    /// nothing is certain.
+    #[inline(always)]
+    pub fn new(x: &[f32], weights: &[f32], scales: (f32, f32)) -> Self {
+        let (x, weights): ([f32; WIDTH], [f32; WIDTH]) = (std::array::from_fn(|i| x[i]), std::array::from_fn(|i| weights[i]));
+        let top = scales.1 * odd(MAX_LEVEL as u8);
+        let mut s = 0f32;
+        for i in 0..WIDTH {
+            let reach = top + x[i].abs();
+            s += weights[i] * reach * reach;
+        }
+        let margin = if s > 1e-25 && s < 1e30 && scales.0 > 0.0 { s / scales.0 * (40.0 / 16_777_216.0) } else { f32::INFINITY };
+        let mut twice = [0f32; WIDTH];
+        for i in 0..WIDTH {
+            twice[i] = 2.0 * (weights[i] * x[i]);
+        }
+        Query { x, weights, twice, margin }
     }
 }
 

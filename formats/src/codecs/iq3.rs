@@ -1,12 +1,13 @@
 //! What IQ3_XXS and IQ3_S share: super-blocks of 256 weights in eight sub-blocks; four weights' magnitudes are one point of a
 //! codebook, signs stand apart.
 
-use super::codebook::{self, Codebook, MAX_LEVEL, WIDTH, odd};
+use super::codebook::{self, Codebook, MAX_LEVEL, Query, WIDTH, odd};
 use super::codebook_nearest::Nearest;
 use super::float::saturate;
-use super::search::nearest;
+use super::search::nearest_one;
 use super::tabled::{self, Scales};
 use crate::codec::{CodecId, Float};
+use crate::simd::{IntLanes, Kernel, Lanes, dispatch, nearest};
 use std::marker::PhantomData;
 
 /// Weights per super-block.
@@ -78,6 +79,7 @@ struct Sub {
 }
 
 impl Sub {
+    #[inline(always)]
     fn new<L: Layout>(x: &[f32], sigma2: f32, importance: Option<&[f32]>) -> Self {
         let w: [f32; SUB] = match importance {
             Some(q) => std::array::from_fn(|i| q[i] * (sigma2 + x[i] * x[i]).sqrt()),
@@ -116,68 +118,198 @@ impl Sub {
 
     /// The level of each weight of group `k` by itself.
     fn cell(&self, k: usize, inverse: f32) -> usize {
-        codebook::cell(std::array::from_fn(|i| {
-            nearest(0.5 * (inverse * self.x[WIDTH * k + i] - 1.0)).clamp(0, MAX_LEVEL) as u8
-        }))
+        let level = |i: usize| nearest_one(0.5 * (inverse * self.x[WIDTH * k + i] - 1.0)).clamp(0, MAX_LEVEL) as u8;
+        codebook::cell(std::array::from_fn(level))
     }
-    /// The point for group `k`, and whether it is at the group's own cell.
-    fn point(&self, book: &Codebook, k: usize, inverse: f32, scale: f32) -> (u16, bool) {
-        let cell = self.cell(k, inverse);
-        match book.at(cell) {
-            Some(point) => (point, true),
-            None => {
-                let at = WIDTH * k..WIDTH * (k + 1);
-                (book.nearest_neighbour(cell, scale, &self.x[at.clone()], &self.root[at]), false)
-            }
-        }
-    }
-    /// Σ w x q and Σ w q².
-    fn sums(&self, book: &Codebook, points: &[u16; GROUPS]) -> (f32, f32) {
-        let (mut qx, mut q2) = (0f32, 0f32);
-        for (i, l) in points.iter().flat_map(|&p| book.levels(p)).enumerate() {
-            let q = odd(l);
-            qx += self.w[i] * self.x[i] * q;
-            q2 += self.w[i] * q * q;
-        }
-        (qx, q2)
+    /// What neighbours of group `k` are compared for, at scales between these.
+    #[inline(always)]
+    fn query(&self, k: usize, scales: (f32, f32)) -> Query {
+        Query::new(&self.x[WIDTH * k..][..WIDTH], &self.root[WIDTH * k..][..WIDTH], scales)
     }
 
-    /// ggml's scale and points of the sub-block.
-    fn search<L: Layout>(&self, max: f32) -> (f32, [u16; GROUPS]) {
+    /// ggml's scale of the sub-block, and the cells of its points (`quantize_row_iq3_s_impl` and `quantize_row_iq3_xxs_impl`).
+    #[inline(always)]
+    fn search<F: Lanes, L: Layout>(&self, max: f32) -> (f32, [usize; GROUPS]) {
         let book = L::book();
-        let top = odd(MAX_LEVEL as u8);
-        let (mut best, mut scale) = (0f32, max / top);
-        let (mut points, mut kept) = ([0u16; GROUPS], [L::KEEP; GROUPS]);
-        for step in -L::TRIES..=L::TRIES {
-            let inverse = (top + step as f32 * 0.2) / max;
-            let found: [(u16, bool); GROUPS] = std::array::from_fn(|k| self.point(book, k, inverse, 1.0 / inverse));
-            let trial = found.map(|f| f.0);
-            let (qx, q2) = self.sums(book, &trial);
-            if q2 > 0.0 && qx * qx > best * q2 {
-                scale = qx / q2;
-                best = scale * qx;
-                (points, kept) = (trial, found.map(|f| f.1));
+        let trials = Trials::new::<L>(max);
+        let own = self.cells::<F>(&trials);
+        let found = self.settle::<F>(book, &trials, &own);
+        let (qx, q2) = self.sums::<F>(&trials, &found);
+
+        let (mut best, mut scale, mut chosen) = (0f32, max / TOP, None);
+        for t in 0..trials.n {
+            if q2[t] > 0.0 && qx[t] * qx[t] > best * q2[t] {
+                scale = qx[t] / q2[t];
+                best = scale * qx[t];
+                chosen = Some(t);
             }
         }
+        // Without a good trial, IQ3_XXS keeps the lowest point everywhere; IQ3_S seeks points at the scale it began with.
+        let mut cells = std::array::from_fn(|k| chosen.map_or(0, |t| found[k][t] as usize));
+        let kept: [bool; GROUPS] = std::array::from_fn(|k| chosen.map_or(L::KEEP, |t| found[k][t] == own[k][t]));
         if kept.contains(&false) && scale > 0.0 {
             let inverse = 1.0 / scale;
-            for (k, point) in points.iter_mut().enumerate() {
+            for (k, cell) in cells.iter_mut().enumerate() {
                 if !(L::KEEP && kept[k]) {
-                    *point = self.point(book, k, inverse, scale).0;
+                    *cell = self.cell(k, inverse);
+                    if book.at(*cell).is_none() {
+                        *cell = book.nearest_neighbour::<F>(*cell, &self.query(k, (scale, scale)), scale);
+                    }
                 }
             }
-            let (qx, q2) = self.sums(book, &points);
+            let (mut qx, mut q2) = (0f32, 0f32);
+            for (i, l) in cells.iter().flat_map(|&c| codebook::levels(c)).enumerate() {
+                let q = odd(l);
+                qx += self.w[i] * self.x[i] * q;
+                q2 += self.w[i] * q * q;
+            }
             if q2 > 0.0 {
                 scale = qx / q2;
             }
         }
-        (scale, points)
+        (scale, cells)
+    }
+
+    /// Each group's own cell in each trial. Lanes are trials.
+    #[inline(always)]
+    fn cells<F: Lanes>(&self, trials: &Trials) -> [Row; GROUPS] {
+        let mut cells = [[0i32; MAX_TRIALS]; GROUPS];
+        let (zero, top) = (F::Int::splat(0), F::Int::splat(MAX_LEVEL));
+        for (cells, x) in cells.iter_mut().zip(self.x.as_chunks::<WIDTH>().0) {
+            for t in (0..trials.n).step_by(F::N) {
+                let inverse = F::load(&trials.inverses[t..]);
+                let level = |x: f32| nearest(F::splat(0.5) * (inverse * F::splat(x) - F::splat(1.0))).max(zero).min(top);
+                let low = level(x[0]) | level(x[1]).shl::<3>();
+                let high = level(x[2]).shl::<6>() | level(x[3]).shl::<9>();
+                (low | high).store(&mut cells[t..]);
+            }
+        }
+        cells
+    }
+
+    /// The cells of the points: the own cell where there is a point, that of the nearest neighbour otherwise. Levels only rise from
+    /// trial to trial, so that trials with the same cell follow one another and are settled together.
+    #[inline(always)]
+    fn settle<F: Lanes>(&self, book: &Codebook, trials: &Trials, own: &[Row; GROUPS]) -> [Row; GROUPS] {
+        let mut found = *own;
+        for (k, (own, found)) in own.iter().zip(&mut found).enumerate() {
+            let query = self.query(k, (trials.scales[trials.n - 1], trials.scales[0]));
+            let mut start = 0;
+            while start < trials.n {
+                let cell = own[start];
+                let mut end = start + 1;
+                while end < trials.n && own[end] == cell {
+                    end += 1;
+                }
+                if book.at(cell as usize).is_none() {
+                    book.nearest_neighbours::<F>(cell as usize, &query, &trials.scales[start..end], &mut found[start..end]);
+                }
+                start = end;
+            }
+        }
+        found
+    }
+
+    /// Σ w x q and Σ w q² of each trial. Lanes are trials.
+    #[inline(always)]
+    fn sums<F: Lanes>(&self, trials: &Trials, cells: &[Row; GROUPS]) -> ([f32; MAX_TRIALS], [f32; MAX_TRIALS]) {
+        let (mut sums_qx, mut sums_q2) = ([0f32; MAX_TRIALS], [0f32; MAX_TRIALS]);
+        for t in (0..trials.n).step_by(F::N) {
+            let (mut qx, mut q2) = (F::zero(), F::zero());
+            for (k, cells) in cells.iter().enumerate() {
+                let cell = F::Int::load(&cells[t..]);
+                let levels = [cell, cell.shr::<3>(), cell.shr::<6>(), cell.shr::<9>()];
+                for (i, level) in levels.into_iter().enumerate() {
+                    let level = F::from_int(level & F::Int::splat(MAX_LEVEL));
+                    let q = level + level + F::splat(1.0);
+                    let (w, x) = (self.w[WIDTH * k + i], self.x[WIDTH * k + i]);
+                    qx = qx + F::splat(w * x) * q;
+                    q2 = q2 + F::splat(w) * q * q;
+                }
+            }
+            qx.store(&mut sums_qx[t..]);
+            q2.store(&mut sums_q2[t..]);
+        }
+        (sums_qx, sums_q2)
+    }
+}
+
+/// The odd number of the largest level.
+const TOP: f32 = odd(MAX_LEVEL as u8);
+/// Room for all trials, in whole registers of any width.
+const MAX_TRIALS: usize = 32;
+/// A number per trial.
+type Row = [i32; MAX_TRIALS];
+
+/// The scales that are tried for a sub-block, falling.
+struct Trials {
+    n: usize,
+    scales: [f32; MAX_TRIALS],
+    /// Of the scales; the first trial's beyond the last.
+    inverses: [f32; MAX_TRIALS],
+}
+
+impl Trials {
+    #[inline(always)]
+    fn new<L: Layout>(max: f32) -> Self {
+        let n = 2 * L::TRIES as usize + 1;
+        let mut trials = Trials { n, scales: [0.0; MAX_TRIALS], inverses: [0.0; MAX_TRIALS] };
+        for (t, (scale, inverse)) in trials.scales.iter_mut().zip(&mut trials.inverses).enumerate() {
+            let step = if t < n { t as i32 - L::TRIES } else { -L::TRIES };
+            *inverse = (TOP + step as f32 * 0.2) / max;
+            *scale = 1.0 / *inverse;
+        }
+        trials
+    }
+}
+
+/// Twice the mean squares of super-blocks. Several at a time, as each sum is a chain of additions.
+#[inline(always)]
+fn sigma2(x: &[f32], out: &mut [f32; TOGETHER]) {
+    let mut sums = [0f32; TOGETHER];
+    for i in 0..LEN {
+        for (b, sum) in sums.iter_mut().enumerate() {
+            let x = x[(b * LEN + i).min(x.len() - 1)];
+            *sum += x * x;
+        }
+    }
+    *out = sums.map(|sum| 2.0 * sum / LEN as f32);
+}
+
+/// Super-blocks whose mean squares are summed together.
+const TOGETHER: usize = 8;
+
+/// Encodes rows.
+struct Encoder<'a, L> {
+    rows: &'a [f32],
+    row_len: usize,
+    importance: Option<&'a [f32]>,
+    out: &'a mut [u8],
+    layout: PhantomData<L>,
+}
+
+impl<L: Layout> Kernel for Encoder<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        let chunks = self.rows.chunks(TOGETHER * LEN).zip(self.out.chunks_mut(TOGETHER * L::BYTES));
+        for (c, (x, out)) in chunks.enumerate() {
+            let mut squares = [0f32; TOGETHER];
+            sigma2(x, &mut squares);
+            for (b, (x, out)) in x.chunks_exact(LEN).zip(out.chunks_exact_mut(L::BYTES)).enumerate() {
+                let column = (c * TOGETHER + b) * LEN % self.row_len;
+                let importance = self.importance.map(|q| &q[column..][..LEN]);
+                L::write(&reference::<F, L>(x, squares[b], importance), out);
+            }
+        }
     }
 }
 
 /// ggml's encoder.
-pub(super) fn reference<L: Layout>(x: &[f32], importance: Option<&[f32]>) -> Block {
-    let sigma2 = 2.0 * x.iter().fold(0f32, |sum, &x| sum + x * x) / LEN as f32;
+#[inline(always)]
+fn reference<F: Lanes, L: Layout>(x: &[f32], sigma2: f32, importance: Option<&[f32]>) -> Block {
+    let book = L::book();
     let mut block = Block::ZERO;
     let mut scales = [0f32; SUBS];
     let mut place = 0;
@@ -189,11 +321,12 @@ pub(super) fn reference<L: Layout>(x: &[f32], importance: Option<&[f32]>) -> Blo
             place += !L::SLIPS as usize;
             continue;
         }
-        let (found, points) = sub.search::<L>(max);
+        let (found, cells) = sub.search::<F, L>(max);
         // A negative scale has its sign moved to the weights; it takes numbers at the ends of f32's range.
         let flip = if found < 0.0 { 0xff } else { 0 };
         *scale = found.abs();
-        for (k, &point) in points.iter().enumerate() {
+        for (k, &cell) in cells.iter().enumerate() {
+            let point = book.at(cell).unwrap_or_default();
             block.points[GROUPS * place + k] |= point & 0xff;
             block.points[GROUPS * s + k] |= point & 0xff00;
         }
@@ -209,7 +342,7 @@ pub(super) fn reference<L: Layout>(x: &[f32], importance: Option<&[f32]>) -> Blo
     let d = max / 31.0;
     block.d = saturate(Float::F16, d * L::FUDGE);
     let inverse = 1.0 / d;
-    block.ints = scales.map(|s| nearest(0.5 * (inverse * s - 1.0)).clamp(0, 15) as u8);
+    block.ints = scales.map(|s| nearest_one(0.5 * (inverse * s - 1.0)).clamp(0, 15) as u8);
     block
 }
 
@@ -279,9 +412,7 @@ impl<L: Layout> tabled::Layout for Tabled<L> {
         Scales { d: block.d, ints: block.ints.map(i16::from) }
     }
     fn encode(rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
-        for (i, (x, out)) in rows.chunks_exact(LEN).zip(out.chunks_exact_mut(L::BYTES)).enumerate() {
-            L::write(&reference::<L>(x, importance.map(|q| &q[i * LEN % row_len..][..LEN])), out);
-        }
+        dispatch(Encoder::<L> { rows, row_len, importance, out, layout: PhantomData });
     }
 }
 

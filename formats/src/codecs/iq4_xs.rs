@@ -4,7 +4,7 @@
 use super::float::{self, saturate};
 use super::iq4;
 use super::legacy::{read_nibbles, write_nibbles};
-use super::search::{extreme, nearest};
+use super::search::{extreme, nearest_one};
 use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::tabled::{Layout, MAX_LEN, MAX_SUBS, SUB, Scales};
 use crate::codec::{CodecId, Float};
@@ -80,7 +80,7 @@ impl SideBySide for IQ4XS {
             let scales = scales.map(|s| s[lane]);
             let d = -extreme(&scales) / 32.0;
             let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
-            let ints = scales.map(|s| nearest(inverse * s).clamp(-32, 31));
+            let ints = scales.map(|s| nearest_one(inverse * s).clamp(-32, 31));
             write_scales(&Scales { d: saturate(Float::F16, d), ints: ints.map(|i| i as i16) }, out);
             let subs = group.block(lane).chunks_exact(SUB).zip(out[CODES..].chunks_exact_mut(SUB / 2));
             for ((x, out), int) in subs.zip(ints) {
