@@ -29,7 +29,7 @@ pub(super) struct Codebook {
     at: Vec<u16>,
     /// Where each cell's neighbours begin in `neighbours`, and where the last one's end.
     starts: Vec<u32>,
-    /// Points near the cells without a point, by distance, then by index: the order decides between equals.
+    /// The cells of points near cells without one, by distance, then by the points' index: the order decides between equals.
     neighbours: Vec<u16>,
     /// The odd numbers of the neighbours: of each cell's, all first weights', then all second weights', ...
     odds: Vec<f32>,
@@ -72,10 +72,10 @@ impl Codebook {
         let mut rings = vec![Vec::new(); WIDTH * (MAX_LEVEL * MAX_LEVEL) as usize + 1];
         for (centre, &point) in at.iter().enumerate() {
             if point == NONE {
-                for (i, &point) in points.iter().enumerate() {
+                for &point in points {
                     let far = |(a, b): (u8, u8)| a.abs_diff(b) as usize * a.abs_diff(b) as usize;
                     let distance = levels(centre).into_iter().zip(levels(point as usize)).map(far).sum::<usize>();
-                    rings[distance].push(i as u16);
+                    rings[distance].push(point);
                 }
                 for ring in rings.iter().filter(|r| !r.is_empty()).take(distances) {
                     neighbours.extend_from_slice(ring);
@@ -88,7 +88,7 @@ impl Codebook {
         for ends in starts.windows(2) {
             let near = &neighbours[ends[0] as usize..ends[1] as usize];
             for i in 0..WIDTH {
-                odds.extend(near.iter().map(|&p| odd(levels(points[p as usize] as usize)[i])));
+                odds.extend(near.iter().map(|&near| odd(levels(near as usize)[i])));
             }
         }
         // Lanes beyond the last neighbour read on.
@@ -108,95 +108,89 @@ impl Codebook {
     pub fn at(&self, cell: usize) -> Option<u16> {
         Some(self.at[cell]).filter(|&p| p != NONE)
     }
-    /// The points near a cell that has none.
+    /// The cells of the points near a cell that has none.
     pub fn neighbours(&self, cell: usize) -> &[u16] {
         &self.neighbours[self.starts[cell] as usize..self.starts[cell + 1] as usize]
     }
 
     /// The neighbour of `cell` that is nearest to the query at this scale; the first of equals. Every sum is in ggml's order
     /// (`iq3_find_best_neighbour`), because the bytes depend on it.
-    fn nearest_in_order(&self, cell: usize, query: &Query, scale: f32) -> u16 {
+    #[inline(never)]
+    fn nearest_in_order(&self, cell: usize, query: &Query, scale: f32) -> i32 {
         let near = self.neighbours(cell);
         let (mut best, mut least) = (near[0], f32::MAX);
-        for &point in near {
+        for &near in near {
             let mut distance = 0f32;
-            for ((&x, &w), l) in query.x.iter().zip(&query.weights).zip(self.levels(point)) {
+            for ((&x, &w), l) in query.x.iter().zip(&query.weights).zip(levels(near as usize)) {
                 let diff = scale * odd(l) - x;
                 distance += w * diff * diff;
             }
             if distance < least {
-                (best, least) = (point, distance);
+                (best, least) = (near, distance);
             }
         }
-        best
+        i32::from(best)
     }
 
-    /// The cell of [`Codebook::nearest_in_order`]'s neighbour.
+    /// [`Codebook::nearest_in_order`] for several scales.
     #[inline(always)]
-    pub fn nearest_neighbour<F: Lanes>(&self, cell: usize, query: &Query, scale: f32) -> usize {
-        let point = match self.winners::<F, 1>(cell, query, [scale]) {
-            [Some(point)] => point,
-            _ => self.nearest_in_order(cell, query, scale),
-        };
-        self.points[point as usize] as usize
-    }
-
-    /// [`Codebook::nearest_neighbour`] for several scales, which fall.
-    ///
-    /// Less |x|² and divided by the scale, a distance is linear in the scale. So a neighbour that is nearest at both ends is nearest
-    /// between them, if it is by more than rounding can hide.
-    #[inline(always)]
-    pub fn nearest_neighbours<F: Lanes>(&self, cell: usize, query: &Query, scales: &[f32], cells: &mut [i32]) {
-        if let [first, .., last] = *scales
-            && let [Some(a), Some(b)] = self.winners::<F, 2>(cell, query, [first, last])
-            && a == b
-        {
-            cells.fill(i32::from(self.points[a as usize]));
-            return;
-        }
-        for (to, &scale) in cells.iter_mut().zip(scales) {
-            *to = self.nearest_neighbour::<F>(cell, query, scale) as i32;
+    pub fn nearest_neighbours<F: Lanes>(&self, cell: usize, query: &Query, scales: &[f32], nearest: &mut [i32]) {
+        let n = self.neighbours(cell).len();
+        if n <= F::N {
+            self.compare::<F, 1>(cell, query, scales, nearest);
+        } else if n <= 2 * F::N {
+            self.compare::<F, 2>(cell, query, scales, nearest);
+        } else if n <= 5 * F::N {
+            self.compare::<F, 5>(cell, query, scales, nearest);
+        } else {
+            for (nearest, &scale) in nearest.iter_mut().zip(scales) {
+                *nearest = self.nearest_in_order(cell, query, scale);
+            }
         }
     }
 
-    /// For each scale the neighbour that is nearest by more than rounding can hide, if there is one. Lanes are neighbours.
+    /// The same with a neighbour per lane, of at most `V` times as many lanes. Less |x|² and divided by the scale, a distance is
+    /// linear in the scale: two coefficients per neighbour do for all scales. Where one neighbour wins by more than rounding can
+    /// hide, it is the one; otherwise distances are summed in order.
     #[inline(always)]
-    fn winners<F: Lanes, const M: usize>(&self, cell: usize, query: &Query, scales: [f32; M]) -> [Option<u16>; M] {
+    fn compare<F: Lanes, const V: usize>(&self, cell: usize, query: &Query, scales: &[f32], nearest: &mut [i32]) {
         let near = self.neighbours(cell);
         let n = near.len();
-        let odds = &self.odds[WIDTH * self.starts[cell] as usize..][..WIDTH * n + MAX_LANES];
-        let infinite = F::splat(f32::INFINITY);
-        let (mut best, mut second, mut at) = ([infinite; M], [infinite; M], [F::zero(); M]);
-        let mut i = 0;
-        while i < n {
-            let (mut linear, mut constant) = (F::zero(), F::zero());
+        let odds = &self.odds[WIDTH * self.starts[cell] as usize..];
+        let (mut slope, mut constant) = ([F::zero(); V], [F::splat(f32::NEG_INFINITY); V]);
+        for v in 0..V {
+            let at = v * F::N;
+            if at >= n {
+                break;
+            }
+            let mut sum = F::zero();
             for k in 0..WIDTH {
-                let q = F::load(&odds[k * n + i..]);
-                linear = linear + F::splat(query.weights[k]) * q * q;
-                constant = constant + F::splat(query.twice[k]) * q;
+                let q = F::load(&odds[k * n + at..]);
+                slope[v] = slope[v] + F::splat(query.weights[k]) * q * q;
+                sum = sum + F::splat(query.twice[k]) * q;
             }
-            let inside = F::load(&COUNT).lt(F::splat((n - i) as f32));
-            for m in 0..M {
-                let score = F::select(inside, linear * F::splat(scales[m]) - constant, infinite);
-                let less = score.lt(best[m]);
-                second[m] = F::select(less, best[m], score.min(second[m]));
-                best[m] = F::select(less, score, best[m]);
-                at[m] = F::select(less, F::splat(i as f32), at[m]);
-            }
-            i += F::N;
+            // Lanes beyond the last neighbour never win.
+            constant[v] = F::select(F::load(&COUNT).lt(F::splat((n - at) as f32)), sum, constant[v]);
         }
-        let mut winners = [None; M];
-        for m in 0..M {
-            let bound = F::splat(least(best[m]) + query.margin);
-            let close = best[m].le(bound).bits();
-            if close.count_ones() == 1 && !second[m].le(bound).any() {
-                let lane = close.trailing_zeros() as usize;
-                let mut starts = [0f32; MAX_LANES];
-                at[m].store(&mut starts);
-                winners[m] = Some(near[starts[lane] as usize + lane]);
+        for (nearest, &scale) in nearest.iter_mut().zip(scales) {
+            let mut scores = [F::zero(); V];
+            let mut best = slope[0] * F::splat(scale) - constant[0];
+            scores[0] = best;
+            for v in 1..V {
+                scores[v] = slope[v] * F::splat(scale) - constant[v];
+                best = best.min(scores[v]);
             }
+            let bound = F::splat(least(best) + query.margin);
+            let mut close = 0u128;
+            for v in 0..V {
+                close |= u128::from(scores[v].le(bound).bits()) << (v * F::N);
+            }
+            *nearest = if close.is_power_of_two() {
+                i32::from(near[close.trailing_zeros() as usize])
+            } else {
+                self.nearest_in_order(cell, query, scale)
+            };
         }
-        winners
     }
 }
 
@@ -222,7 +216,7 @@ impl Query {
     /// `scales` are the least and the greatest that will occur.
     ///
     /// The margin: with u = 2⁻²⁴ and q the odd numbers, a distance Σ w (s·q − x)² computed in f32 is off by at most 10 u·S, where
-    /// S = Σ w (s·q + |x|)², and s times a score of [`Codebook::winners`] by at most 8 u·S. Two neighbours whose scores differ by
+    /// S = Σ w (s·q + |x|)², and s times a score of [`Codebook::compare`] by at most 8 u·S. Two neighbours whose scores differ by
     /// 36 u·S / s are therefore ordered as ggml orders them. Where S is so small or so large that products leave f32's normal range,
     /// nothing is certain.
     #[inline(always)]
@@ -246,6 +240,7 @@ impl Query {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::{Kernel, Portable, dispatch};
 
     #[test]
     fn every_cell_has_a_point_or_neighbours() {
@@ -276,8 +271,45 @@ mod tests {
                 all.sort();
                 let mut kinds: Vec<i32> = all.iter().map(|a| a.0).collect();
                 kinds.dedup();
-                let want: Vec<u16> = all.iter().filter(|a| a.0 <= kinds[distances - 1]).map(|a| a.1).collect();
+                let near = all.iter().filter(|a| a.0 <= kinds[distances - 1]);
+                let want: Vec<u16> = near.map(|a| cell(book.levels(a.1)) as u16).collect();
                 assert_eq!(book.neighbours(c), want, "cell {c}");
+            }
+        }
+    }
+
+    /// All scales of a query, with the widest lanes.
+    struct Wide<'a>(&'a Codebook, usize, &'a Query, &'a [f32]);
+
+    impl Kernel for Wide<'_> {
+        type Output = Vec<i32>;
+        #[inline(always)]
+        fn run<F: Lanes>(self) -> Vec<i32> {
+            let mut nearest = vec![-1; self.3.len()];
+            self.0.nearest_neighbours::<F>(self.1, self.2, self.3, &mut nearest);
+            nearest
+        }
+    }
+
+    #[test]
+    fn lanes_find_what_the_order_finds() {
+        let mut random = 7u32;
+        let mut next = || {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 8) as f32 / 16_777_216.0
+        };
+        for book in [&*IQ3_XXS, &*IQ3_S] {
+            for c in (0..CELLS).filter(|&c| book.at(c).is_none()) {
+                // Of any size, from where products vanish to where they overflow; coarse numbers have neighbours at equal distances.
+                let size = [1.0, 1e-3, 1e-9, 1e-20, 1e12, 1e19][c % 6];
+                let coarse = c % 3 == 0;
+                let x = levels(c).map(|l| size * (odd(l) + if coarse { 0.0 } else { 2.0 * next() - 1.0 }));
+                let w: [f32; WIDTH] = std::array::from_fn(|_| if coarse { 1.0 } else { next() * size });
+                let scales: Vec<f32> = (0..7).map(|i| size * (1.12 - 0.04 * i as f32)).collect();
+                let query = Query::new(&x, &w, (scales[6], scales[0]));
+                let want: Vec<i32> = scales.iter().map(|&s| book.nearest_in_order(c, &query, s)).collect();
+                assert_eq!(dispatch(Wide(book, c, &query, &scales)), want, "cell {c}");
+                assert_eq!(Wide(book, c, &query, &scales).run::<Portable<1>>(), want, "cell {c}");
             }
         }
     }

@@ -92,7 +92,8 @@ mod tests {
             for i in 0..4000 {
                 let most = values[7] * [0.3, 1.0, 1.3, 4.0][i % 4];
                 let x: [f32; 4] = std::array::from_fn(|_| next(1.2 * most) - 0.2 * most);
-                let distance = |l: [u8; 4]| -> f64 { l.iter().zip(x).map(|(&l, x)| (values[l as usize] as f64 - x as f64).powi(2)).sum() };
+                let distance =
+                    |l: [u8; 4]| -> f64 { l.iter().zip(x).map(|(&l, x)| (values[l as usize] as f64 - x as f64).powi(2)).sum() };
                 let found = distance(nearest.find(x).0);
                 let least = (0..book.len() as u16).map(|p| distance(book.levels(p))).fold(f64::INFINITY, f64::min);
                 assert!(found <= least * (1.0 + 1e-5), "{x:?}: {found} {least}");

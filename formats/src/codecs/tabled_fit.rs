@@ -244,7 +244,8 @@ fn candidates<L: Layout>(minima: &[(f32, Moments)]) -> Vec<f32> {
         return vec![largest / L::factor(L::INTS.0)];
     }
     let cost = |d: f32| -> f64 {
-        let miss = |(step, m): &(f32, Moments)| m.tt * (*step as f64 - (d * L::factor(nearest_int::<L>(d, *step))) as f64).powi(2);
+        let miss =
+            |(step, m): &(f32, Moments)| m.tt * (*step as f64 - (d * L::factor(nearest_int::<L>(d, *step))) as f64).powi(2);
         minima.iter().map(miss).sum()
     };
     // The largest step on either end of the integers or somewhat inside.
