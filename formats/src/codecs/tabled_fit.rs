@@ -118,7 +118,9 @@ impl<L: Layout> Problem<L> {
         // Where the values are as many below zero as above, a step and its negative give the same.
         let ends = if low == -high { vec![extreme.abs() / high] } else { vec![extreme / low, extreme / high] };
         let fine = (0..20).map(|i| 0.8 + 0.025 * i as f32);
-        let shrinks: Vec<f32> = [0.3, 0.36, 0.43, 0.5, 0.58, 0.65, 0.72].into_iter().chain(fine).collect();
+        // Beyond the fine ones: for blocks whose largest weights matter little, and for those that need few of the values.
+        let coarse = [0.3, 0.36, 0.43, 0.5, 0.58, 0.65, 0.72, 1.5, 2.0, 3.0, 5.0, 15.0];
+        let shrinks: Vec<f32> = fine.chain(coarse).collect();
         ends.into_iter().flat_map(move |end| shrinks.clone().into_iter().map(move |f| end * f))
     }
 
