@@ -157,9 +157,13 @@ pub enum Micro {
 
 impl CodecId {
     /// The ggml block formats that have a grid, widest last.
-    pub const GGML: [CodecId; 10] = [
+    pub const GGML: [CodecId; 14] = [
         CodecId::Q2K,
+        CodecId::IQ3XXS,
+        CodecId::IQ3S,
         CodecId::Q3K,
+        CodecId::IQ4XS,
+        CodecId::IQ4NL,
         CodecId::Q4_0,
         CodecId::Q4K,
         CodecId::Q4_1,

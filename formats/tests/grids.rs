@@ -95,8 +95,9 @@ fn decode(c: &dyn Codec, bytes: &[u8]) -> Vec<f32> {
 
 fn round(g: &dyn Grid, scales: &BlockScales, x: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let (mut codes, mut values) = (vec![0; x.len()], vec![0.0; x.len()]);
-    for i in 0..x.len() {
-        g.round(scales, i, &x[i..=i], &mut codes[i..=i], &mut values[i..=i]);
+    for at in (0..x.len()).step_by(g.step()) {
+        let group = at..at + g.step();
+        g.round(scales, at, &x[group.clone()], &mut codes[group.clone()], &mut values[group]);
     }
     (codes, values)
 }
@@ -130,6 +131,8 @@ fn coarseness(id: CodecId) -> (f32, f32) {
         CodecId::Micro(Micro::Mxfp4) => (0.201, 0.0),
         CodecId::Micro(Micro::Nvfp4) => (0.2, 6.0 / 512.0),
         CodecId::Micro(Micro::Mxfp8) => (0.0626, 0.0),
+        // The table's values are at most 24 of 240 apart.
+        CodecId::IQ4NL | CodecId::IQ4XS => (0.08, 254e-6),
         // Half a step of the widest range, the clipped end of symmetric grids, coarse super-block minima, the smallest f16 steps.
         _ => (3.0 / steps + 0.02, steps * 2e-6),
     }
@@ -143,6 +146,14 @@ proptest! {
         let c = id.codec();
         let decoded = decode(c, &encode(c, &x, None));
         let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let g = c.grid().unwrap();
+        if g.step() > 1 {
+            // Points of a codebook are far apart, and the reference weighs errors by the weights' squares.
+            let squares: Vec<f32> = x.iter().map(|x| x * x).collect();
+            let (error, all) = (weighted_error(&x, &decoded, &squares), weighted_error(&x, &vec![0.0; x.len()], &squares));
+            prop_assert!(error <= 0.2 * all + 1e-8 * squares.iter().sum::<f32>() as f64, "{}: {error} of {all}", id);
+            return Ok(());
+        }
         let (relative, absolute) = coarseness(id);
         for (x, d) in x.iter().zip(&decoded) {
             prop_assert!((x - d).abs() <= largest * relative + absolute, "{}: {x} became {d}", id);
@@ -190,6 +201,10 @@ proptest! {
 
         let reference = decode(c, &encode(c, &x, Some(&importance)));
         let all: Vec<f32> = importance.iter().map(|&w| if importance.iter().all(|&w| w == 0.0) { 1.0 } else { w }).collect();
+        if g.step() > 1 && importance.iter().any(|&w| w != importance[0]) {
+            // Rounding to a codebook does not know importance, which the reference does: scales alone cannot make up for it.
+            return Ok(());
+        }
         let (ours, theirs) = (weighted_error(&x, &rounded, &all), weighted_error(&x, &reference, &all));
         let rounding = 1e-12 * weighted_error(&x, &vec![0.0; x.len()], &all);
         prop_assert!(ours <= theirs * 1.0001 + rounding, "{}: error {ours}, reference {theirs}", id);
@@ -203,6 +218,18 @@ proptest! {
         // The solver's weights have moved on since the fit.
         let moved: Vec<f32> = x.iter().map(|x| x * (1.0 + shift)).collect();
         let (_, rounded) = round(g, &scales, &moved);
+        if g.step() > 1 {
+            // Other points of the codebook: those of other weights.
+            let error = |values: &[f32], at: usize| weighted_error(&moved[at..][..g.step()], &values[at..][..g.step()], &vec![1.0; g.step()]);
+            for factor in [0.0, 0.6, 0.9, 1.1, -1.0] {
+                let others: Vec<f32> = moved.iter().rev().zip(&moved).map(|(o, x)| factor * x + 0.2 * (1.0 - factor) * o).collect();
+                let others = round(g, &scales, &others).1;
+                for at in (0..x.len()).step_by(g.step()) {
+                    prop_assert!(error(&rounded, at) <= error(&others, at) * 1.0001, "{} at {at}", id);
+                }
+            }
+            return Ok(());
+        }
         for i in 0..x.len() {
             let step = scales.step[i / scales.sub_len];
             let error = (rounded[i] - moved[i]).abs();
@@ -222,12 +249,17 @@ proptest! {
         // Codes of other weights: as after error feedback.
         let mut random = noise | 1;
         let mut next = || { random ^= random << 13; random ^= random >> 7; random ^= random << 17; (random >> 40) as f32 / 16_777_216.0 - 0.5 };
-        let mut codes = round(g, &start, &x).0;
-        for (i, code) in codes.iter_mut().enumerate() {
-            let moved = (*code as f32 + 4.0 * next()).clamp(0.0, g.max_code() as f32) as u8;
-            // e4m3 has codes that are no numbers.
-            *code = if g.value(&start, i, moved).is_finite() { moved } else { *code };
-        }
+        let codes = if g.step() > 1 {
+            round(g, &start, &x.iter().map(|x| x * (1.0 + next())).collect::<Vec<_>>()).0
+        } else {
+            let mut codes = round(g, &start, &x).0;
+            for (i, code) in codes.iter_mut().enumerate() {
+                let moved = (*code as f32 + 4.0 * next()).clamp(0.0, g.max_code() as f32) as u8;
+                // e4m3 has codes that are no numbers.
+                *code = if g.value(&start, i, moved).is_finite() { moved } else { *code };
+            }
+            codes
+        };
         let h = if full {
             let factors: Vec<Vec<f32>> = (0..6).map(|_| (0..n).map(|_| next()).collect()).collect();
             let entry = |i: usize, j: usize| factors.iter().map(|f| f[i] * f[j]).sum::<f32>() + if i == j { 0.05 } else { 0.0 };
@@ -285,6 +317,10 @@ fn fits_gain_on_the_reference() {
     let mlx = |bits| CodecId::MlxAffine { bits, group: 64, scale: Float::BF16 };
     let int = |bits, symmetric| CodecId::IntGroup { bits, group: 128, scale: Float::F16, symmetric };
     let expected = [
+        (CodecId::IQ3XXS, 1.00),
+        (CodecId::IQ3S, 1.00),
+        (CodecId::IQ4XS, 0.97),
+        (CodecId::IQ4NL, 0.97),
         (CodecId::Q4_0, 0.96),
         (CodecId::Q4_1, 0.94),
         (CodecId::Q5_0, 0.96),
