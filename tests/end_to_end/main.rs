@@ -8,6 +8,7 @@ mod evidence;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
+mod packed;
 mod pull;
 mod resume;
 mod support;
