@@ -68,16 +68,6 @@ impl PackedPlan {
         self
     }
 
-    /// The `config.json` to be written.
-    pub fn config(&self) -> &Value {
-        &self.config
-    }
-
-    /// The model's tensors.
-    pub fn tensors(&self) -> &[PlannedTensor] {
-        &self.layout.tensors
-    }
-
     /// Claims the disk space and starts writing. The folder appears as `path` on [`ArtifactWriter::finish`] and replaces whatever
     /// folder has that name.
     pub fn start(self, path: impl AsRef<Path>) -> Result<Box<dyn ArtifactWriter>> {
