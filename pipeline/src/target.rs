@@ -178,13 +178,20 @@ impl Target {
             }
         };
         // Only now, as a container may not have what the user wants for one tensor.
-        match plan.pairs().into_iter().find(|(_, codec)| !self.can_hold(*codec)) {
-            Some((role, codec)) => {
-                let message = format!("{} has no format {codec}", self.container().to_uppercase());
-                Err(Error::unsupported(message).tensor(role.to_string()).hint("choose a format of the target's container"))
-            }
-            None => Ok(plan),
+        let container = self.container().to_uppercase();
+        for (role, codec) in plan.pairs() {
+            let refused = match (self.packed(), codec.float()) {
+                _ if !self.can_hold(codec) => format!("{container} has no format {codec}"),
+                (Some(_), None) if role.layer.is_none() => format!("{container} keeps embedding and output matrix dense"),
+                _ => continue,
+            };
+            return Err(Error::unsupported(refused).tensor(role.to_string()).hint("choose a format of the target's container"));
         }
+        if self.packed().is_some() && plan.entries.iter().all(|e| e.codec.float().is_some()) {
+            let message = format!("no matrix of this model can be {}", self.base(dense));
+            return Err(Error::unsupported(message).hint("choose a smaller group, or another format"));
+        }
+        Ok(plan)
     }
 
     /// Whether tensors of the container can have this format.

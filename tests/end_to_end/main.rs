@@ -9,6 +9,7 @@ mod examine;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
+mod packed;
 mod pull;
 mod resume;
 mod support;
