@@ -40,7 +40,7 @@ artifacts=("$out"/*.gguf "$out"/{best,gptq}/*.gguf "$out"/*-8bit "$out"/{best,gp
 [ ${#artifacts[@]} -eq 9 ] || { echo "not the artifacts that were asked for: ${artifacts[*]}" >&2; exit 1; }
 
 check check.py "${artifacts[@]}"
-check check.py "${mlx[@]%/}"
+check check.py "${mlx[@]%/}" --texts 2
 check metadata.py datasets/demo "${artifacts[@]}"
 check perplexity.py datasets/text/evaluation/prose.txt --windows 12 "$out"/bitsmith-demo-{BF16,Q8_0}.gguf "$out"/best/*.gguf
 check architectures.py datasets/demo
