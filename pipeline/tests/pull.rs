@@ -321,7 +321,8 @@ fn a_repository_without_safetensors() {
     state.files.remove(WEIGHTS);
     state.files.insert("tiny-q8_0.gguf".into(), b"GGUF".to_vec());
     // PyTorch's weights, where there are no others.
-    let pulled = Test::new(state).pull().unwrap();
+    let test = Test::new(state);
+    let pulled = test.pull().unwrap();
     assert!(pulled.path.join("pytorch_model.bin").is_file() && !pulled.path.join("tiny-q8_0.gguf").exists());
     let mut state = repository();
     state.files.remove(WEIGHTS);
