@@ -154,9 +154,23 @@ pub enum Micro {
 }
 
 impl CodecId {
-    /// The ggml block formats that have a grid, widest last.
-    pub const GGML: [CodecId; 8] =
-        [CodecId::Q4_0, CodecId::Q4K, CodecId::Q4_1, CodecId::Q5_0, CodecId::Q5K, CodecId::Q5_1, CodecId::Q6K, CodecId::Q8_0];
+    /// The ggml block formats, narrowest first.
+    pub const GGML: [CodecId; 14] = [
+        CodecId::Q1_0,
+        CodecId::TQ1_0,
+        CodecId::TQ2_0,
+        CodecId::Q2_0,
+        CodecId::MXFP4,
+        CodecId::Q4_0,
+        CodecId::Q4K,
+        CodecId::NVFP4,
+        CodecId::Q4_1,
+        CodecId::Q5_0,
+        CodecId::Q5K,
+        CodecId::Q5_1,
+        CodecId::Q6K,
+        CodecId::Q8_0,
+    ];
 
     /// The codec itself.
     pub fn codec(self) -> &'static dyn Codec {

@@ -1,4 +1,5 @@
-//! Formats whose blocks have one scale and no finer structure: ggml's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MLX's affine groups.
+//! Formats whose blocks have one scale and no finer structure: ggml's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_0, TQ1_0, TQ2_0 and MLX's
+//! affine groups.
 //! The value of a code is `scale · (code − zero)` or `scale · code + bias`.
 
 use super::fit::{self, Line, Problem};
@@ -7,7 +8,7 @@ use super::gram::{Pair, dot};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
 
 /// The longest block.
-pub(super) const MAX_LEN: usize = 128;
+pub(super) const MAX_LEN: usize = 256;
 
 /// Density of the search in [`Grid::fit`], and how many of its results are taken to storage precision.
 const STRIDE: f32 = 0.4;

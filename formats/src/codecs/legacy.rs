@@ -1,81 +1,113 @@
-//! Bits and encoders that ggml's formats of 32 weights share.
+//! ggml's Q4_0, Q4_1, Q5_0 and Q5_1: 32 weights with an f16 scale and, in the `_1` formats, an f16 minimum.
+//!
+//! A block's bytes: scale; minimum if there is one (the value of code 0; without it zero has the middle code); in the 5-bit
+//! formats the codes' fifth bits as a u32 (bit i for code i); 16 bytes of which byte j holds the low four bits of codes j (low
+//! half) and j + 16 (high half).
 
-use super::{float, search};
-use crate::codec::Float;
+use super::block::{extreme, inverse, range, read_half, write_half};
+use super::flat::{Layout, Shape};
+use super::search;
+use crate::codec::{CodecId, Float};
 
-/// Weights per block.
-pub(super) const LEN: usize = 32;
+const LEN: usize = 32;
 
-/// Writes codes of up to four bits: byte j holds code j (low half) and code j + 16 (high half).
-pub(super) fn write_nibbles(codes: &[u8], out: &mut [u8]) {
-    let (low, high) = codes.split_at(LEN / 2);
-    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-        *out = (low & 15) | high << 4;
-    }
-}
-/// The inverse of [`write_nibbles`].
-pub(super) fn read_nibbles(bytes: &[u8], codes: &mut [u8]) {
-    let (low, high) = codes.split_at_mut(LEN / 2);
-    for ((low, high), b) in low.iter_mut().zip(high).zip(bytes) {
-        *low = b & 15;
-        *high = b >> 4;
-    }
-}
-/// Writes codes of five bits: the fifth bits as a u32 (bit i for code i), then the others as [`write_nibbles`] does.
-pub(super) fn write_fives(codes: &[u8], out: &mut [u8]) {
-    let high = codes.iter().enumerate().fold(0u32, |bits, (i, c)| bits | (*c as u32 >> 4 & 1) << i);
-    out[..4].copy_from_slice(&high.to_le_bytes());
-    write_nibbles(codes, &mut out[4..]);
-}
-/// The inverse of [`write_fives`].
-pub(super) fn read_fives(bytes: &[u8], codes: &mut [u8]) {
-    let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    read_nibbles(&bytes[4..], codes);
-    for (i, c) in codes.iter_mut().enumerate() {
-        *c |= ((high >> i & 1) << 4) as u8;
-    }
-}
-/// The f16 number `i` of a block.
-pub(super) fn read_half(bytes: &[u8], i: usize) -> f32 {
-    float::read(Float::F16, &bytes[2 * i..])
-}
-/// Writes the f16 number `i` of a block.
-pub(super) fn write_half(x: f32, i: usize, out: &mut [u8]) {
-    float::write(Float::F16, x, &mut out[2 * i..]);
+/// The format with codes of `BITS` bits, with a minimum or not.
+pub(super) struct Legacy<const BITS: u32, const MIN: bool>;
+
+impl<const BITS: u32, const MIN: bool> Legacy<BITS, MIN> {
+    const MAX: u8 = (1 << BITS) - 1;
+    const ZERO: u8 = 1 << (BITS - 1);
+    /// Where the fifth bits are, and where the low bits are.
+    const HIGH: usize = if MIN { 4 } else { 2 };
+    const LOW: usize = Self::HIGH + if BITS == 5 { 4 } else { 0 };
 }
 
-/// The reference encoder of Q4_0 and Q5_0: without importance, the extreme gets code 0.
-pub(super) fn symmetric(x: &[f32], weights: Option<&[f32]>, zero: u8, codes: &mut [u8]) -> [f32; 2] {
-    if let Some(weights) = weights {
-        return [search::symmetric(x, weights, zero as i32, codes), 0.0];
-    }
-    let d = search::extreme(x) / -(zero as f32);
-    let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
-    for (code, &v) in codes.iter_mut().zip(x) {
-        // The cast truncates; the sum is positive but for rounding errors.
-        *code = ((v * inverse + (zero as f32 + 0.5)) as i32).clamp(0, 2 * zero as i32 - 1) as u8;
-    }
-    [d, 0.0]
-}
-/// The reference encoder of Q4_1 and Q5_1: without importance, the codes span the block's range.
-pub(super) fn affine(x: &[f32], weights: Option<&[f32]>, levels: i32, codes: &mut [u8]) -> [f32; 2] {
-    if let Some(weights) = weights {
-        let (scale, min) = search::affine(x, weights, levels, search::WEIGHTED, codes);
-        return [scale, -min];
-    }
-    let (mut min, mut max) = (f32::MAX, -f32::MAX);
-    for &v in x {
-        if v < min {
-            min = v;
-        }
-        if v > max {
-            max = v;
+impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
+    fn id(&self) -> CodecId {
+        match (BITS, MIN) {
+            (4, false) => CodecId::Q4_0,
+            (4, true) => CodecId::Q4_1,
+            (_, false) => CodecId::Q5_0,
+            (_, true) => CodecId::Q5_1,
         }
     }
-    let d = (max - min) / levels as f32;
-    let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
-    for (code, &v) in codes.iter_mut().zip(x) {
-        *code = (((v - min) * inverse + 0.5) as i32).clamp(0, levels) as u8;
+    fn shape(&self) -> Shape {
+        Shape { max: Self::MAX, zero: (!MIN).then_some(Self::ZERO), float: Float::F16 }
     }
-    [d, min]
+    #[inline(always)]
+    fn len(&self) -> usize {
+        LEN
+    }
+    #[inline(always)]
+    fn bytes(&self) -> usize {
+        Self::LOW + LEN / 2
+    }
+
+    #[inline(always)]
+    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
+        write_half(stored[0], 0, out);
+        if MIN {
+            write_half(stored[1], 1, out);
+        }
+        if BITS == 5 {
+            let high = codes.iter().enumerate().fold(0u32, |bits, (i, c)| bits | (*c as u32 >> 4 & 1) << i);
+            out[Self::HIGH..Self::LOW].copy_from_slice(&high.to_le_bytes());
+        }
+        let (low, high) = codes.split_at(LEN / 2);
+        for ((out, low), high) in out[Self::LOW..].iter_mut().zip(low).zip(high) {
+            *out = (low & 15) | high << 4;
+        }
+    }
+    #[inline(always)]
+    fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2] {
+        let (low, high) = codes.split_at_mut(LEN / 2);
+        for ((low, high), b) in low.iter_mut().zip(high).zip(&bytes[Self::LOW..]) {
+            *low = b & 15;
+            *high = b >> 4;
+        }
+        if BITS == 5 {
+            let bits = &bytes[Self::HIGH..Self::LOW];
+            for (i, c) in codes.iter_mut().enumerate() {
+                *c |= (bits[i / 8] >> (i % 8) & 1) << 4;
+            }
+        }
+        [read_half(bytes, 0), if MIN { read_half(bytes, 1) } else { 0.0 }]
+    }
+
+    #[inline(always)]
+    fn reference(&self, x: &[f32], weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2] {
+        match (weights, MIN) {
+            (Some(weights), false) => [search::symmetric(x, weights, Self::ZERO as i32, codes), 0.0],
+            (Some(weights), true) => {
+                let (scale, min) = search::affine(x, weights, Self::MAX as i32, search::WEIGHTED, codes);
+                [scale, -min]
+            }
+            (None, false) => {
+                // The extreme gets code 0.
+                let d = extreme(x) / -(Self::ZERO as f32);
+                self.round(x, 0.0, inverse(d), Self::ZERO as f32 + 0.5, codes);
+                [d, 0.0]
+            }
+            (None, true) => {
+                let (min, max) = range(x, -f32::MAX, f32::MAX);
+                let d = (max - min) / Self::MAX as f32;
+                self.round(x, min, inverse(d), 0.5, codes);
+                [d, min]
+            }
+        }
+    }
+}
+
+impl<const BITS: u32, const MIN: bool> Legacy<BITS, MIN> {
+    /// Codes (x − min) · inverse + shift, rounded towards zero. ggml's quotients by a scale too small for that give code 0.
+    #[inline(always)]
+    fn round(&self, x: &[f32], min: f32, inverse: f32, shift: f32, codes: &mut [u8]) {
+        for (code, &x) in codes.iter_mut().zip(x) {
+            let t = if MIN { (x - min) * inverse } else { x * inverse };
+            *code = ((t + shift) as i32).clamp(0, Self::MAX as i32) as u8;
+        }
+        if !inverse.is_finite() {
+            codes.fill(0);
+        }
+    }
 }

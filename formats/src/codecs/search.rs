@@ -2,6 +2,8 @@
 //! in index order, because the bytes depend on it. (`ggml-quants.c`: `make_qx_quants`, `make_qkx2_quants`, `make_qkx3_quants`,
 //! `make_qp_quants`, there in C.) The searches of this project's own fits are in `fit.rs`; nothing ties those to an order.
 
+pub(super) use super::block::extreme;
+
 /// Blocks whose largest magnitude is below this count as all zero.
 pub(super) const ALL_ZERO: f32 = 1e-15;
 
@@ -11,17 +13,6 @@ const MAGIC: f32 = 12_582_912.0;
 /// The nearest integer, ties to even, for |x| < 2²². Beyond that the result is an arbitrary integer, the same as ggml's.
 pub(super) fn nearest(x: f32) -> i32 {
     ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
-}
-
-/// The element of largest magnitude, sign kept (the first of equals), or 0.
-pub(super) fn extreme(x: &[f32]) -> f32 {
-    let mut found = 0f32;
-    for &v in x {
-        if v.abs() > found.abs() {
-            found = v;
-        }
-    }
-    found
 }
 
 /// Scale of a symmetric grid `scale · (code − zero)`, codes `0 .. 2·zero`: tries 19 scales around the one that puts the
