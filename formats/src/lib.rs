@@ -12,6 +12,7 @@ pub mod mlx;
 mod mmap;
 pub mod packed;
 pub mod safetensors;
+mod simd;
 mod slots;
 pub mod store;
 

@@ -3,7 +3,7 @@
 //! The value of a code is `scale · (code − zero)` or `scale · code + bias`.
 
 use super::fit::{self, Line, Problem};
-use super::float::{neighbours, saturate};
+use super::float::{limit, neighbours, saturate};
 use super::gram::{Pair, dot};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
 
@@ -35,13 +35,20 @@ pub(super) trait Layout: Send + Sync + 'static {
     fn len(&self) -> usize;
     /// Bytes per block.
     fn bytes(&self) -> usize;
-    /// Packs one block.
+    /// Packs one block; rounds `stored` to storage precision.
     fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]);
     /// The inverse of [`Layout::write`].
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2];
-    /// The reference encoder: codes, and scale and bias yet to be rounded. `weights`, if importance is known, are
-    /// importance · √(mean square of the row + x²).
-    fn reference(&self, x: &[f32], weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2];
+    /// The reference encoder without importance: codes, and scale and bias yet to be rounded.
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2];
+    /// The reference encoder with importance, for rows as in [`Codec::encode_rows`]. Most ignore importance.
+    fn encode_weighted(&self, rows: &[f32], row_len: usize, importance: &[f32], out: &mut [u8])
+    where
+        Self: Sized,
+    {
+        let _ = (row_len, importance);
+        encode(self, rows, out);
+    }
 }
 
 /// The codec of layout `L`.
@@ -58,29 +65,43 @@ impl<L: Layout> Codec for Flat<L> {
         self.0.bytes()
     }
     fn encode(&self, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-        let (len, bytes, float) = (self.0.len(), self.0.bytes(), self.0.shape().float);
-        assert_eq!(row.len() / len * bytes, out.len(), "output length");
-        let sigma2 = row.iter().fold(0f32, |sum, &x| sum + x * x) / row.len() as f32;
-        let (mut codes, mut weights) = ([0u8; MAX_LEN], [0f32; MAX_LEN]);
-        let (codes, weights) = (&mut codes[..len], &mut weights[..len]);
-        for (i, (x, out)) in row.chunks_exact(len).zip(out.chunks_exact_mut(bytes)).enumerate() {
-            let weights = importance.map(|q| {
-                for ((w, &q), &x) in weights.iter_mut().zip(&q[i * len..]).zip(x) {
-                    *w = q * (sigma2 + x * x).sqrt();
-                }
-                &*weights
-            });
-            let stored = self.0.reference(x, weights, codes);
-            self.0.write(stored.map(|s| saturate(float, s)), codes, out);
+        self.encode_rows(row, row.len(), importance, out);
+    }
+    fn encode_rows(&self, rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+        assert_eq!(rows.len() / self.0.len() * self.0.bytes(), out.len(), "output length");
+        match importance {
+            Some(importance) => self.0.encode_weighted(rows, row_len, importance, out),
+            None => encode(&self.0, rows, out),
         }
     }
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
-        let (len, block, zero) = (self.0.len(), self.0.bytes(), self.0.shape().zero);
-        assert_eq!(bytes.len() / block * len, out.len(), "output length");
+        assert_eq!(bytes.len() / self.0.bytes() * self.0.len(), out.len(), "output length");
+        decode(&self.0, bytes, out);
+    }
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
+    }
+}
+
+crate::dispatched! {
+    /// The reference encoder without importance, for whole blocks.
+    fn encode<L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
+        let (len, float) = (layout.len(), layout.shape().float);
         let mut codes = [0u8; MAX_LEN];
         let codes = &mut codes[..len];
-        for (bytes, out) in bytes.chunks_exact(block).zip(out.chunks_exact_mut(len)) {
-            let [scale, bias] = self.0.read(bytes, codes);
+        for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(layout.bytes())) {
+            let stored = layout.reference(x, codes);
+            layout.write(stored.map(|s| limit(float, s)), codes, out);
+        }
+    }
+
+    /// The values of whole blocks.
+    fn decode<L: Layout>(layout: &L, bytes: &[u8], out: &mut [f32]) {
+        let (len, zero) = (layout.len(), layout.shape().zero);
+        let mut codes = [0u8; MAX_LEN];
+        let codes = &mut codes[..len];
+        for (bytes, out) in bytes.chunks_exact(layout.bytes()).zip(out.chunks_exact_mut(len)) {
+            let [scale, bias] = layout.read(bytes, codes);
             match zero {
                 Some(zero) => {
                     for (value, &code) in out.iter_mut().zip(codes.iter()) {
@@ -94,9 +115,6 @@ impl<L: Layout> Codec for Flat<L> {
                 }
             }
         }
-    }
-    fn grid(&self) -> Option<&dyn Grid> {
-        Some(self)
     }
 }
 

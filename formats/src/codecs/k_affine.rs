@@ -5,9 +5,15 @@
 //! the upper two bits are the upper bits of bytes j − 4 (scale) and j (minimum).
 
 use super::float::{self, saturate};
-use super::search::{self, Ranges, nearest};
-use super::superblock::{Block, LEN};
+use super::search::{self, Ranges, WEIGHTED};
+use super::side_by_side::Group;
+use super::superblock::{Block, INTS, LEN, Layout};
 use crate::codec::Float;
+use crate::simd::{IntLanes, Lanes, MAX_LANES, Portable, nearest};
+
+/// The longest sub-block, and the most sub-blocks.
+const MAX_SUB: usize = 32;
+const MAX_SUBS: usize = 16;
 
 /// Weights per sub-block.
 pub(super) const SUB: usize = 32;
@@ -41,7 +47,7 @@ pub(super) fn read_header(bytes: &[u8]) -> Block {
     let d = float::read(Float::F16, bytes);
     let dmin = float::read(Float::F16, &bytes[2..]);
     let packed = &bytes[4..HEADER];
-    let mut ints = [0i16; 2 * SUBS];
+    let mut ints = [0i16; INTS];
     for j in 0..SUBS {
         let (scale, min) = if j < 4 {
             (packed[j] & 63, packed[j + 4] & 63)
@@ -54,67 +60,111 @@ pub(super) fn read_header(bytes: &[u8]) -> Block {
     Block { d, dmin, ints, codes: [0; LEN] }
 }
 
-/// ggml's encoder for codes `0 ..= levels`; `ranges` are those it tries without importance.
-pub(super) fn reference(x: &[f32], importance: Option<&[f32]>, levels: i32, ranges: Ranges) -> Block {
-    let mut codes = [0u8; LEN];
-    let (mut scales, mut mins) = ([0f32; SUBS], [0f32; SUBS]);
-    let (mut int_scales, mut int_mins) = ([0u8; SUBS], [0u8; SUBS]);
-    let mut weights = [0f32; SUB];
-    let (d, dmin);
-    match importance {
-        Some(importance) => {
-            let sigma2 = 2.0 * sum_of_squares(x) / LEN as f32;
-            let mut sums = [0f32; SUBS];
-            for j in 0..SUBS {
-                let (x, q) = (&x[SUB * j..][..SUB], &importance[SUB * j..][..SUB]);
-                for ((w, &x), &q) in weights.iter_mut().zip(x).zip(q) {
-                    *w = q * (sigma2 + x * x).sqrt();
-                    sums[j] += *w;
-                }
-                (scales[j], mins[j]) = search::affine(x, &weights, levels, search::WEIGHTED, &mut codes[SUB * j..][..SUB]);
-            }
-            d = search::positive(&scales, &sums, MAX_INT as i32, &mut int_scales);
-            dmin = search::positive(&mins, &sums, MAX_INT as i32, &mut int_mins);
-        }
-        None => {
-            for j in 0..SUBS {
-                let x = &x[SUB * j..][..SUB];
-                let root_mean_square = (sum_of_squares(x) / SUB as f32).sqrt();
-                for (w, &x) in weights.iter_mut().zip(x) {
-                    *w = root_mean_square + x.abs();
-                }
-                (scales[j], mins[j]) = search::affine(x, &weights, levels, ranges, &mut codes[SUB * j..][..SUB]);
-            }
-            let quantize = |values: &[f32; SUBS], ints: &mut [u8; SUBS]| {
-                let max = values.iter().fold(0f32, |m, &v| if v > m { v } else { m });
-                let inverse = if max > 0.0 { MAX_INT as f32 / max } else { 0.0 };
-                for (int, &v) in ints.iter_mut().zip(values) {
-                    *int = nearest(inverse * v) as u8;
-                }
-                max / MAX_INT as f32
-            };
-            d = quantize(&scales, &mut int_scales);
-            dmin = quantize(&mins, &mut int_mins);
-        }
+/// Weights of the search without importance: the root mean square of the sub-block and each weight's own magnitude.
+#[inline(always)]
+fn spread<F: Lanes>(x: &[F], weights: &mut [F]) {
+    let root_mean_square = (sum_of_squares(x) / F::splat(x.len() as f32)).sqrt();
+    for (w, &x) in weights.iter_mut().zip(x) {
+        *w = root_mean_square + x.abs();
     }
-
-    let (d, dmin) = (saturate(Float::F16, d), saturate(Float::F16, dmin));
-    let mut ints = [0i16; 2 * SUBS];
-    for j in 0..SUBS {
-        ints[j] = (int_scales[j] as i16).min(MAX_INT);
-        ints[SUBS + j] = (int_mins[j] as i16).min(MAX_INT);
-        let step = d * ints[j] as f32;
-        if step == 0.0 {
-            continue; // The search's codes stay, whatever they are.
-        }
-        let min = dmin * ints[SUBS + j] as f32;
-        for (code, &x) in codes[SUB * j..][..SUB].iter_mut().zip(&x[SUB * j..]) {
-            *code = nearest((x + min) / step).clamp(0, levels) as u8;
-        }
-    }
-    Block { d, dmin, ints, codes }
 }
 
-fn sum_of_squares(x: &[f32]) -> f32 {
-    x.iter().fold(0f32, |sum, &x| sum + x * x)
+/// ggml's encoder for super-blocks with scales and minima. Without importance it tries `ranges` under the weights |x|, or those of
+/// [`spread`]; with importance the weight is importance · √(`sigma` · mean square + x²).
+#[inline(always)]
+pub(super) fn reference<F: Lanes, L: Layout>(group: &Group<'_>, ranges: Ranges, sigma: f32, blocks: &mut [Block]) {
+    let levels = i32::from(L::MAX);
+    let max_int = i32::from(L::MAX_MIN);
+    let subs = LEN / L::SUB;
+    let mut x = [F::zero(); LEN];
+    group.weights(0, &mut x);
+    let sigma2 = F::splat(sigma) * sum_of_squares(&x) / F::splat(LEN as f32);
+
+    let mut weights = [F::zero(); MAX_SUB];
+    let weights = &mut weights[..L::SUB];
+    let (mut scales, mut mins, mut sums) = ([F::zero(); MAX_SUBS], [F::zero(); MAX_SUBS], [F::zero(); MAX_SUBS]);
+    let (mut inverses, mut origins) = ([[0f32; MAX_LANES]; MAX_SUBS], [[0f32; MAX_LANES]; MAX_SUBS]);
+    for j in 0..subs {
+        let x = &x[j * L::SUB..][..L::SUB];
+        let found = match &group.importance {
+            Some(importance) => {
+                Group::importance(importance, j * L::SUB, weights);
+                for (w, &x) in weights.iter_mut().zip(x) {
+                    *w = *w * (sigma2 + x * x).sqrt();
+                    sums[j] = sums[j] + *w;
+                }
+                search::affine(x, weights, levels, WEIGHTED)
+            }
+            None => {
+                match ranges.absolute {
+                    true => weights.iter_mut().zip(x).for_each(|(w, x)| *w = x.abs()),
+                    false => spread(x, weights),
+                }
+                search::affine(x, weights, levels, ranges)
+            }
+        };
+        (scales[j], mins[j]) = (found.scale, F::zero() - found.min);
+        found.inverse.store(&mut inverses[j]);
+        found.origin.store(&mut origins[j]);
+    }
+
+    let (mut int_scales, mut int_mins) = ([F::Int::splat(0); MAX_SUBS], [F::Int::splat(0); MAX_SUBS]);
+    let (scales, mins, sums) = (&scales[..subs], &mins[..subs], &sums[..subs]);
+    let (d, dmin) = match group.importance {
+        Some(_) => (
+            search::positive(scales, sums, max_int, &mut int_scales[..subs]),
+            search::positive(mins, sums, max_int, &mut int_mins[..subs]),
+        ),
+        None => (largest(scales, max_int, &mut int_scales), largest(mins, max_int, &mut int_mins)),
+    };
+    let (mut ds, mut dmins) = ([0f32; MAX_LANES], [0f32; MAX_LANES]);
+    d.store(&mut ds);
+    dmin.store(&mut dmins);
+    for (lane, block) in blocks.iter_mut().enumerate() {
+        (block.d, block.dmin) = (saturate(Float::F16, ds[lane]), saturate(Float::F16, dmins[lane]));
+    }
+    for j in 0..subs {
+        for (ints, at) in [(int_scales[j], j), (int_mins[j], subs + j)] {
+            let mut lanes = [0i32; MAX_LANES];
+            ints.min(F::Int::splat(max_int)).store(&mut lanes);
+            for (block, int) in blocks.iter_mut().zip(lanes) {
+                block.ints[at] = int as i16;
+            }
+        }
+        for (lane, block) in blocks.iter_mut().enumerate() {
+            if block.d * f32::from(block.ints[j]) == 0.0 {
+                let (inverse, origin) = (inverses[j][lane], origins[j][lane]);
+                for (code, &x) in block.codes[j * L::SUB..][..L::SUB].iter_mut().zip(&group.block(lane)[j * L::SUB..]) {
+                    let mut found = [0];
+                    search::affine_code(Portable::<1>::splat(inverse), Portable::splat(origin), Portable::splat(x), levels)
+                        .store(&mut found);
+                    *code = found[0] as u8;
+                }
+            }
+        }
+    }
+}
+
+/// Integers for the scales (or minima) of the sub-blocks, the largest at the limit.
+#[inline(always)]
+fn largest<F: Lanes>(values: &[F], max_int: i32, ints: &mut [F::Int]) -> F {
+    let mut max = F::zero();
+    for &v in values {
+        max = v.max(max);
+    }
+    let limit = F::splat(max_int as f32);
+    let inverse = F::select(max.gt(F::zero()), limit / max, F::zero());
+    for (int, &v) in ints.iter_mut().zip(values) {
+        *int = nearest(inverse * v);
+    }
+    max / limit
+}
+
+#[inline(always)]
+fn sum_of_squares<F: Lanes>(x: &[F]) -> F {
+    let mut sum = F::zero();
+    for &x in x {
+        sum = sum + x * x;
+    }
+    sum
 }

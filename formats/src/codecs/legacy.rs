@@ -6,8 +6,11 @@
 
 use super::block::{extreme, inverse, range, read_half, write_half};
 use super::flat::{Layout, Shape};
-use super::search;
+use super::float::limit;
+use super::search::{self, Found};
+use super::side_by_side::{self, Group, SideBySide};
 use crate::codec::{CodecId, Float};
+use crate::simd::{IntLanes, Lanes, MAX_LANES};
 
 const LEN: usize = 32;
 
@@ -31,6 +34,7 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
             (_, true) => CodecId::Q5_1,
         }
     }
+    #[inline(always)]
     fn shape(&self) -> Shape {
         Shape { max: Self::MAX, zero: (!MIN).then_some(Self::ZERO), float: Float::F16 }
     }
@@ -74,40 +78,83 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
         [read_half(bytes, 0), if MIN { read_half(bytes, 1) } else { 0.0 }]
     }
 
+    /// The extreme gets code 0 where zero has a code; otherwise the codes span the block's range.
     #[inline(always)]
-    fn reference(&self, x: &[f32], weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2] {
-        match (weights, MIN) {
-            (Some(weights), false) => [search::symmetric(x, weights, Self::ZERO as i32, codes), 0.0],
-            (Some(weights), true) => {
-                let (scale, min) = search::affine(x, weights, Self::MAX as i32, search::WEIGHTED, codes);
-                [scale, -min]
-            }
-            (None, false) => {
-                // The extreme gets code 0.
-                let d = extreme(x) / -(Self::ZERO as f32);
-                self.round(x, 0.0, inverse(d), Self::ZERO as f32 + 0.5, codes);
-                [d, 0.0]
-            }
-            (None, true) => {
-                let (min, max) = range(x, -f32::MAX, f32::MAX);
-                let d = (max - min) / Self::MAX as f32;
-                self.round(x, min, inverse(d), 0.5, codes);
-                [d, min]
-            }
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
+        if MIN {
+            let (min, max) = range(x, -f32::MAX, f32::MAX);
+            let d = (max - min) / Self::MAX as f32;
+            truncate::<MIN>(x, min, inverse(d), 0.5, Self::MAX, codes);
+            [d, min]
+        } else {
+            let d = extreme(x) / -(Self::ZERO as f32);
+            truncate::<MIN>(x, 0.0, inverse(d), Self::ZERO as f32 + 0.5, Self::MAX, codes);
+            [d, 0.0]
         }
+    }
+    fn encode_weighted(&self, rows: &[f32], row_len: usize, importance: &[f32], out: &mut [u8]) {
+        side_by_side::encode_rows(self, rows, row_len, Some(importance), out);
     }
 }
 
-impl<const BITS: u32, const MIN: bool> Legacy<BITS, MIN> {
-    /// Codes (x − min) · inverse + shift, rounded towards zero. ggml's quotients by a scale too small for that give code 0.
+/// Codes (x − min) · inverse + shift, rounded towards zero. ggml's quotients by a scale too small for that give code 0.
+#[inline(always)]
+fn truncate<const MIN: bool>(x: &[f32], min: f32, inverse: f32, shift: f32, largest: u8, codes: &mut [u8]) {
+    for (code, &x) in codes.iter_mut().zip(x) {
+        let t = if MIN { (x - min) * inverse } else { x * inverse };
+        *code = ((t + shift) as i32).clamp(0, largest as i32) as u8;
+    }
+    if !inverse.is_finite() {
+        codes.fill(0);
+    }
+}
+
+/// ggml's encoder with importance.
+impl<const BITS: u32, const MIN: bool> SideBySide for Legacy<BITS, MIN> {
+    fn len(&self) -> usize {
+        LEN
+    }
+    fn bytes(&self) -> usize {
+        Layout::bytes(self)
+    }
+    fn needs_row_squares(&self) -> bool {
+        true
+    }
     #[inline(always)]
-    fn round(&self, x: &[f32], min: f32, inverse: f32, shift: f32, codes: &mut [u8]) {
-        for (code, &x) in codes.iter_mut().zip(x) {
-            let t = if MIN { (x - min) * inverse } else { x * inverse };
-            *code = ((t + shift) as i32).clamp(0, Self::MAX as i32) as u8;
+    fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]) {
+        let (mut x, mut weights) = ([F::zero(); LEN], [F::zero(); LEN]);
+        group.weights(0, &mut x);
+        if let Some(importance) = &group.importance {
+            Group::importance(importance, 0, &mut weights);
         }
-        if !inverse.is_finite() {
-            codes.fill(0);
+        let sigma2 = F::load(&group.row_mean_squares);
+        for (w, &x) in weights.iter_mut().zip(&x) {
+            *w = *w * (sigma2 + x * x).sqrt();
+        }
+        let found = match MIN {
+            true => search::affine(&x, &weights, Self::MAX as i32, search::WEIGHTED),
+            false => search::symmetric(&x, &weights, Self::ZERO as f32),
+        };
+
+        let [mut scales, mut mins, mut inverses, mut origins] = [[0f32; MAX_LANES]; 4];
+        found.scale.store(&mut scales);
+        found.min.store(&mut mins);
+        found.inverse.store(&mut inverses);
+        found.origin.store(&mut origins);
+        for (lane, out) in out.chunks_exact_mut(Layout::bytes(self)).enumerate() {
+            // From here on the lanes are weights of one block.
+            let found = Found { inverse: F::splat(inverses[lane]), origin: F::splat(origins[lane]), ..found };
+            let (mut ints, mut codes) = ([0i32; LEN], [0u8; LEN]);
+            for (x, ints) in group.block(lane).chunks_exact(F::N).zip(ints.chunks_exact_mut(F::N)) {
+                let x = F::load(x);
+                match MIN {
+                    true => search::affine_code(found.inverse, found.origin, x, Self::MAX as i32),
+                    false => search::symmetric_codes(&found, x, Self::ZERO as i32),
+                }
+                .store(ints);
+            }
+            codes.iter_mut().zip(ints).for_each(|(code, int)| *code = int as u8);
+            self.write([scales[lane], mins[lane]].map(|s| limit(Float::F16, s)), &codes, out);
         }
     }
 }

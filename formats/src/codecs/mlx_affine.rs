@@ -43,15 +43,19 @@ impl Layout for MlxAffine {
     fn id(&self) -> CodecId {
         CodecId::MlxAffine { bits: self.bits, group: self.group, scale: self.scale }
     }
+    #[inline(always)]
     fn shape(&self) -> Shape {
         Shape { max: ((1u32 << self.bits) - 1) as u8, zero: None, float: self.scale }
     }
+    #[inline(always)]
     fn len(&self) -> usize {
         self.group as usize
     }
+    #[inline(always)]
     fn bytes(&self) -> usize {
         self.code_bytes() + 2 * self.scale.size()
     }
+    #[inline(always)]
     fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
         let (packed, floats) = out.split_at_mut(self.code_bytes());
         if self.bits == 8 {
@@ -64,6 +68,7 @@ impl Layout for MlxAffine {
         float::write(self.scale, stored[0], floats);
         float::write(self.scale, stored[1], &mut floats[self.scale.size()..]);
     }
+    #[inline(always)]
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2] {
         let (packed, floats) = bytes.split_at(self.code_bytes());
         if self.bits == 8 {
@@ -79,7 +84,8 @@ impl Layout for MlxAffine {
 
     /// `mx.quantize` on CPU. The range's edge of larger magnitude gets code 0, and zero gets a code of its own. The codes are
     /// chosen with the unrounded scale and bias.
-    fn reference(&self, x: &[f32], _weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2] {
+    #[inline(always)]
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
         // MLX takes the scales' type from the weights': they have that type to begin with.
         let x = || x.iter().map(|&x| saturate(self.scale, x));
         let (min, max) = x().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), x| (lo.min(x), hi.max(x)));

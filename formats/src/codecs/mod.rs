@@ -35,6 +35,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod search;
+mod side_by_side;
 mod super_fit;
 mod super_refit;
 mod superblock;

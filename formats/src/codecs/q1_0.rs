@@ -3,7 +3,7 @@
 
 use super::block::{read_half, write_half};
 use super::fit;
-use super::float::{neighbours, saturate};
+use super::float::{limit, neighbours, saturate};
 use super::gram::dot;
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
 
@@ -58,7 +58,7 @@ crate::dispatched! {
                 },
             }
             for ((x, out), sum) in blocks.iter().zip(out.as_chunks_mut::<BYTES>().0).zip(sums) {
-                write_half(saturate(Float::F16, sum / LEN as f32), 0, out);
+                write_half(limit(Float::F16, sum / LEN as f32), 0, out);
                 for (out, x) in out[2..].iter_mut().zip(x.as_chunks::<8>().0) {
                     *out = (0..8).fold(0, |bits, i| bits | ((x[i] >= 0.0) as u8) << i);
                 }

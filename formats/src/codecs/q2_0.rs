@@ -11,6 +11,7 @@ impl Layout for Q2_0 {
     fn id(&self) -> CodecId {
         CodecId::Q2_0
     }
+    #[inline(always)]
     fn shape(&self) -> Shape {
         Shape { max: 3, zero: Some(1), float: Float::F16 }
     }
@@ -37,7 +38,7 @@ impl Layout for Q2_0 {
         [read_half(bytes, 0), 0.0]
     }
     #[inline(always)]
-    fn reference(&self, x: &[f32], _weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2] {
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
         let d = largest(x);
         let inverse = inverse(d);
         for (code, &v) in codes.iter_mut().zip(x) {

@@ -3,8 +3,10 @@
 
 use super::k_affine::{self, HEADER, MAX_INT, SUB};
 use super::search::Ranges;
+use super::side_by_side::Group;
 use super::superblock::{Block, Layout};
 use crate::codec::CodecId;
+use crate::simd::Lanes;
 
 pub(super) struct Q4K;
 
@@ -26,9 +28,10 @@ impl Layout for Q4K {
         read_low(&bytes[HEADER..], &mut block.codes);
         block
     }
-    fn reference(x: &[f32], importance: Option<&[f32]>) -> Block {
-        let plain = Ranges { first: -1.0, stride: 0.1, steps: 20, limit_first: false };
-        k_affine::reference(x, importance, 15, plain)
+    #[inline(always)]
+    fn reference<F: Lanes>(group: &Group<'_>, blocks: &mut [Block]) {
+        let plain = Ranges { first: -1.0, stride: 0.1, steps: 20, absolute: false };
+        k_affine::reference::<F, Self>(group, plain, 2.0, blocks);
     }
 }
 

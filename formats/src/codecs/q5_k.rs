@@ -4,8 +4,10 @@
 use super::k_affine::{self, HEADER, MAX_INT, SUB};
 use super::q4_k::{read_low, write_low};
 use super::search::Ranges;
+use super::side_by_side::Group;
 use super::superblock::{Block, Layout};
 use crate::codec::CodecId;
+use crate::simd::Lanes;
 
 pub(super) struct Q5K;
 
@@ -43,8 +45,9 @@ impl Layout for Q5K {
         }
         block
     }
-    fn reference(x: &[f32], importance: Option<&[f32]>) -> Block {
-        let plain = Ranges { first: -0.5, stride: 0.1, steps: 15, limit_first: false };
-        k_affine::reference(x, importance, 31, plain)
+    #[inline(always)]
+    fn reference<F: Lanes>(group: &Group<'_>, blocks: &mut [Block]) {
+        let plain = Ranges { first: -0.5, stride: 0.1, steps: 15, absolute: false };
+        k_affine::reference::<F, Self>(group, plain, 2.0, blocks);
     }
 }

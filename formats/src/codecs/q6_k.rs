@@ -3,14 +3,17 @@
 //! 32 + i, 64 + i, 96 + i, from the low end.
 
 use super::float::{self, saturate};
-use super::search::{self, ALL_ZERO, nearest};
-use super::superblock::{Block, INTS, LEN, Layout};
+use super::search::{self, ALL_ZERO};
+use super::side_by_side::Group;
+use super::superblock::{Block, LEN, Layout};
 use crate::codec::{CodecId, Float};
+use crate::simd::{IntLanes, Lanes, MAX_LANES, Portable, nearest};
 
 pub(super) struct Q6K;
 
 /// Weights per sub-block.
 const SUB: usize = 16;
+const SUBS: usize = LEN / SUB;
 const ZERO: i32 = 32;
 /// Offsets of upper bits, scales and `d` in the block.
 const HIGH: usize = 128;
@@ -54,37 +57,44 @@ impl Layout for Q6K {
                 }
             }
         }
-        let ints = std::array::from_fn(|j| bytes[SCALES + j] as i8 as i16);
+        let ints = std::array::from_fn(|j| if j < SUBS { i16::from(bytes[SCALES + j] as i8) } else { 0 });
         Block { d: float::read(Float::F16, &bytes[D..]), dmin: 0.0, ints, codes }
     }
-    fn reference(x: &[f32], importance: Option<&[f32]>) -> Block {
-        let mut codes = [0u8; LEN];
-        let mut scales = [0f32; INTS];
-        for (j, scale) in scales.iter_mut().enumerate() {
-            let x = &x[SUB * j..][..SUB];
-            let weights: [f32; SUB] = match importance {
-                Some(q) => std::array::from_fn(|i| q[SUB * j + i]),
-                None => std::array::from_fn(|i| x[i] * x[i]),
-            };
-            *scale = search::symmetric(x, &weights, ZERO, &mut codes[SUB * j..][..SUB]);
-        }
-        let max = search::extreme(&scales);
-        if max.abs() < ALL_ZERO {
-            return Block { d: 0.0, dmin: 0.0, ints: [0; INTS], codes: [0; LEN] };
-        }
-        let inverse = -128.0 / max;
-        let d = saturate(Float::F16, 1.0 / inverse);
-        // ggml stores the integer in an i8, which wraps.
-        let ints = scales.map(|s| nearest(inverse * s).min(127) as i8 as i16);
-        for (j, &int) in ints.iter().enumerate() {
-            let step = d * int as f32;
-            if step == 0.0 {
-                continue; // The search's codes stay, whatever they are.
+    #[inline(always)]
+    fn reference<F: Lanes>(group: &Group<'_>, blocks: &mut [Block]) {
+        let mut scales = [[0f32; SUBS]; MAX_LANES];
+        let mut inverses = [[0f32; MAX_LANES]; SUBS];
+        let (mut x, mut weights, mut lanes) = ([F::zero(); SUB], [F::zero(); SUB], [0f32; MAX_LANES]);
+        for (j, inverses) in inverses.iter_mut().enumerate() {
+            group.weights(j * SUB, &mut x);
+            match &group.importance {
+                Some(importance) => Group::importance(importance, j * SUB, &mut weights),
+                None => weights.iter_mut().zip(x).for_each(|(w, x)| *w = x * x),
             }
-            for (code, &x) in codes[SUB * j..][..SUB].iter_mut().zip(&x[SUB * j..]) {
-                *code = (nearest(x / step).clamp(-ZERO, ZERO - 1) + ZERO) as u8;
+            let found = search::symmetric(&x, &weights, ZERO as f32);
+            found.inverse.store(inverses);
+            found.scale.store(&mut lanes);
+            for (scales, scale) in scales.iter_mut().zip(lanes) {
+                scales[j] = scale;
             }
         }
-        Block { d, dmin: 0.0, ints, codes }
+        for (lane, block) in blocks.iter_mut().enumerate() {
+            let max = search::extreme(&scales[lane]);
+            if max.abs() < ALL_ZERO {
+                continue;
+            }
+            let inverse = Portable::<1>::splat(-128.0 / max);
+            block.d = saturate(Float::F16, 1.0 / (-128.0 / max));
+            for (j, &scale) in scales[lane].iter().enumerate() {
+                let mut int = [0];
+                nearest(inverse * Portable::splat(scale)).store(&mut int);
+                // ggml stores the integer in an i8, which wraps.
+                block.ints[j] = i16::from(int[0].min(127) as i8);
+                if block.d * f32::from(block.ints[j]) == 0.0 {
+                    let codes = block.codes[j * SUB..][..SUB].iter_mut();
+                    search::keep_symmetric_codes(inverses[j][lane], &group.block(lane)[j * SUB..], ZERO, codes);
+                }
+            }
+        }
     }
 }

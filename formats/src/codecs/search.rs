@@ -1,59 +1,152 @@
 //! The searches for scales that ggml's reference encoders share, step by step as ggml does them: every sum is a plain f32 sum
-//! in index order, because the bytes depend on it. (`ggml-quants.c`: `make_qx_quants`, `make_qkx2_quants`, `make_qkx3_quants`,
-//! `make_qp_quants`, there in C.) The searches of this project's own fits are in `fit.rs`; nothing ties those to an order.
+//! in index order, because the bytes depend on it. (`ggml-quants.c`: `make_qx_quants`, `make_q3_quants`, `make_qkx2_quants`,
+//! `make_qkx3_quants`, `make_qp_quants`, there in C.) They run on many blocks side by side, one per lane; all slices hold one
+//! value per weight of a block. The searches of this project's own fits are in `fit.rs`; nothing ties those to an order.
+
+use crate::simd::{IntLanes, Lanes, MaskLanes, Portable, nearest, round};
 
 pub(super) use super::block::extreme;
 
 /// Blocks whose largest magnitude is below this count as all zero.
 pub(super) const ALL_ZERO: f32 = 1e-15;
 
-/// 1.5 · 2²³: adding it leaves the rounded integer in the low bits of the mantissa.
-const MAGIC: f32 = 12_582_912.0;
+/// The longest block that is searched.
+const MAX_LEN: usize = 32;
 
-/// The nearest integer, ties to even, for |x| < 2²². Beyond that the result is an arbitrary integer, the same as ggml's.
-pub(super) fn nearest(x: f32) -> i32 {
-    ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+/// [`extreme`] of each lane.
+#[inline(always)]
+fn extremes<F: Lanes>(x: &[F]) -> F {
+    let (mut found, mut most) = (F::zero(), F::zero());
+    for &v in x {
+        let larger = v.abs().gt(most);
+        most = F::select(larger, v.abs(), most);
+        found = F::select(larger, v, found);
+    }
+    found
+}
+
+/// The scales that a search found, and what its codes come from.
+#[derive(Clone, Copy)]
+pub(super) struct Found<F> {
+    /// Step between codes; 0 for blocks that are all zero.
+    pub scale: F,
+    /// The value of code 0 of an affine grid, ≤ 0.
+    pub min: F,
+    /// The search's codes are those nearest to `inverse · (x − origin)`.
+    pub inverse: F,
+    pub origin: F,
 }
 
 /// Scale of a symmetric grid `scale · (code − zero)`, codes `0 .. 2·zero`: tries 19 scales around the one that puts the
 /// extreme on code 0 and keeps the one whose codes correlate best with `x` under `weights`.
-pub(super) fn symmetric(x: &[f32], weights: &[f32], zero: i32, codes: &mut [u8]) -> f32 {
-    let max = extreme(x);
-    if max.abs() < ALL_ZERO {
-        codes.fill(0);
-        return 0.0;
+#[inline(always)]
+pub(super) fn symmetric<F: Lanes>(x: &[F], weights: &[F], zero: f32) -> Found<F> {
+    let max = extremes(x);
+    let (low, high) = (F::splat(-zero), F::splat(zero - 1.0));
+    let mut wx = [F::zero(); MAX_LEN];
+    for ((wx, &x), &w) in wx.iter_mut().zip(x).zip(weights) {
+        *wx = w * x;
     }
-    let level = |inverse: f32, v: f32| nearest(inverse * v).clamp(-zero, zero - 1);
-    let assign = |inverse: f32, codes: &mut [u8]| {
-        for (code, &v) in codes.iter_mut().zip(x) {
-            *code = (level(inverse, v) + zero) as u8;
-        }
-    };
-    let sums = |inverse: f32| {
-        let (mut lx, mut l2) = (0f32, 0f32);
-        for (&v, &w) in x.iter().zip(weights) {
-            let l = level(inverse, v) as f32;
-            lx += w * v * l;
-            l2 += w * l * l;
-        }
-        (lx, l2)
-    };
 
-    let inverse = -zero as f32 / max;
-    assign(inverse, codes);
-    let (lx, l2) = sums(inverse);
-    let mut scale = if l2 != 0.0 { lx / l2 } else { 0.0 };
+    let mut inverse = F::splat(-zero) / max;
+    let (lx, l2) = sums(x, weights, &wx, inverse, low, high);
+    let mut scale = F::select(l2.eq(F::zero()), F::zero(), lx / l2);
     let mut best = scale * lx;
     for step in (-9..=9).filter(|&s| s != 0) {
-        let inverse = -(zero as f32 + 0.1 * step as f32) / max;
-        let (lx, l2) = sums(inverse);
-        if l2 > 0.0 && lx * lx > best * l2 {
-            assign(inverse, codes);
-            scale = lx / l2;
-            best = scale * lx;
+        let trial = F::splat(-(zero + 0.1 * step as f32)) / max;
+        let (lx, l2) = sums(x, weights, &wx, trial, low, high);
+        let better = l2.gt(F::zero()) & (lx * lx).gt(best * l2);
+        if better.any() {
+            inverse = F::select(better, trial, inverse);
+            scale = F::select(better, lx / l2, scale);
+            best = F::select(better, scale * lx, best);
         }
     }
-    scale
+    let empty = max.abs().lt(F::splat(ALL_ZERO));
+    // Of an empty block all codes are 0, which no quotient of finite weights gives but this.
+    inverse = F::select(empty, F::splat(f32::NAN), inverse);
+    Found { scale: F::select(empty, F::zero(), scale), min: F::zero(), inverse, origin: F::zero() }
+}
+
+/// Σ w x l and Σ w l² for the levels l that a scale gives. A function and not a closure: closures are not compiled for the
+/// registers of the kernel that they are in.
+#[inline(always)]
+fn sums<F: Lanes>(x: &[F], weights: &[F], wx: &[F], inverse: F, low: F, high: F) -> (F, F) {
+    let (mut lx, mut l2) = (F::zero(), F::zero());
+    for ((&v, &w), &wx) in x.iter().zip(weights).zip(wx) {
+        // No quotient is larger than `zero` + 0.9.
+        let l = round(inverse * v).max(low).min(high);
+        lx = lx + wx * l;
+        l2 = l2 + w * l * l;
+    }
+    (lx, l2)
+}
+
+/// The codes that [`symmetric`] chose.
+#[inline(always)]
+pub(super) fn symmetric_codes<F: Lanes>(found: &Found<F>, x: F, zero: i32) -> F::Int {
+    let code = nearest(found.inverse * x).max(F::Int::splat(-zero)).min(F::Int::splat(zero - 1)) + F::Int::splat(zero);
+    F::Int::select(found.inverse.eq(found.inverse), code, F::Int::splat(0))
+}
+
+/// Sets the codes of one block to those of [`symmetric`], given the inverse that it found.
+pub(super) fn keep_symmetric_codes<'a>(inverse: f32, x: &[f32], zero: i32, codes: impl Iterator<Item = &'a mut u8>) {
+    type One = Portable<1>;
+    let found = Found { scale: One::zero(), min: One::zero(), inverse: One::splat(inverse), origin: One::zero() };
+    for (code, &x) in codes.zip(x) {
+        let mut lane = [0];
+        symmetric_codes(&found, One::splat(x), zero).store(&mut lane);
+        *code = lane[0] as u8;
+    }
+}
+
+/// Scale of the same grid for weights x²: the codes nearest to the largest scale, then up to five rounds of moving single codes
+/// where that raises the correlation. Writes the codes, minus `zero`; those of an empty block are `−zero`.
+#[inline(always)]
+pub(super) fn symmetric_moves<F: Lanes>(x: &[F], zero: f32, levels: &mut [F]) -> F {
+    let max = extremes(x);
+    let (low, high) = (F::splat(-zero), F::splat(zero - 1.0));
+    let inverse = low / max;
+    let (mut lx, mut l2) = (F::zero(), F::zero());
+    let (mut ws, mut wxs) = ([F::zero(); MAX_LEN], [F::zero(); MAX_LEN]);
+    for (((level, &x), w), wx) in levels.iter_mut().zip(x).zip(&mut ws).zip(&mut wxs) {
+        let l = round(inverse * x).max(low).min(high);
+        *level = l;
+        *w = x * x;
+        *wx = *w * x;
+        lx = lx + *wx * l;
+        l2 = l2 + *w * l * l;
+    }
+    for _ in 0..5 {
+        let mut changed = false;
+        for (((level, &x), &w), &wx) in levels.iter_mut().zip(x).zip(&ws).zip(&wxs) {
+            let l = *level;
+            let other_lx = lx - wx * l;
+            let other_l2 = l2 - w * l * l;
+            let new = nearest(x * other_l2 / other_lx).max(F::Int::splat(-(zero as i32))).min(F::Int::splat(zero as i32 - 1));
+            let new = F::from_int(new);
+            let moves = other_lx.gt(F::zero()) & !new.eq(l);
+            if moves.any() {
+                let other_lx = other_lx + wx * new;
+                let other_l2 = other_l2 + w * new * new;
+                let better = moves & other_l2.gt(F::zero()) & (other_lx * other_lx * l2).gt(lx * lx * other_l2);
+                if better.any() {
+                    *level = F::select(better, new, l);
+                    lx = F::select(better, other_lx, lx);
+                    l2 = F::select(better, other_l2, l2);
+                    changed = true;
+                }
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    let empty = max.abs().lt(F::splat(ALL_ZERO));
+    for level in levels {
+        *level = F::select(empty, low, *level);
+    }
+    F::select(l2.gt(F::zero()) & !empty, lx / l2, F::zero())
 }
 
 /// The shrunken ranges that [`affine`] tries: `steps + 1` of them, with `levels + first + i·stride` steps across the range.
@@ -62,179 +155,209 @@ pub(super) struct Ranges {
     pub first: f32,
     pub stride: f32,
     pub steps: i32,
-    /// Whether quotients are limited to the codes' range before rounding (`make_qkx3_quants`) or after (`make_qkx2_quants`):
-    /// it matters where the quotient is too large for [`nearest`].
-    pub limit_first: bool,
+    /// Whether the error is Σ w |x − v| instead of Σ w (x − v)².
+    pub absolute: bool,
 }
 
 /// Ranges of the encoders with importance.
-pub(super) const WEIGHTED: Ranges = Ranges { first: -0.9, stride: 0.05, steps: 36, limit_first: true };
+pub(super) const WEIGHTED: Ranges = Ranges { first: -0.9, stride: 0.05, steps: 36, absolute: false };
 
-/// Scale and minimum of a grid `scale · code − minimum`, codes `0 ..= levels`, minimum ≥ 0: for each range, codes, then the
-/// weighted least-squares line through them; keeps the one of least weighted error. Returns (scale, minimum).
-pub(super) fn affine(x: &[f32], weights: &[f32], levels: i32, ranges: Ranges, codes: &mut [u8]) -> (f32, f32) {
+/// Scale and minimum of a grid `scale · code + min`, codes `0 ..= levels`, min ≤ 0: for each range, codes, then the weighted
+/// least-squares line through them; keeps the one of least weighted error.
+#[inline(always)]
+pub(super) fn affine<F: Lanes>(x: &[F], weights: &[F], levels: i32, ranges: Ranges) -> Found<F> {
     let (mut min, mut max) = (x[0], x[0]);
     let mut sum_w = weights[0];
     let mut sum_x = sum_w * x[0];
     for (&v, &w) in x.iter().zip(weights).skip(1) {
-        if v < min {
-            min = v;
-        }
-        if v > max {
-            max = v;
-        }
-        sum_w += w;
-        sum_x += w * v;
+        min = v.min(min);
+        max = v.max(max);
+        sum_w = sum_w + w;
+        sum_x = sum_x + w * v;
     }
-    if min > 0.0 {
-        min = 0.0;
-    }
-    if max <= min {
-        codes.fill(0);
-        return (0.0, -min);
-    }
+    let least = min;
+    min = F::select(min.gt(F::zero()), F::zero(), min);
+    let flat = max.le(min);
 
-    let error = |codes: &[u8], scale: f32, min: f32| {
-        let mut error = 0f32;
-        for ((&v, &w), &l) in x.iter().zip(weights).zip(codes) {
-            let diff = scale * l as f32 + min - v;
-            error += w * (diff * diff);
-        }
-        error
-    };
-    let inverse = levels as f32 / (max - min);
-    let mut scale = 1.0 / inverse;
+    let mut codes = [F::zero(); MAX_LEN];
+    let codes = &mut codes[..x.len()];
+    let mut inverse = F::splat(levels as f32) / (max - min);
+    let mut scale = F::splat(1.0) / inverse;
     for (code, &v) in codes.iter_mut().zip(x) {
-        *code = nearest(inverse * (v - min)).clamp(0, levels) as u8;
+        *code = F::from_int(affine_code(inverse, min, v, levels));
     }
-    let mut best = error(codes, scale, min);
+    let mut best = affine_error(x, weights, codes, scale, min, ranges.absolute);
+    let mut origin = min;
 
-    let mut trial = [0u8; 32];
-    let trial = &mut trial[..x.len()];
     for step in 0..=ranges.steps {
         // `min` is that of the best fit so far, not of the block: so does ggml.
-        let inverse = (ranges.first + ranges.stride * step as f32 + levels as f32) / (max - min);
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (0f32, 0f32, 0f32);
-        for ((code, &v), &w) in trial.iter_mut().zip(x).zip(weights) {
-            let t = inverse * (v - min);
-            let l = if !ranges.limit_first {
-                nearest(t).clamp(0, levels)
-            } else if t > 0.0 {
-                nearest(if t < levels as f32 { t } else { levels as f32 })
-            } else {
-                0
-            };
-            *code = l as u8;
-            let l = l as f32;
-            sum_l += w * l;
-            sum_l2 += w * l * l;
-            sum_xl += w * l * v;
-        }
+        let trial = F::splat(ranges.first + ranges.stride * step as f32 + levels as f32) / (max - min);
+        // Quotients lie between those of the extremes. Where none is so large that `nearest` goes astray, floats do without the
+        // detour through integers.
+        let limit = F::splat(4e6);
+        let tame = (trial * (least - min)).abs().lt(limit) & (trial * (max - min)).abs().lt(limit);
+        let (sum_l, sum_l2, sum_xl) = match (tame | flat).all() {
+            true => affine_sums::<F, true>(x, weights, trial, min, levels, codes),
+            false => affine_sums::<F, false>(x, weights, trial, min, levels, codes),
+        };
         let det = sum_w * sum_l2 - sum_l * sum_l;
-        if det > 0.0 {
-            let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
-            let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
-            if this_min > 0.0 {
-                this_min = 0.0;
-                this_scale = sum_xl / sum_l2;
-            }
-            let this_error = error(trial, this_scale, this_min);
-            if this_error < best {
-                codes.copy_from_slice(trial);
-                best = this_error;
-                scale = this_scale;
-                min = this_min;
-            }
-        }
+        let this_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
+        let this_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+        let above = this_min.gt(F::zero());
+        let this_scale = F::select(above, sum_xl / sum_l2, this_scale);
+        let this_min = F::select(above, F::zero(), this_min);
+        let this_error = affine_error(x, weights, codes, this_scale, this_min, ranges.absolute);
+        let better = det.gt(F::zero()) & this_error.lt(best);
+        best = F::select(better, this_error, best);
+        inverse = F::select(better, trial, inverse);
+        origin = F::select(better, min, origin);
+        scale = F::select(better, this_scale, scale);
+        min = F::select(better, this_min, min);
     }
-    (scale, -min)
+    Found { scale: F::select(flat, F::zero(), scale), min, inverse: F::select(flat, F::zero(), inverse), origin }
+}
+
+/// The codes of a trial, Σ w l, Σ w l² and Σ w l x. `TAME`: no quotient is as large as 2²².
+#[inline(always)]
+fn affine_sums<F: Lanes, const TAME: bool>(
+    x: &[F],
+    weights: &[F],
+    inverse: F,
+    origin: F,
+    levels: i32,
+    codes: &mut [F],
+) -> (F, F, F) {
+    let (mut sum_l, mut sum_l2, mut sum_xl) = (F::zero(), F::zero(), F::zero());
+    for ((code, &v), &w) in codes.iter_mut().zip(x).zip(weights) {
+        let l = match TAME {
+            true => round(inverse * (v - origin)).max(F::zero()).min(F::splat(levels as f32)),
+            false => F::from_int(affine_code(inverse, origin, v, levels)),
+        };
+        *code = l;
+        let wl = w * l;
+        sum_l = sum_l + wl;
+        sum_l2 = sum_l2 + wl * l;
+        sum_xl = sum_xl + wl * v;
+    }
+    (sum_l, sum_l2, sum_xl)
+}
+
+/// The weighted error of codes on a line.
+#[inline(always)]
+fn affine_error<F: Lanes>(x: &[F], weights: &[F], codes: &[F], scale: F, min: F, absolute: bool) -> F {
+    let mut error = F::zero();
+    for ((&v, &w), &l) in x.iter().zip(weights).zip(codes) {
+        let diff = scale * l + min - v;
+        error = error + w * if absolute { diff.abs() } else { diff * diff };
+    }
+    error
+}
+
+/// The code of [`affine`] for one weight.
+#[inline(always)]
+pub(super) fn affine_code<F: Lanes>(inverse: F, origin: F, x: F, levels: i32) -> F::Int {
+    nearest(inverse * (x - origin)).max(F::Int::splat(0)).min(F::Int::splat(levels))
 }
 
 /// Scale of a grid `scale · code`, codes `0 ..= levels`, for non-negative `x` (the scales or minima of a super-block's
 /// sub-blocks): nine scales, then up to five rounds of moving single codes where that raises the correlation.
-pub(super) fn positive(x: &[f32], weights: &[f32], levels: i32, codes: &mut [u8]) -> f32 {
-    let mut max = 0f32;
+#[inline(always)]
+pub(super) fn positive<F: Lanes>(x: &[F], weights: &[F], levels: i32, codes: &mut [F::Int]) -> F {
+    let mut max = F::zero();
     for &v in x {
-        if v > max {
-            max = v;
-        }
+        max = max.max(v);
     }
-    if max < ALL_ZERO {
-        codes.fill(0);
-        return 0.0;
-    }
-    let error = |inverse: f32, limit: i32| {
-        let scale = 1.0 / inverse;
-        let mut error = 0f32;
-        for (&v, &w) in x.iter().zip(weights) {
-            let diff = v - scale * nearest(inverse * v).min(limit) as f32;
-            error += w * diff * diff;
-        }
-        error
-    };
-    let mut inverse = levels as f32 / max;
-    let mut best = error(inverse, i32::MAX);
+    let limit = F::Int::splat(levels);
+    let mut inverse = F::splat(levels as f32) / max;
+    let mut best = positive_error(x, weights, inverse, F::Int::splat(i32::MAX));
     for step in (-4..=4).filter(|&s| s != 0) {
-        let this_inverse = (0.1 * step as f32 + levels as f32) / max;
-        let this_error = error(this_inverse, levels);
-        if this_error < best {
-            best = this_error;
-            inverse = this_inverse;
-        }
+        let trial = F::splat(0.1 * step as f32 + levels as f32) / max;
+        let this_error = positive_error(x, weights, trial, limit);
+        let better = this_error.lt(best);
+        best = F::select(better, this_error, best);
+        inverse = F::select(better, trial, inverse);
     }
 
-    let (mut lx, mut l2) = (0f32, 0f32);
+    let (mut lx, mut l2) = (F::zero(), F::zero());
     for ((code, &v), &w) in codes.iter_mut().zip(x).zip(weights) {
-        let l = nearest(inverse * v).min(levels);
-        *code = l as u8;
-        lx += w * v * l as f32;
-        l2 += w * l as f32 * l as f32;
+        *code = nearest(inverse * v).min(limit);
+        let l = F::from_int(*code);
+        lx = lx + w * v * l;
+        l2 = l2 + w * l * l;
     }
     for _ in 0..5 {
         let mut changed = false;
         for ((code, &v), &w) in codes.iter_mut().zip(x).zip(weights) {
-            let l = *code as f32;
-            let mut other_lx = lx - w * v * l;
-            let mut other_l2 = l2 - w * l * l;
-            if other_lx > 0.0 && other_l2 > 0.0 {
-                let new = nearest(v * other_l2 / other_lx).min(levels);
-                if new != *code as i32 {
-                    other_lx += w * v * new as f32;
-                    other_l2 += w * new as f32 * new as f32;
-                    if other_lx * other_lx * l2 > lx * lx * other_l2 {
-                        *code = new as u8;
-                        (lx, l2) = (other_lx, other_l2);
-                        changed = true;
-                    }
-                }
+            let l = F::from_int(*code);
+            let other_lx = lx - w * v * l;
+            let other_l2 = l2 - w * l * l;
+            let new = nearest(v * other_l2 / other_lx).min(limit);
+            let moves = other_lx.gt(F::zero()) & other_l2.gt(F::zero()) & !new.eq(*code);
+            if !moves.any() {
+                continue;
+            }
+            let n = F::from_int(new);
+            let other_lx = other_lx + w * v * n;
+            let other_l2 = other_l2 + w * n * n;
+            let better = moves & (other_lx * other_lx * l2).gt(lx * lx * other_l2);
+            if better.any() {
+                // ggml keeps codes in bytes.
+                *code = F::Int::select(better, new & F::Int::splat(255), *code);
+                lx = F::select(better, other_lx, lx);
+                l2 = F::select(better, other_l2, l2);
+                changed = true;
             }
         }
         if !changed {
             break;
         }
     }
-    if l2 > 0.0 { lx / l2 } else { 0.0 }
+    let empty = max.lt(F::splat(ALL_ZERO));
+    for code in codes {
+        *code = F::Int::select(empty, F::Int::splat(0), *code);
+    }
+    F::select(l2.gt(F::zero()) & !empty, lx / l2, F::zero())
+}
+
+/// The weighted error of a scale of [`positive`], codes up to `limit`.
+#[inline(always)]
+fn positive_error<F: Lanes>(x: &[F], weights: &[F], inverse: F, limit: F::Int) -> F {
+    let scale = F::splat(1.0) / inverse;
+    let mut error = F::zero();
+    for (&v, &w) in x.iter().zip(weights) {
+        let diff = v - scale * F::from_int(nearest(inverse * v).min(limit));
+        error = error + w * diff * diff;
+    }
+    error
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn nearest_rounds_ties_to_even() {
-        for (x, want) in
-            [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (-2.5, -2), (2.4999, 2), (-7.51, -8), (4_000_000.4, 4_000_000)]
-        {
-            assert_eq!(nearest(x), want, "{x}");
-        }
+    type One = Portable<1>;
+
+    fn value(x: One) -> f32 {
+        let mut out = [0.0];
+        x.store(&mut out);
+        out[0]
     }
 
     #[test]
     fn degenerate_blocks_give_scale_zero() {
-        let mut codes = [7u8; 32];
-        assert_eq!(symmetric(&[0.0; 32], &[1.0; 32], 8, &mut codes), 0.0);
-        assert_eq!(affine(&[-0.5; 32], &[1.0; 32], 15, WEIGHTED, &mut codes), (0.0, 0.5));
-        assert_eq!(positive(&[0.0; 8], &[1.0; 8], 63, &mut codes[..8]), 0.0);
-        assert_eq!(codes, [0u8; 32]);
+        let all = |x: f32| [One::splat(x); 32];
+        let found = symmetric(&all(0.0), &all(1.0), 8.0);
+        let mut code = [7];
+        symmetric_codes(&found, One::splat(0.0), 8).store(&mut code);
+        assert_eq!((value(found.scale), code), (0.0, [0]));
+        let found = affine(&all(-0.5), &all(1.0), 15, WEIGHTED);
+        assert_eq!((value(found.scale), value(found.min)), (0.0, -0.5));
+        let mut codes = [<One as Lanes>::Int::splat(7); 32];
+        assert_eq!(value(positive(&all(0.0), &all(1.0), 63, &mut codes)), 0.0);
+        codes[31].store(&mut code);
+        assert_eq!(code, [0]);
+        let mut levels = all(3.0);
+        assert_eq!(value(symmetric_moves(&all(0.0), 4.0, &mut levels)), 0.0);
+        assert_eq!(value(levels[5]), -4.0);
     }
 }

@@ -10,7 +10,7 @@
 
 use super::fit::{self, Line, Moments, Problem};
 use super::float::saturate;
-use super::superblock::{INTS, LEN, Layout, Scales};
+use super::superblock::{INTS, LEN, Layout, Scales, reference_scales};
 use crate::codec::Float;
 use crate::kernels;
 
@@ -36,7 +36,7 @@ struct Sub<'a> {
 
 /// The best scales found for `x`.
 pub(super) fn fit<L: Layout>(x: &[f32], importance: &[f32]) -> Scales<L> {
-    let reference = Scales::of(&L::reference(x, Some(importance)));
+    let reference = reference_scales::<L>(x, importance);
     let (mut xs, mut ws) = ([0f32; LEN], [0f32; LEN]);
     let (xs, ws) = fit::prepare(x, importance, &mut xs, &mut ws);
 

@@ -6,15 +6,18 @@
 //! ```
 
 use super::fit;
+use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::super_fit;
 use super::super_refit;
 use crate::codec::{BlockScales, Codec, CodecId, Gram, Grid};
+use crate::kernels::MAGIC;
+use crate::simd::{Lanes, MAX_LANES};
 use std::marker::PhantomData;
 
 /// Weights per super-block.
 pub(super) const LEN: usize = 256;
 /// Integers per super-block: scales of all sub-blocks, then minima of all sub-blocks if the format has them.
-pub(super) const INTS: usize = 16;
+pub(super) const INTS: usize = 32;
 
 /// A super-block taken apart.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +52,38 @@ pub(super) trait Layout: Send + Sync + 'static {
     fn write(block: &Block, out: &mut [u8]);
     /// The inverse of [`Layout::write`].
     fn read(bytes: &[u8]) -> Block;
-    /// ggml's encoder.
-    fn reference(x: &[f32], importance: Option<&[f32]>) -> Block;
+    /// ggml's encoder, for as many super-blocks as there are in the group; must be `#[inline(always)]`. Codes of sub-blocks whose
+    /// step is not 0 need not be set: [`requantize`] does.
+    fn reference<F: Lanes>(group: &Group<'_>, blocks: &mut [Block]);
+}
+
+/// ggml's last step: with the scales as they are stored, the code nearest to each weight. Sub-blocks with a step of 0 keep the
+/// codes they have.
+#[inline(always)]
+fn requantize<L: Layout>(block: &mut Block, x: &[f32]) {
+    let scales = Scales::<L>::of(block);
+    let (low, high) = (-i32::from(L::ZERO), i32::from(L::MAX) - i32::from(L::ZERO));
+    for s in 0..Scales::<L>::SUBS {
+        let (step, min) = (scales.step(s), scales.min(s));
+        if step == 0.0 {
+            continue;
+        }
+        let codes = &mut block.codes[s * L::SUB..][..L::SUB];
+        for (code, &x) in codes.iter_mut().zip(&x[s * L::SUB..]) {
+            let t = (x + min) / step;
+            // As `simd::nearest`.
+            let l = ((t + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000;
+            *code = (l.clamp(low, high) - low) as u8;
+        }
+    }
+}
+
+/// The scales that ggml's encoder gives one super-block.
+pub(super) fn reference_scales<L: Layout>(x: &[f32], importance: &[f32]) -> Scales<L> {
+    let mut bytes = [0u8; 2 * LEN];
+    let bytes = &mut bytes[..L::BYTES];
+    encode_rows(&KQuant::<L>::new(), x, LEN, Some(importance), bytes);
+    Scales::of(&L::read(bytes))
 }
 
 /// The codec of layout `L`.
@@ -59,6 +92,25 @@ pub(super) struct KQuant<L>(PhantomData<L>);
 impl<L> KQuant<L> {
     pub(super) const fn new() -> Self {
         KQuant(PhantomData)
+    }
+}
+
+impl<L: Layout> SideBySide for KQuant<L> {
+    fn len(&self) -> usize {
+        LEN
+    }
+    fn bytes(&self) -> usize {
+        L::BYTES
+    }
+    #[inline(always)]
+    fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]) {
+        let mut blocks = [const { Block { d: 0.0, dmin: 0.0, ints: [0; INTS], codes: [0; LEN] } }; MAX_LANES];
+        let blocks = &mut blocks[..group.used()];
+        L::reference::<F>(group, blocks);
+        for (lane, (block, out)) in blocks.iter_mut().zip(out.chunks_exact_mut(L::BYTES)).enumerate() {
+            requantize::<L>(block, group.block(lane));
+            L::write(block, out);
+        }
     }
 }
 
@@ -73,10 +125,10 @@ impl<L: Layout> Codec for KQuant<L> {
         L::BYTES
     }
     fn encode(&self, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-        assert_eq!(row.len() / LEN * L::BYTES, out.len(), "output length");
-        for (i, (x, out)) in row.chunks_exact(LEN).zip(out.chunks_exact_mut(L::BYTES)).enumerate() {
-            L::write(&L::reference(x, importance.map(|q| &q[i * LEN..][..LEN])), out);
-        }
+        encode_rows(self, row, row.len(), importance, out);
+    }
+    fn encode_rows(&self, rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+        encode_rows(self, rows, row_len, importance, out);
     }
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len() / L::BYTES * LEN, out.len(), "output length");

@@ -20,6 +20,7 @@ impl Layout for TQ1_0 {
     fn id(&self) -> CodecId {
         CodecId::TQ1_0
     }
+    #[inline(always)]
     fn shape(&self) -> Shape {
         SHAPE
     }
@@ -64,7 +65,7 @@ impl Layout for TQ1_0 {
         [scale, 0.0]
     }
     #[inline(always)]
-    fn reference(&self, x: &[f32], _weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2] {
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
         [ternary(x, codes), 0.0]
     }
 }

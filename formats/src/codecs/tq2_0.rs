@@ -15,6 +15,7 @@ impl Layout for TQ2_0 {
     fn id(&self) -> CodecId {
         CodecId::TQ2_0
     }
+    #[inline(always)]
     fn shape(&self) -> Shape {
         tq1_0::SHAPE
     }
@@ -47,7 +48,7 @@ impl Layout for TQ2_0 {
         [read_half(&bytes[SCALE..], 0), 0.0]
     }
     #[inline(always)]
-    fn reference(&self, x: &[f32], _weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2] {
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
         [tq1_0::ternary(x, codes), 0.0]
     }
 }

@@ -1,0 +1,212 @@
+//! Eight lanes in AVX2 registers.
+//!
+//! SAFETY of every block below: the intrinsics need the instructions that [`super::dispatch`] has found before it runs a kernel with
+//! these lanes, and nothing else constructs them; loads and stores touch slices whose length was checked.
+
+use super::{IntLanes, Lanes, MaskLanes};
+use std::arch::x86_64::*;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
+
+/// 8 numbers of type f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(__m256);
+/// 8 numbers of type i32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ints(__m256i);
+/// 8 truth values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask(__m256);
+
+const LANES: usize = 8;
+
+macro_rules! operators {
+    ($name:ident: $($trait:ident $method:ident $f:ident),*) => {$(
+        impl $trait for $name {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: see the top of the file.
+                $name(unsafe { $f(self.0, other.0) })
+            }
+        }
+    )*};
+}
+operators!(Avx2: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
+operators!(Ints: Add add _mm256_add_epi32, Sub sub _mm256_sub_epi32, BitAnd bitand _mm256_and_si256, BitOr bitor _mm256_or_si256);
+
+operators!(Mask: BitAnd bitand _mm256_and_ps, BitOr bitor _mm256_or_ps);
+
+impl Not for Mask {
+    type Output = Self;
+    #[inline(always)]
+    fn not(self) -> Self {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm256_xor_ps(self.0, _mm256_castsi256_ps(_mm256_set1_epi32(-1))) })
+    }
+}
+impl MaskLanes for Mask {
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm256_movemask_ps(self.0) }.cast_unsigned()
+    }
+}
+
+impl Lanes for Avx2 {
+    const N: usize = LANES;
+    type Int = Ints;
+    type Mask = Mask;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(x: &[f32]) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_loadu_ps(x[..LANES].as_ptr()) })
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [f32]) {
+        // SAFETY: see the top of the file.
+        unsafe { _mm256_storeu_ps(out[..LANES].as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn lt(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn le(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm256_cmp_ps::<_CMP_LE_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn eq(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm256_cmp_ps::<_CMP_EQ_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn select(mask: Mask, a: Self, b: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_blendv_ps(b.0, a.0, mask.0) })
+    }
+    #[inline(always)]
+    fn to_bits(self) -> Ints {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_castps_si256(self.0) })
+    }
+    #[inline(always)]
+    fn from_bits(bits: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_castsi256_ps(bits.0) })
+    }
+    #[inline(always)]
+    fn from_int(x: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_cvtepi32_ps(x.0) })
+    }
+    #[inline(always)]
+    fn truncate(self) -> Ints {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_cvttps_epi32(self.0) })
+    }
+    #[inline(always)]
+    fn gather(table: &[f32], index: Ints) -> Self {
+        index.check(table.len());
+        // SAFETY: see the top of the file; every index is within the table.
+        Avx2(unsafe { _mm256_i32gather_ps::<4>(table.as_ptr(), index.0) })
+    }
+}
+
+impl Ints {
+    /// Panics unless every lane is an index of something of this length.
+    #[inline(always)]
+    fn check(self, len: usize) {
+        let last = Self::splat(i32::try_from(len).unwrap_or(i32::MAX) - 1);
+        let outside = self.gt(last) | Self::splat(0).gt(self);
+        assert!(!outside.any(), "an index is outside the table");
+    }
+}
+
+impl IntLanes for Ints {
+    type Mask = Mask;
+
+    #[inline(always)]
+    fn splat(x: i32) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_set1_epi32(x) })
+    }
+    #[inline(always)]
+    fn load(x: &[i32]) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_loadu_si256(x[..LANES].as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [i32]) {
+        // SAFETY: see the top of the file.
+        unsafe { _mm256_storeu_si256(out[..LANES].as_mut_ptr().cast(), self.0) }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_min_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_max_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn gt(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm256_castsi256_ps(_mm256_cmpgt_epi32(self.0, other.0)) })
+    }
+    #[inline(always)]
+    fn eq(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm256_castsi256_ps(_mm256_cmpeq_epi32(self.0, other.0)) })
+    }
+    #[inline(always)]
+    fn select(mask: Mask, a: Self, b: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_blendv_epi8(b.0, a.0, _mm256_castps_si256(mask.0)) })
+    }
+    #[inline(always)]
+    fn shl<const BITS: u32>(self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
+    }
+    #[inline(always)]
+    fn shr<const BITS: u32>(self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
+    }
+    #[inline(always)]
+    fn gather(table: &[i32], index: Self) -> Self {
+        index.check(table.len());
+        // SAFETY: see the top of the file; every index is within the table.
+        Ints(unsafe { _mm256_i32gather_epi32::<4>(table.as_ptr(), index.0) })
+    }
+}

@@ -1,0 +1,222 @@
+//! Sixteen lanes in AVX-512 registers.
+//!
+//! SAFETY of every block below: the intrinsics need the instructions that [`super::dispatch`] has found before it runs a kernel with
+//! these lanes, and nothing else constructs them; loads and stores touch slices whose length was checked.
+
+use super::{IntLanes, Lanes, MaskLanes};
+use std::arch::x86_64::*;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
+
+/// 16 numbers of type f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512(__m512);
+/// 16 numbers of type i32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ints(__m512i);
+/// 16 truth values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask(__mmask16);
+
+const LANES: usize = 16;
+
+macro_rules! operators {
+    ($name:ident: $($trait:ident $method:ident $f:ident),*) => {$(
+        impl $trait for $name {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: see the top of the file.
+                $name(unsafe { $f(self.0, other.0) })
+            }
+        }
+    )*};
+}
+operators!(Avx512: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
+operators!(Ints: Add add _mm512_add_epi32, Sub sub _mm512_sub_epi32, BitAnd bitand _mm512_and_si512, BitOr bitor _mm512_or_si512);
+
+impl BitAnd for Mask {
+    type Output = Self;
+    #[inline(always)]
+    fn bitand(self, other: Self) -> Self {
+        Mask(self.0 & other.0)
+    }
+}
+impl BitOr for Mask {
+    type Output = Self;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        Mask(self.0 | other.0)
+    }
+}
+impl Not for Mask {
+    type Output = Self;
+    #[inline(always)]
+    fn not(self) -> Self {
+        Mask(!self.0)
+    }
+}
+impl MaskLanes for Mask {
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        u32::from(self.0)
+    }
+}
+
+impl Lanes for Avx512 {
+    const N: usize = LANES;
+    type Int = Ints;
+    type Mask = Mask;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(x: &[f32]) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_loadu_ps(x[..LANES].as_ptr()) })
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [f32]) {
+        // SAFETY: see the top of the file.
+        unsafe { _mm512_storeu_ps(out[..LANES].as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_abs_ps(self.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn lt(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn le(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn eq(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn select(mask: Mask, a: Self, b: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_mask_blend_ps(mask.0, b.0, a.0) })
+    }
+    #[inline(always)]
+    fn to_bits(self) -> Ints {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_castps_si512(self.0) })
+    }
+    #[inline(always)]
+    fn from_bits(bits: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_castsi512_ps(bits.0) })
+    }
+    #[inline(always)]
+    fn from_int(x: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_cvtepi32_ps(x.0) })
+    }
+    #[inline(always)]
+    fn truncate(self) -> Ints {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_cvttps_epi32(self.0) })
+    }
+    #[inline(always)]
+    fn gather(table: &[f32], index: Ints) -> Self {
+        index.check(table.len());
+        // SAFETY: see the top of the file; every index is within the table.
+        Avx512(unsafe { _mm512_i32gather_ps::<4>(index.0, table.as_ptr().cast()) })
+    }
+}
+
+impl Ints {
+    /// Panics unless every lane is an index of something of this length.
+    #[inline(always)]
+    fn check(self, len: usize) {
+        let last = Self::splat(i32::try_from(len).unwrap_or(i32::MAX) - 1);
+        let outside = self.gt(last) | Self::splat(0).gt(self);
+        assert!(!outside.any(), "an index is outside the table");
+    }
+}
+
+impl IntLanes for Ints {
+    type Mask = Mask;
+
+    #[inline(always)]
+    fn splat(x: i32) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_set1_epi32(x) })
+    }
+    #[inline(always)]
+    fn load(x: &[i32]) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_loadu_si512(x[..LANES].as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [i32]) {
+        // SAFETY: see the top of the file.
+        unsafe { _mm512_storeu_si512(out[..LANES].as_mut_ptr().cast(), self.0) }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_min_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_max_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn gt(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm512_cmpgt_epi32_mask(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn eq(self, other: Self) -> Mask {
+        // SAFETY: see the top of the file.
+        Mask(unsafe { _mm512_cmpeq_epi32_mask(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn select(mask: Mask, a: Self, b: Self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_mask_blend_epi32(mask.0, b.0, a.0) })
+    }
+    #[inline(always)]
+    fn shl<const BITS: u32>(self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_sll_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
+    }
+    #[inline(always)]
+    fn shr<const BITS: u32>(self) -> Self {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
+    }
+    #[inline(always)]
+    fn gather(table: &[i32], index: Self) -> Self {
+        index.check(table.len());
+        // SAFETY: see the top of the file; every index is within the table.
+        Ints(unsafe { _mm512_i32gather_epi32::<4>(index.0, table.as_ptr().cast()) })
+    }
+}

@@ -1,0 +1,180 @@
+//! Lanes: one algorithm written once for any width of vector register.
+//!
+//! The reference encoders search scales in long chains of f32 operations whose order decides the bytes, so a chain itself cannot
+//! be made parallel. Blocks can: lane i of a [`Lanes`] value belongs to block i, and every lane performs exactly the scalar
+//! operations in the scalar order. No operation here is fused or reassociated, so AVX-512 (16 lanes), AVX2 (8), the portable lanes
+//! (which the compiler turns into NEON or SSE2) and a single lane all give the same bytes; the single lane is the scalar twin that
+//! tests compare with.
+//!
+//! A [`Kernel`] is a function generic over the lanes; [`dispatch`] runs it with the widest ones that the processor has. Kernels and
+//! everything they call must be `#[inline(always)]`: only then is it compiled for the registers chosen.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use crate::kernels::{Vectors, vectors};
+pub(crate) use portable::Portable;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
+
+/// The most lanes that any processor has.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Several f32 numbers side by side. Operators work lane by lane, as IEEE 754 says, with rounding to nearest.
+pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
+    /// Number of lanes.
+    const N: usize;
+    /// As many integers.
+    type Int: IntLanes<Mask = Self::Mask>;
+    /// As many truth values.
+    type Mask: MaskLanes;
+
+    /// The same number in every lane.
+    fn splat(x: f32) -> Self;
+    /// The first `N` numbers of a slice.
+    fn load(x: &[f32]) -> Self;
+    /// To the first `N` places of a slice.
+    fn store(self, out: &mut [f32]);
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// Magnitude.
+    fn abs(self) -> Self;
+    /// `if self < other { self } else { other }`: with NaN, or zeros of both signs, the other.
+    fn min(self, other: Self) -> Self;
+    /// `if self > other { self } else { other }`.
+    fn max(self, other: Self) -> Self;
+    /// `self < other`, false with NaN.
+    fn lt(self, other: Self) -> Self::Mask;
+    /// `self <= other`, false with NaN.
+    fn le(self, other: Self) -> Self::Mask;
+    /// `self == other`, false with NaN.
+    fn eq(self, other: Self) -> Self::Mask;
+    /// `if mask { a } else { b }`.
+    fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
+    /// The bit patterns.
+    fn to_bits(self) -> Self::Int;
+    /// Numbers of these bit patterns.
+    fn from_bits(bits: Self::Int) -> Self;
+    /// Integers as numbers, rounded to nearest.
+    fn from_int(x: Self::Int) -> Self;
+    /// Rounded toward zero; `i32::MIN` for what does not fit, as x86 has it.
+    fn truncate(self) -> Self::Int;
+    /// `table[index]`.
+    ///
+    /// # Panics
+    /// If an index is not within the table.
+    fn gather(table: &[f32], index: Self::Int) -> Self;
+
+    /// `self > other`, false with NaN.
+    #[inline(always)]
+    fn gt(self, other: Self) -> Self::Mask {
+        other.lt(self)
+    }
+    /// Zero in every lane.
+    #[inline(always)]
+    fn zero() -> Self {
+        Self::splat(0.0)
+    }
+}
+
+/// Several i32 numbers side by side; sums wrap.
+pub(crate) trait IntLanes:
+    Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
+{
+    /// As many truth values.
+    type Mask: MaskLanes;
+
+    /// The same number in every lane.
+    fn splat(x: i32) -> Self;
+    /// The first `N` numbers of a slice.
+    fn load(x: &[i32]) -> Self;
+    /// To the first `N` places of a slice.
+    fn store(self, out: &mut [i32]);
+    /// The lesser.
+    fn min(self, other: Self) -> Self;
+    /// The greater.
+    fn max(self, other: Self) -> Self;
+    /// `self > other`.
+    fn gt(self, other: Self) -> Self::Mask;
+    /// `self == other`.
+    fn eq(self, other: Self) -> Self::Mask;
+    /// `if mask { a } else { b }`.
+    fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
+    /// Shifted left.
+    fn shl<const BITS: u32>(self) -> Self;
+    /// Shifted right, filled with zeros.
+    fn shr<const BITS: u32>(self) -> Self;
+    /// `table[index]`.
+    ///
+    /// # Panics
+    /// If an index is not within the table.
+    fn gather(table: &[i32], index: Self) -> Self;
+}
+
+/// Several truth values side by side.
+pub(crate) trait MaskLanes: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
+    /// Bit i: lane i.
+    fn bits(self) -> u32;
+    /// Whether any lane is true.
+    #[inline(always)]
+    fn any(self) -> bool {
+        self.bits() != 0
+    }
+    /// Whether all lanes are true.
+    #[inline(always)]
+    fn all(self) -> bool {
+        !(!self).any()
+    }
+}
+
+/// A function generic over the lanes. `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// Runs it.
+    fn run<F: Lanes>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the widest lanes there are.
+pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2")]
+        fn wider<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<avx512::Avx512>()
+        }
+        #[target_feature(enable = "avx2")]
+        fn wide<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<avx2::Avx2>()
+        }
+        match vectors() {
+            // SAFETY: `vectors` has found all the features that the function needs.
+            Vectors::Avx512 => return unsafe { wider(kernel) },
+            // SAFETY: `vectors` has found AVX2, and the function needs nothing else.
+            Vectors::Avx2 => return unsafe { wide(kernel) },
+            Vectors::Baseline => {}
+        }
+    }
+    kernel.run::<Portable<8>>()
+}
+
+/// 1.5 · 2²³: adding it leaves the rounded integer in the low bits of the mantissa.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer, ties to even, for |x| < 2²². Beyond that the result is an arbitrary integer, the same as ggml's
+/// (`nearest_int` in `ggml-quants.c`).
+#[inline(always)]
+pub(crate) fn nearest<F: Lanes>(x: F) -> F::Int {
+    ((x + F::splat(MAGIC)).to_bits() & F::Int::splat(0x007f_ffff)) - F::Int::splat(0x0040_0000)
+}
+
+/// The nearest whole number, ties to even, for |x| < 2²².
+#[inline(always)]
+pub(crate) fn round<F: Lanes>(x: F) -> F {
+    (x + F::splat(MAGIC)) - F::splat(MAGIC)
+}
+
+#[cfg(test)]
+mod tests;
