@@ -2,6 +2,7 @@
 
 use super::float;
 use crate::codec::Float;
+use crate::kernels::MAGIC;
 
 /// Lanes of a comparison over a block. Extremes do not depend on the order.
 const LANES: usize = 16;
@@ -76,6 +77,12 @@ pub(super) fn inverse(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
+/// Adding 1.5 · 2²³ leaves a small whole number in the low bits, for vector registers cheaper than a conversion that saturates.
+#[inline(always)]
+pub(super) fn low_byte(whole: f32) -> u8 {
+    (whole + MAGIC).to_bits() as u8
+}
+
 /// Number `i` of the f16 numbers that `bytes` starts with.
 #[inline(always)]
 pub(super) fn read_half(bytes: &[u8], i: usize) -> f32 {
@@ -89,8 +96,39 @@ pub(super) fn write_half(x: f32, i: usize, out: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Weights of all magnitudes, some zero, some equal, some in blocks of one value; for tests of encoders.
+    pub(in crate::codecs) fn weights(n: usize) -> Vec<f32> {
+        let mut state = 88_172_645_463_325_252u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / 8_388_608.0 - 1.0
+        };
+        let mut magnitude = 1.0;
+        let mut weight = |i: usize| {
+            if i % 64 == 0 {
+                magnitude = 10f32.powf(25.0 * next());
+            }
+            match i / 256 % 5 {
+                0 => 0.02 * next(),
+                1 => magnitude * next(),
+                2 => (next() * 3.0).round() * 0.25,
+                3 => {
+                    if next() < 0.8 {
+                        0.0
+                    } else {
+                        next()
+                    }
+                }
+                _ => magnitude,
+            }
+        };
+        (0..n).map(&mut weight).collect()
+    }
 
     #[test]
     fn extremes_keep_the_first_sign() {

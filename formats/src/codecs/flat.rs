@@ -295,3 +295,53 @@ impl<L: Layout> Grid for Flat<L> {
         self.scales(self.0.read(bytes, codes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{legacy::Legacy, q2_0::Q2_0, q8_0::Q8_0, side_by_side, tq1_0::TQ1_0, tq2_0::TQ2_0};
+    use super::*;
+    use crate::codecs::block::tests::weights;
+    use crate::simd::{Kernel, Portable};
+
+    fn check<L: Layout>(layout: &L) {
+        let x = weights(64 * MAX_LEN);
+        let n = x.len() / layout.len();
+        let (mut wide, mut narrow) = (vec![0x11; n * layout.bytes()], vec![0x22; n * layout.bytes()]);
+        encode(layout, &x, &mut wide);
+        portable::encode(layout, &x, &mut narrow);
+        assert_eq!(wide, narrow, "{}", layout.id());
+        let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+        decode(layout, &wide, &mut values);
+        portable::decode(layout, &wide, &mut again);
+        assert_eq!(values, again, "{}", layout.id());
+    }
+
+    fn check_weighted<const BITS: u32, const MIN: bool>() {
+        // Rows of three blocks, so that groups of lanes end within rows, and the last group is not full.
+        let (layout, row_len) = (Legacy::<BITS, MIN>, 96);
+        let x = &weights(row_len * 37);
+        let importance: Vec<f32> = x[..row_len].iter().map(|x| x.abs() + 1e-3).collect();
+        let bytes = x.len() / Layout::len(&layout) * Layout::bytes(&layout);
+        let (mut wide, mut narrow) = (vec![0x11; bytes], vec![0x22; bytes]);
+        layout.encode_weighted(x, row_len, &importance, &mut wide);
+        let rows = side_by_side::Rows { encoder: &layout, rows: x, row_len, importance: Some(&importance), out: &mut narrow };
+        rows.run::<Portable<1>>();
+        assert_eq!(wide, narrow, "{}", layout.id());
+    }
+
+    #[test]
+    fn wide_registers_give_the_same_bytes() {
+        check(&Legacy::<4, false>);
+        check(&Legacy::<4, true>);
+        check(&Legacy::<5, false>);
+        check(&Legacy::<5, true>);
+        check(&Q8_0);
+        check(&Q2_0);
+        check(&TQ1_0);
+        check(&TQ2_0);
+        check_weighted::<4, false>();
+        check_weighted::<4, true>();
+        check_weighted::<5, false>();
+        check_weighted::<5, true>();
+    }
+}

@@ -322,4 +322,23 @@ mod tests {
         // Beyond the precision of f32 all values are equally far.
         assert_eq!(first_nearest(224.0, 1e30), 0);
     }
+
+    fn check<L: Layout>() {
+        let x = crate::codecs::block::tests::weights(256 * L::LEN);
+        let bytes = x.len() / L::LEN * Fp4::<L>::BYTES;
+        let (mut wide, mut narrow) = (vec![0x11; bytes], vec![0x22; bytes]);
+        encode::<L>(&x, &mut wide);
+        portable::encode::<L>(&x, &mut narrow);
+        assert_eq!(wide, narrow, "{}", L::ID);
+        let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+        decode::<L>(&wide, &mut values);
+        portable::decode::<L>(&wide, &mut again);
+        assert_eq!(values, again, "{}", L::ID);
+    }
+
+    #[test]
+    fn wide_registers_give_the_same_bytes() {
+        check::<super::super::mxfp4::Mxfp4>();
+        check::<super::super::nvfp4::Nvfp4>();
+    }
 }

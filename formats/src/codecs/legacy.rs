@@ -4,7 +4,7 @@
 //! formats the codes' fifth bits as a u32 (bit i for code i); 16 bytes of which byte j holds the low four bits of codes j (low
 //! half) and j + 16 (high half).
 
-use super::block::{extreme, inverse, range, read_half, write_half};
+use super::block::{extreme, inverse, low_byte, range, read_half, write_half};
 use super::flat::{Layout, Shape};
 use super::float::limit;
 use super::search::{self, Found};
@@ -54,8 +54,11 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
             write_half(stored[1], 1, out);
         }
         if BITS == 5 {
-            let high = codes.iter().enumerate().fold(0u32, |bits, (i, c)| bits | (*c as u32 >> 4 & 1) << i);
-            out[Self::HIGH..Self::LOW].copy_from_slice(&high.to_le_bytes());
+            for (out, codes) in out[Self::HIGH..Self::LOW].iter_mut().zip(codes.as_chunks::<8>().0) {
+                // Byte i's bit goes to bit i of the product's top byte.
+                let bits = u64::from_le_bytes(*codes) >> 4 & 0x0101_0101_0101_0101;
+                *out = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+            }
         }
         let (low, high) = codes.split_at(LEN / 2);
         for ((out, low), high) in out[Self::LOW..].iter_mut().zip(low).zip(high) {
@@ -100,9 +103,12 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
 /// Codes (x − min) · inverse + shift, rounded towards zero. ggml's quotients by a scale too small for that give code 0.
 #[inline(always)]
 fn truncate<const MIN: bool>(x: &[f32], min: f32, inverse: f32, shift: f32, largest: u8, codes: &mut [u8]) {
+    let largest = largest as f32;
     for (code, &x) in codes.iter_mut().zip(x) {
         let t = if MIN { (x - min) * inverse } else { x * inverse };
-        *code = ((t + shift) as i32).clamp(0, largest as i32) as u8;
+        let t = (t + shift).trunc();
+        let t = if t > 0.0 { t } else { 0.0 };
+        *code = low_byte(if t < largest { t } else { largest });
     }
     if !inverse.is_finite() {
         codes.fill(0);

@@ -139,3 +139,28 @@ impl Grid for Q1_0 {
         scales(read_half(bytes, 0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codecs::block::tests::weights;
+
+    #[test]
+    fn wide_registers_give_the_same_bytes() {
+        // Not a whole number of groups.
+        let x = weights(LEN * (ABREAST * 9 + 3));
+        let (mut wide, mut narrow) = (vec![0x11; x.len() / LEN * BYTES], vec![0x22; x.len() / LEN * BYTES]);
+        encode(&x, &mut wide);
+        portable::encode(&x, &mut narrow);
+        assert_eq!(wide, narrow);
+        // A block alone gives what it gives among others.
+        for (x, out) in x.chunks(LEN).zip(wide.chunks(BYTES)) {
+            encode(x, &mut narrow[..BYTES]);
+            assert_eq!(&narrow[..BYTES], out);
+        }
+        let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+        decode(&wide, &mut values);
+        portable::decode(&wide, &mut again);
+        assert_eq!(values, again);
+    }
+}

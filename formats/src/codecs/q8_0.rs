@@ -1,7 +1,7 @@
 //! ggml's Q8_0: bytes 0–1 scale, 2–33 signed codes, here shifted by 128. The reference encoder uses −127 … 127 and ignores
 //! importance; −128 is a valid code all the same.
 
-use super::block::{inverse, largest, read_half, write_half};
+use super::block::{inverse, largest, low_byte, read_half, write_half};
 use super::flat::{Layout, Shape};
 use crate::codec::{CodecId, Float};
 
@@ -42,8 +42,9 @@ impl Layout for Q8_0 {
         let d = largest(x) / 127.0;
         let inverse = inverse(d);
         for (code, &v) in codes.iter_mut().zip(x) {
-            // Ties away from zero, as C's roundf.
-            *code = ((v * inverse).round() as i32 as u8) ^ 128;
+            // Ties away from zero, as C's roundf: the number below one half keeps what is below a tie below it.
+            let t = v * inverse;
+            *code = low_byte((t + 0.499_999_97f32.copysign(t)).trunc()) ^ 128;
         }
         if !inverse.is_finite() {
             codes.fill(128);
