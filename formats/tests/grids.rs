@@ -274,7 +274,7 @@ fn fits_gain_on_the_reference() {
         (CodecId::TQ2_0, 0.3),
         (CodecId::MXFP4, 0.93),
         (CodecId::NVFP4, 0.95),
-        (CodecId::Q1_0, 0.99),
+        (CodecId::Q1_0, 0.995),
         (CodecId::Q2_0, 0.3),
         (CodecId::Q4K, 0.93),
         (CodecId::Q5K, 0.86),

@@ -110,7 +110,7 @@ pub(super) mod tests {
         };
         let mut magnitude = 1.0;
         let mut weight = |i: usize| {
-            if i % 64 == 0 {
+            if i.is_multiple_of(64) {
                 magnitude = 10f32.powf(25.0 * next());
             }
             match i / 256 % 5 {

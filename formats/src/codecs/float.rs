@@ -178,7 +178,8 @@ mod tests {
     fn halves_are_those_of_ieee_754() {
         let x: Vec<f32> = numbers().collect();
         let (mut wide, mut narrow) = (vec![0; 2 * x.len()], vec![0; 2 * x.len()]);
-        let halves: [(Float, fn(f32) -> u16); 2] =
+        type Convert = fn(f32) -> u16;
+        let halves: [(Float, Convert); 2] =
             [(Float::F16, |x| f16::from_f32(x).to_bits()), (Float::BF16, |x| bf16::from_f32(x).to_bits())];
         for (float, expected) in halves {
             encode(float, &x, &mut wide);

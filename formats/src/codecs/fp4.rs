@@ -255,7 +255,8 @@ impl<L: Layout> Grid for Fp4<L> {
             let along: Vec<f64> = codes[at..][..L::SUB].iter().map(|&c| VALUES[c as usize] as f64).collect();
             gram.apply(&along, at, &mut curved);
             let (slope, curvature) = (dot(&along, &gradient[at..][..L::SUB]), dot(&along, &curved[at..][..L::SUB]));
-            if !(curvature > 0.0) {
+            // Codes that are all zero, or a form that is not positive.
+            if curvature <= 0.0 || curvature.is_nan() {
                 continue;
             }
             let old = L::half_scale(*byte) as f64;

@@ -31,7 +31,7 @@ impl Layout for Nvfp4 {
             return ((x * 512.0 + 0.5) as u8).min(7);
         }
         // Half a step of the mantissa's three bits, and the bias of e4m3 instead of f32's; a carry goes to the exponent.
-        let byte = (x.to_bits() + 0x0008_0000 >> 20) as i32 - (120 << 3);
+        let byte = ((x.to_bits() + 0x0008_0000) >> 20) as i32 - (120 << 3);
         if byte < 15 << 3 { byte as u8 } else { 0x7e }
     }
 }

@@ -49,8 +49,8 @@ crate::dispatched! {
             let mut sums = [0f32; ABREAST];
             match <&[[f32; LEN]; ABREAST]>::try_from(blocks) {
                 Ok(blocks) => for i in 0..LEN {
-                    for k in 0..ABREAST {
-                        sums[k] += blocks[k][i].abs();
+                    for (sum, x) in sums.iter_mut().zip(blocks) {
+                        *sum += x[i].abs();
                     }
                 },
                 Err(_) => for (sum, x) in sums.iter_mut().zip(blocks) {
@@ -71,8 +71,8 @@ crate::dispatched! {
         for (bytes, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
             let d = read_half(bytes, 0);
             for (out, byte) in out.as_chunks_mut::<8>().0.iter_mut().zip(&bytes[2..]) {
-                for i in 0..8 {
-                    out[i] = if byte >> i & 1 == 1 { d } else { -d };
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = if byte >> i & 1 == 1 { d } else { -d };
                 }
             }
         }
@@ -110,7 +110,8 @@ impl Grid for Q1_0 {
         let mut curved = vec![0.0; LEN];
         gram.apply(&signs, 0, &mut curved);
         let (slope, curvature) = (dot(&signs, gradient), dot(&signs, &curved));
-        if !(curvature > 0.0) {
+        // Codes that are all zero, or a form that is not positive.
+        if curvature <= 0.0 || curvature.is_nan() {
             return false;
         }
         let ideal = saturate(Float::F16, (d as f64 - slope / curvature) as f32);

@@ -57,7 +57,7 @@ impl Layout for TQ1_0 {
             let mut power = 1u8;
             for digits in digits.chunks_exact_mut(n) {
                 for (digit, byte) in digits.iter_mut().zip(group) {
-                    *digit = (byte.wrapping_mul(power) as u16 * 3 >> 8) as u8;
+                    *digit = ((byte.wrapping_mul(power) as u16 * 3) >> 8) as u8;
                 }
                 power = power.wrapping_mul(3);
             }
