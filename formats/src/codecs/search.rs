@@ -6,22 +6,13 @@
 use crate::kernels::MAGIC;
 use crate::simd::{IntLanes, Lanes, MaskLanes, Portable, nearest, round};
 
+pub(super) use super::block::extreme;
+
 /// Blocks whose largest magnitude is below this count as all zero.
 pub(super) const ALL_ZERO: f32 = 1e-15;
 
 /// The longest block that is searched.
 const MAX_LEN: usize = 32;
-
-/// The element of largest magnitude, sign kept (the first of equals), or 0.
-pub(super) fn extreme(x: &[f32]) -> f32 {
-    let mut found = 0f32;
-    for &v in x {
-        if v.abs() > found.abs() {
-            found = v;
-        }
-    }
-    found
-}
 
 /// [`nearest`] of a single number.
 pub(super) fn nearest_one(x: f32) -> i32 {
