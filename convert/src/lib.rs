@@ -27,6 +27,13 @@ pub trait ArtifactWriter: Send + Sync {
     /// Writes one planned tensor, exactly once, in any order and from any thread. Rows are in Hugging Face's order; a norm or
     /// bias may come in any float type.
     fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()>;
+    /// Writes consecutive rows of one planned tensor from row `first_row` on, for tensors that come in parts: in any order, from
+    /// any thread, each row exactly once, in Hugging Face's order. `rows` has the shape (rows, columns); of tensors with more
+    /// dimensions, all but the last make rows. A vector is one row. Parts start at multiples of [`ArtifactWriter::row_align`] and
+    /// end there or at the tensor's end.
+    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()>;
+    /// Rows that this container rearranges together, so that [`ArtifactWriter::put_rows`] needs them in one part: 1 for most tensors.
+    fn row_align(&self, role: Role) -> usize;
     /// Completes the artifact: checks that nothing is missing, writes what belongs beside the tensors, reads the headers back, and
     /// gives it its final name.
     fn finish(self: Box<Self>) -> Result<Artifact>;

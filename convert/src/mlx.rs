@@ -96,8 +96,17 @@ struct Writing {
 
 impl ArtifactWriter for Writing {
     fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
-        let (planned, tensor) = self.plan.layout.accept(role, tensor).map_err(|e| e.file(self.dir.target()))?;
-        self.weights.write(&planned.name, &tensor)
+        self.plan.layout.check_whole(role, tensor).map_err(|e| e.file(self.dir.target()))?;
+        self.put_rows(role, 0, tensor)
+    }
+
+    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
+        self.weights.write_rows(&planned.name, first_row, &rows)
+    }
+
+    fn row_align(&self, _: Role) -> usize {
+        1
     }
 
     fn finish(self: Box<Self>) -> Result<Artifact> {

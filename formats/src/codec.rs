@@ -155,8 +155,10 @@ pub enum Micro {
 
 impl CodecId {
     /// The ggml block formats that have a grid, widest last.
-    pub const GGML: [CodecId; 12] = [
+    pub const GGML: [CodecId; 14] = [
+        CodecId::Q2K,
         CodecId::IQ3XXS,
+        CodecId::Q3K,
         CodecId::IQ3S,
         CodecId::IQ4XS,
         CodecId::IQ4NL,

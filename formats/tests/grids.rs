@@ -128,9 +128,10 @@ proptest! {
             prop_assert!(error <= 0.2 * all + 1e-8 * squares.iter().sum::<f32>() as f64, "{}: {error} of {all}", id);
             return Ok(());
         }
-        let steps = if g.is_linear() { g.max_code() as f32 } else { 127.0 };
+        let steps = g.max_code() as f32;
+        let smallest = if g.is_linear() { steps * 2e-6 } else { 127.0 * 2e-6 };
         for (x, d) in x.iter().zip(&decoded) {
-            prop_assert!((x - d).abs() <= largest * (3.0 / steps + 0.02) + steps * 2e-6, "{}: {x} became {d}", id);
+            prop_assert!((x - d).abs() <= largest * (3.0 / steps + 0.02) + smallest, "{}: {x} became {d}", id);
         }
     }
 
@@ -317,10 +318,12 @@ fn fits_gain_on_the_reference() {
         let n = c.block_len();
         let (mut ours, mut theirs) = (0.0, 0.0);
         for (i, x) in x.chunks_exact(n).enumerate() {
-            let w = &importance[i * n % 256..][..n];
+            // Rounding to a codebook knows no importance.
+            let w = if g.step() > 1 { &[1.0; 256][..n] } else { &importance[i * n % 256..][..n] };
             ours += weighted_error(x, &round(g, &g.fit(x, w), x).1, w);
             theirs += weighted_error(x, &decode(c, &encode(c, x, Some(w))), w);
         }
+        println!("{id}: {}", ours / theirs);
         assert!(ours < most * theirs, "{id}: {}", ours / theirs);
     }
 }

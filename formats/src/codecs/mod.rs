@@ -6,6 +6,8 @@
 //! | `q4_0.rs` `q5_0.rs` `q8_0.rs` | ggml, 32 weights | one f16 scale |
 //! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
+//! | `q2_k.rs` | ggml, 256 weights | f16 scale and minimum, 4-bit scales and minima of 16 sub-blocks |
+//! | `q3_k.rs` | ggml, 256 weights | f16 scale, 6-bit scales of 16 sub-blocks |
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
 //! | `iq4_nl.rs` `iq4_xs.rs` | ggml, 32 and 256 weights, table of 16 values; shared part in `iq4.rs` | f16 scale; 6-bit scales of 8 sub-blocks |
 //! | `iq3_s.rs` `iq3_xxs.rs` | ggml, 256 weights, codebooks of 4 weights; shared part in `iq3.rs` | f16 scale, 4-bit scales of 8 sub-blocks |
@@ -33,6 +35,8 @@ mod iq4_xs;
 mod k_affine;
 mod legacy;
 mod mlx_affine;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -70,6 +74,8 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q5_0: flat::Flat<q5_0::Q5_0> = flat::Flat(q5_0::Q5_0);
     static Q4_1: flat::Flat<q4_1::Q4_1> = flat::Flat(q4_1::Q4_1);
     static Q5_1: flat::Flat<q5_1::Q5_1> = flat::Flat(q5_1::Q5_1);
+    static Q2_K: superblock::KQuant<q2_k::Q2K> = superblock::KQuant::new();
+    static Q3_K: superblock::KQuant<q3_k::Q3K> = superblock::KQuant::new();
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
@@ -86,12 +92,12 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::Q5_0 => &Q5_0,
         CodecId::Q4_1 => &Q4_1,
         CodecId::Q5_1 => &Q5_1,
+        CodecId::Q2K => &Q2_K,
+        CodecId::Q3K => &Q3_K,
         CodecId::Q4K => &Q4_K,
         CodecId::Q5K => &Q5_K,
         CodecId::Q6K => &Q6_K,
         CodecId::MlxAffine { bits, group, scale } => return mlx_affine::find(bits, group, scale),
-        CodecId::Q2K => return None,
-        CodecId::Q3K => return None,
         CodecId::IQ4NL => &IQ4_NL,
         CodecId::IQ4XS => &IQ4_XS,
         CodecId::IQ3S => &IQ3_S,

@@ -359,6 +359,26 @@ fn any_order_of_writing_gives_the_same_file() {
 }
 
 #[test]
+fn rows_in_parts_give_the_same_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let values: Vec<f32> = (0..3 * 2 * 32).map(|i| i as f32).collect();
+    let t = EncodedTensor::encode(CodecId::Q8_0, &[3, 2, 32], &values, None).unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    write_gguf(&whole, &Metadata::new(), &[("t".into(), t.clone())]).unwrap();
+    let plans = vec![TensorPlan::new("t", t.codec, &t.shape).unwrap()];
+    let writer = GgufWriter::create(&parts, &Metadata::new(), plans).unwrap();
+    for rows in [4..6usize, 0..1, 1..4] {
+        writer.write_rows("t", rows.start, &t.bytes[rows.start * 34..rows.end * 34]).unwrap();
+    }
+    assert!(writer.write_rows("t", 5, &t.bytes[..34]).is_err());
+    assert!(writer.write_rows("t", 6, &t.bytes[..34]).is_err());
+    assert!(writer.write_rows("t", 0, &t.bytes[..33]).is_err());
+    assert!(writer.write_rows("u", 0, &t.bytes[..34]).is_err());
+    writer.finish().unwrap();
+    assert_eq!(std::fs::read(whole).unwrap(), std::fs::read(parts).unwrap());
+}
+
+#[test]
 fn plans_that_no_reader_would_take_are_refused() {
     let f32 = CodecId::F32;
     assert!(TensorPlan::new("", f32, &[1]).is_err());
