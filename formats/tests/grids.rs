@@ -288,10 +288,10 @@ fn refit_recovers_disturbed_scales() {
 fn fits_gain_on_the_reference() {
     let mlx = |bits| CodecId::MlxAffine { bits, group: 64, scale: Float::BF16 };
     let expected = [
-        (CodecId::IQ3XXS, 1.00),
-        (CodecId::IQ3S, 1.00),
-        (CodecId::IQ4XS, 0.97),
-        (CodecId::IQ4NL, 0.97),
+        (CodecId::IQ3XXS, 0.96),
+        (CodecId::IQ3S, 0.90),
+        (CodecId::IQ4XS, 0.93),
+        (CodecId::IQ4NL, 0.93),
         (CodecId::Q4_0, 0.96),
         (CodecId::Q4_1, 0.94),
         (CodecId::Q5_0, 0.96),
@@ -323,7 +323,6 @@ fn fits_gain_on_the_reference() {
             ours += weighted_error(x, &round(g, &g.fit(x, w), x).1, w);
             theirs += weighted_error(x, &decode(c, &encode(c, x, Some(w))), w);
         }
-        println!("{id}: {}", ours / theirs);
         assert!(ours < most * theirs, "{id}: {}", ours / theirs);
     }
 }

@@ -182,8 +182,8 @@ impl Codebook {
             }
             let bound = least(best) + query.margin;
             let mut close = 0u128;
-            for v in 0..V {
-                close |= u128::from(scores[v].le(F::splat(bound)).bits()) << (v * F::N);
+            for (v, score) in scores.into_iter().enumerate() {
+                close |= u128::from(score.le(F::splat(bound)).bits()) << (v * F::N);
             }
             *nearest = if bound < f32::INFINITY && close.is_power_of_two() {
                 i32::from(near[close.trailing_zeros() as usize])

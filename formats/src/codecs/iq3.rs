@@ -87,7 +87,7 @@ impl Sub {
         };
         let mut sub = Sub { x: [0.0; SUB], w, root: w.map(f32::sqrt), signs: [0; SUB / 8] };
         for (i, &x) in x.iter().enumerate() {
-            let negative = !(x >= 0.0);
+            let negative = x < 0.0 || x.is_nan();
             sub.x[i] = if negative { -x } else { x };
             sub.signs[i / 8] |= (negative as u8) << (i % 8);
         }
