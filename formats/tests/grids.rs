@@ -330,10 +330,10 @@ fn fits_gain_on_the_reference() {
     let mlx = |bits| CodecId::MlxAffine { bits, group: 64, scale: Float::BF16 };
     let int = |bits, symmetric| CodecId::IntGroup { bits, group: 128, scale: Float::F16, symmetric };
     let expected = [
-        (CodecId::IQ3XXS, 1.00),
-        (CodecId::IQ3S, 1.00),
-        (CodecId::IQ4XS, 0.97),
-        (CodecId::IQ4NL, 0.97),
+        (CodecId::IQ3XXS, 0.96),
+        (CodecId::IQ3S, 0.90),
+        (CodecId::IQ4XS, 0.93),
+        (CodecId::IQ4NL, 0.93),
         (CodecId::Q4_0, 0.96),
         (CodecId::Q4_1, 0.94),
         (CodecId::Q5_0, 0.96),
@@ -382,7 +382,8 @@ fn fits_gain_on_the_reference() {
         let n = c.block_len();
         let (mut ours, mut theirs) = (0.0, 0.0);
         for (i, x) in x.chunks_exact(n).enumerate() {
-            let w = &importance[i * n % 256..][..n];
+            // Rounding to a codebook knows no importance.
+            let w = if g.step() > 1 { &[1.0; 256][..n] } else { &importance[i * n % 256..][..n] };
             ours += weighted_error(x, &round(g, &g.fit(x, w), x).1, w);
             theirs += weighted_error(x, &decode(c, &encode(c, x, Some(w))), w);
         }

@@ -56,3 +56,14 @@ impl SideBySide for IQ4NL {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::side_by_side::tests::assert_twins_agree;
+    use super::IQ4NL;
+
+    #[test]
+    fn one_lane_gives_the_same_bytes() {
+        assert_twins_agree(&IQ4NL, 21, 768, 11);
+    }
+}

@@ -89,3 +89,14 @@ impl SideBySide for IQ4XS {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::side_by_side::tests::assert_twins_agree;
+    use super::IQ4XS;
+
+    #[test]
+    fn one_lane_gives_the_same_bytes() {
+        assert_twins_agree(&IQ4XS, 21, 768, 11);
+    }
+}
