@@ -34,7 +34,8 @@ struct IntGroup {
 /// The format with these properties, if there is one: 2, 3, 4 or 8 bits, whole bytes of codes. Formats are made when they are first
 /// asked for and stay, a few bytes each.
 pub(super) fn find(bits: u8, group: u32, scale: Float, symmetric: bool) -> Option<&'static dyn Codec> {
-    static ALL: Mutex<BTreeMap<(u8, u32, Float, bool), &'static IntGroup>> = Mutex::new(BTreeMap::new());
+    type Formats = BTreeMap<(u8, u32, Float, bool), &'static IntGroup>;
+    static ALL: Mutex<Formats> = Mutex::new(Formats::new());
     // The kernels take eight weights at a time.
     if !matches!(bits, 2 | 3 | 4 | 8) || group == 0 || group > MAX_GROUP || !group.is_multiple_of(8) {
         return None;
