@@ -215,6 +215,27 @@ fn tensors_can_come_in_parts() {
 }
 
 #[test]
+fn a_gguf_can_be_a_split_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec();
+    let plan = || GgufPlan::new(&spec, &vocab(70), &about(), "bf16", &codecs(&spec, |_| CodecId::BF16)).unwrap();
+    let tensor = |role: Role| encoded(&spec, role, if role.part.is_matrix() { CodecId::BF16 } else { CodecId::F32 });
+    let single = plan().write(dir.path().join("single.gguf"), |role| Ok(tensor(role))).unwrap();
+    let plan = plan().shard_bytes(Some(40_000));
+    let path = dir.path().join("set.gguf");
+    let (paths, bytes) = (plan.paths(&path).unwrap(), plan.bytes().unwrap());
+    assert!(paths.len() > 2 && paths[0].ends_with(format!("set-00001-of-{:05}.gguf", paths.len())));
+    let set = plan.write(&path, |role| Ok(tensor(role))).unwrap();
+    assert_eq!((&set.path, set.bytes()), (&paths[0], bytes));
+    assert_eq!(set.files.iter().map(|(p, _)| p.clone()).collect::<Vec<_>>(), paths);
+    assert!(!path.exists());
+    let (one, many) = (Checkpoint::open(&single.path).unwrap(), Checkpoint::open(&paths[0]).unwrap());
+    for role in spec.roles() {
+        assert_eq!(one.read(role).unwrap(), many.read(role).unwrap());
+    }
+}
+
+#[test]
 fn rows_of_any_codec_are_permuted_whole() {
     let t = EncodedTensor::encode(CodecId::Q8_0, &[3, 32], &(0..96).map(|i| i as f32).collect::<Vec<_>>(), None).unwrap();
     let p = permute_rows(&t, &[2, 0, 1]).unwrap();

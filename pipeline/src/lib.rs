@@ -15,6 +15,7 @@ pub mod opened;
 pub mod progress;
 pub mod pull;
 pub mod quantize;
+pub mod repack;
 pub mod run;
 mod spool;
 pub mod target;

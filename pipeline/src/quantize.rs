@@ -45,11 +45,11 @@ pub struct QuantizeOptions {
 pub struct Artifact {
     /// `container:encoding`.
     pub target: String,
-    /// The file or folder.
+    /// The file or folder; of a split set, the first file.
     pub path: PathBuf,
     /// Size in bytes, all files together.
     pub bytes: u64,
-    /// sha256 of the file; for a folder, of its `sha256  name` lines sorted by name.
+    /// sha256 of the file; for a folder or a split set, of its `sha256  name` lines sorted by name.
     pub sha256: String,
     /// Bits per weight over all tensors, scales included.
     pub bpw: f64,
@@ -95,9 +95,8 @@ impl<'a> Job<'a> {
             artifact::check(model, target)?;
         }
         let method = &options.method;
-        let quantizes = options.targets.iter().any(|t| t.is_quantized())
-            || options.plan.overrides.iter().any(|(_, codec)| codec.float().is_none())
-            || !method.transforms.is_empty();
+        let quantizes =
+            options.targets.iter().any(|t| t.is_quantized()) || options.plan.names_quantized() || !method.transforms.is_empty();
         let (evidence, calibration) = match quantizes {
             true => options.calibration.load(method, model, context)?,
             false => (Loaded::None, None),
@@ -114,9 +113,20 @@ impl<'a> Job<'a> {
 
     /// The format of every tensor of a target.
     pub fn plan(&self, target: Target) -> Result<Plan> {
-        let weighted = self.options.method.solver.name() != "rtn" && !matches!(self.evidence, Loaded::None);
-        let options = PlanOptions { importance: weighted, ..self.options.plan.clone() };
+        let options = PlanOptions { importance: self.is_weighted(), ..self.options.plan.clone() };
         target.plan(self.model.checkpoint.spec(), self.dense_for(target), &options)
+    }
+
+    /// Whether importance guides the encoders.
+    fn is_weighted(&self) -> bool {
+        self.options.method.solver.name() != "rtn" && !matches!(self.evidence, Loaded::None)
+    }
+
+    fn has_importance(&self, role: Role) -> bool {
+        match &self.evidence {
+            Loaded::Importance(by_role) => self.is_weighted() && by_role.contains_key(&role),
+            _ => self.is_weighted(),
+        }
     }
 
     /// What each target will cost; `eval_tokens` are evaluated afterwards.
@@ -144,6 +154,9 @@ impl<'a> Job<'a> {
             self.mlx_dtype.get_or_init(|| found);
         }
         let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
+        for plan in &plans {
+            plan.check_importance(|role| self.has_importance(role))?;
+        }
         let inputs = hash_inputs(self.model.checkpoint.path())?;
         let mut artifacts = Vec::new();
         for ((&target, plan), path) in self.options.targets.iter().zip(&plans).zip(&paths) {
@@ -152,8 +165,9 @@ impl<'a> Job<'a> {
         Ok(artifacts)
     }
 
-    fn make(&self, target: Target, plan: &Plan, path: &Path, inputs: &[InputFile]) -> Result<Artifact> {
+    fn make(&self, target: Target, plan: &Plan, name: &Path, inputs: &[InputFile]) -> Result<Artifact> {
         let start = Instant::now();
+        let path = &artifact::first_file(self.model, target, plan, name, self.options.shard_size)?;
         memory::reset_peak();
         // Plain floating-point targets are stored as they are: no method applies unless a transform is asked for.
         let method = &self.options.method;
@@ -164,7 +178,7 @@ impl<'a> Job<'a> {
             method: method.to_string(),
             plan: serde_json::to_value(plan).map_err(|e| Error::failed(e.to_string()))?,
             calibration: self.calibration.clone(),
-            shard_size: self.options.shard_size.filter(|_| target.container() == "mlx"),
+            shard_size: self.options.shard_size,
         };
         let key = recipe.key()?;
         if let Some(m) = Manifest::load(path).filter(|m| m.proves(path, &recipe)) {
@@ -192,7 +206,7 @@ impl<'a> Job<'a> {
         }
         notes.extend(found);
         self.context.progress.start("write", 1);
-        artifact::write(self.model, target, plan, self.dense_for(target), path, self.options.shard_size, &|role| {
+        artifact::write(self.model, target, plan, self.dense_for(target), name, self.options.shard_size, &|role| {
             encoder.encoded(role)
         })?;
         self.context.progress.finish();

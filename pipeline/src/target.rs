@@ -1,5 +1,6 @@
 //! `container:encoding`: what `--to` names.
 
+use crate::repack::KEEP;
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_quantize::plan::PlanOptions;
@@ -30,8 +31,7 @@ const MLX_GROUPS: [u16; 3] = [32, 64, 128];
 impl Target {
     /// Every target, default groups first.
     pub fn all() -> Vec<Target> {
-        let mut all: Vec<Target> =
-            GgufPreset::all().filter(|(name, p)| *name == p.to_string()).map(|(_, p)| Target::Gguf(p)).collect();
+        let mut all: Vec<Target> = GgufPreset::all().map(Target::Gguf).collect();
         for bits in [4, 8] {
             all.extend([64, 32, 128].map(|group| Target::Mlx { bits, group }));
         }
@@ -87,11 +87,16 @@ impl Target {
             Target::Mlx { .. } | Target::MlxDense(_) => {
                 let scale = self.vector_type(dense);
                 // MLX computes in the type of the scales, which is one type for the whole model.
-                let overrides = options.overrides.iter().map(|(name, codec)| match *codec {
-                    CodecId::MlxAffine { bits, group, .. } => (name.clone(), CodecId::MlxAffine { bits, group, scale }),
-                    other => (name.clone(), other),
-                });
-                let options = PlanOptions { overrides: overrides.collect(), ..options.clone() };
+                let scaled = |codec: &CodecId| match *codec {
+                    CodecId::MlxAffine { bits, group, .. } => CodecId::MlxAffine { bits, group, scale },
+                    other => other,
+                };
+                let options = PlanOptions {
+                    overrides: options.overrides.iter().map(|(name, codec)| (name.clone(), scaled(codec))).collect(),
+                    output_type: options.output_type.as_ref().map(scaled),
+                    embedding_type: options.embedding_type.as_ref().map(scaled),
+                    ..options.clone()
+                };
                 Plan::mlx(spec, self.base(dense), scale, &options)?
             }
         };
@@ -130,6 +135,12 @@ impl FromStr for Target {
         };
         if encoding.contains('@') {
             return Err(Error::unsupported(format!("target `{s}`: size budgets are not available")).hint(hint));
+        }
+        if s == KEEP {
+            return Err(Error::usage(format!(
+                "{KEEP} copies a GGUF as it is, which is no work for this command or beside other targets"
+            ))
+            .hint("`bitsmith convert FILE.gguf --to gguf:keep`, with --shard-size to split it"));
         }
         let unknown = || Error::unsupported(format!("unknown target `{s}`")).hint(hint);
         match container {
