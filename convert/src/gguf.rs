@@ -139,7 +139,7 @@ impl GgufPlan {
 
 /// Where the scale of a tensor goes whose format has one. llama.cpp multiplies products by it, and has none for rows of an
 /// embedding.
-fn scale_name(t: &PlannedTensor) -> Option<String> {
+pub(crate) fn scale_name(t: &PlannedTensor) -> Option<String> {
     let scaled = t.codec == CodecId::NVFP4 && t.role.part != Part::TokenEmbd;
     scaled.then(|| t.name.strip_suffix(".weight")).flatten().map(|module| format!("{module}.scale"))
 }

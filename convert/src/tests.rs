@@ -1,6 +1,6 @@
 //! A tiny model in memory, written and read back.
 
-use crate::{ArtifactWriter, GgufPlan, MlxPlan, ModelAbout, gguf, permute_rows};
+use crate::{ArtifactWriter, GgufPlan, MlxPlan, ModelAbout, PlannedTensor, gguf, permute_rows};
 use bitsmith_formats::gguf::{GgufStore, Metadata};
 use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore};
@@ -233,6 +233,26 @@ fn a_gguf_can_be_a_split_set() {
     for role in spec.roles() {
         assert_eq!(one.read(role).unwrap(), many.read(role).unwrap());
     }
+}
+
+#[test]
+fn a_scale_goes_beside_a_weight_whose_format_has_one() {
+    let planned = |part: Part, codec: CodecId| {
+        let role = if part.per_layer() { Role::layer(3, part) } else { Role::global(part) };
+        PlannedTensor { role, name: role.to_string(), shape: vec![2, 64], codec, bytes: 72 }
+    };
+    let name = |part, codec| gguf::scale_name(&planned(part, codec));
+    assert_eq!(name(Part::AttnQ, CodecId::NVFP4).as_deref(), Some("blk.3.attn_q.scale"));
+    assert_eq!(name(Part::Output, CodecId::NVFP4).as_deref(), Some("output.scale"));
+    assert_eq!((name(Part::TokenEmbd, CodecId::NVFP4), name(Part::AttnQ, CodecId::Q8_0)), (None, None));
+    // A scale for which the file has no place is not dropped.
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec();
+    let plan = GgufPlan::new(&spec, &vocab(70), &about(), "q8_0", &codecs(&spec, |_| CodecId::Q8_0)).unwrap();
+    let writer = plan.start(dir.path().join("a.gguf")).unwrap();
+    let role = Role::layer(0, Part::FfnUp);
+    let scaled = EncodedTensor { scale: 0.5, ..encoded(&spec, role, CodecId::Q8_0) };
+    assert_eq!(writer.put(role, &scaled).unwrap_err().tensor.as_deref(), Some("blk.0.ffn_up.weight"));
 }
 
 #[test]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from clients import Bitsmith, LlamaCpp
 
-SIZE = "1MB"
+SIZE = "2MB"  # llama-gguf-split refuses a first tensor that is larger
 
 
 def main():
