@@ -202,7 +202,7 @@ mod tests {
             assert_eq!(plan.metadata(), &metadata());
             let sizes = plan.bytes().unwrap();
             let writer = GgufSetWriter::create(&path, plan).unwrap();
-            [8, 9].map(|n| writer.write_tensor(&format!("t{n}"), &tensor(n)).unwrap());
+            [8, 9].iter().for_each(|&n| writer.write_tensor(&format!("t{n}"), &tensor(n)).unwrap());
             assert_eq!(writer.finish().unwrap(), [path.clone()]);
             assert_eq!(sizes, [std::fs::metadata(&path).unwrap().len()]);
         }
