@@ -22,7 +22,7 @@ check() {
   local script=$1
   shift
   printf '\n-- %s\n' "$script"
-  if timeout 300 "$venv/bin/python" "$here/$script" "$bitsmith" "$@"; then passed=$((passed + 1)); else
+  if timeout 900 "$venv/bin/python" "$here/$script" "$bitsmith" "$@"; then passed=$((passed + 1)); else
     echo "FAILED: $script: exit code $?"
     failed=$((failed + 1))
   fi
@@ -44,5 +44,10 @@ check check.py "${mlx[@]%/}" --texts 2
 check metadata.py datasets/demo "${artifacts[@]}"
 check perplexity.py datasets/text/evaluation/prose.txt --windows 12 "$out"/bitsmith-demo-{BF16,Q8_0}.gguf "$out"/best/*.gguf
 check architectures.py datasets/demo
+# A set of files that llama-gguf-split cuts and merges to the same bytes, and presets as llama-quantize has them: these tools are in no package.
+check sets.py "$out/bitsmith-demo-BF16.gguf" ${LLAMA_GGUF_SPLIT:+--llama-gguf-split "$LLAMA_GGUF_SPLIT"}
+if [ -n "${LLAMA_QUANTIZE:-}" ]; then check presets.py "$LLAMA_QUANTIZE" datasets/demo; else
+  printf '\n-- presets.py\nskipped: LLAMA_QUANTIZE does not name a llama-quantize\n'
+fi
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]
