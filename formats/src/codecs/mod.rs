@@ -14,10 +14,22 @@
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
+mod book8;
+mod book8_fit;
+mod book8_refit;
+mod codebook8;
+mod codebook8_points;
 mod fit;
 mod flat;
 mod float;
 mod gram;
+mod iq1;
+mod iq1_m;
+mod iq1_s;
+mod iq2;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
 mod k_affine;
 mod legacy;
 mod mlx_affine;
@@ -59,6 +71,11 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
+    static IQ2_S: book8::Book8<iq2_s::IQ2S> = book8::Book8::new();
+    static IQ2_XS: book8::Book8<iq2_xs::IQ2XS> = book8::Book8::new();
+    static IQ2_XXS: book8::Book8<iq2_xxs::IQ2XXS> = book8::Book8::new();
+    static IQ1_S: book8::Book8<iq1_s::IQ1S> = book8::Book8::new();
+    static IQ1_M: book8::Book8<iq1_m::IQ1M> = book8::Book8::new();
     Some(match id {
         CodecId::F32 => &F32,
         CodecId::F16 => &F16,
@@ -78,11 +95,11 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::IQ4XS => return None,
         CodecId::IQ3S => return None,
         CodecId::IQ3XXS => return None,
-        CodecId::IQ2S => return None,
-        CodecId::IQ2XS => return None,
-        CodecId::IQ2XXS => return None,
-        CodecId::IQ1S => return None,
-        CodecId::IQ1M => return None,
+        CodecId::IQ2S => &IQ2_S,
+        CodecId::IQ2XS => &IQ2_XS,
+        CodecId::IQ2XXS => &IQ2_XXS,
+        CodecId::IQ1S => &IQ1_S,
+        CodecId::IQ1M => &IQ1_M,
         CodecId::TQ1_0 => return None,
         CodecId::TQ2_0 => return None,
         CodecId::MXFP4 => return None,

@@ -56,6 +56,7 @@ impl Lanes for Avx2 {
     const N: usize = LANES;
     type Int = Ints;
     type Mask = Mask;
+    type Quad = __m256;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -137,6 +138,16 @@ impl Lanes for Avx2 {
         index.check(table.len());
         // SAFETY: see the top of the file; every index is within the table.
         Avx2(unsafe { _mm256_i32gather_ps::<4>(table.as_ptr(), index.0) })
+    }
+    #[inline(always)]
+    fn quad(table: &[f32; 4]) -> __m256 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm256_broadcast_ps(&_mm_loadu_ps(table.as_ptr())) }
+    }
+    #[inline(always)]
+    fn pick(quad: __m256, index: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_permutevar_ps(quad, index.0) })
     }
 }
 

@@ -1,0 +1,317 @@
+//! Codebooks of points with eight coordinates of three levels, as ggml's 2-bit and 1-bit formats have them, and the search for
+//! the point to take for eight weights.
+//!
+//! ggml rounds each weight by itself. If the eight levels are not a point of the book, it compares the point's neighbours: the
+//! points at the one to three smallest distances in level space, in order of distance and then of index; the first of the
+//! closest wins. (`ggml-quants.c`: `iq2xs_init_impl`, `iq2_find_best_neighbour`, `iq1_find_best_neighbour2`.) The lists depend
+//! on the book alone and are made at first use.
+
+use super::codebook8_points as points;
+use crate::simd::{IntLanes, Lanes, MAX_LANES, Portable, nearest};
+use std::array::from_fn;
+use std::sync::LazyLock;
+
+/// Coordinates of a point, and weights that share an index.
+pub(super) const WIDTH: usize = 8;
+
+/// What each level of each coordinate costs: `terms[4 · i + level]`, the fourth unused.
+pub(super) type Terms = [f32; 4 * WIDTH];
+
+/// Points of half the coordinates, 3⁴.
+const HALF: usize = 81;
+const RANKS: usize = HALF * HALF;
+/// Marks a place that holds a list of neighbours instead of a point; above [`LIST_AT`] is where the list starts.
+const OFF: u32 = 1 << 31;
+const LIST_AT: u32 = 10;
+
+/// The points of IQ2_XXS.
+pub(super) static IQ2_XXS: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(points::IQ2_XXS, 2, [8.0, 25.0, 43.0]));
+/// The points of IQ2_XS.
+pub(super) static IQ2_XS: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(points::IQ2_XS, 2, [8.0, 25.0, 43.0]));
+/// The points of IQ2_S.
+pub(super) static IQ2_S: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(points::IQ2_S, 1, [8.0, 25.0, 43.0]));
+/// The points of IQ1_S and IQ1_M.
+pub(super) static IQ1: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(points::IQ1, 3, [-1.0, 0.0, 1.0]));
+
+/// A set of points. A point's levels are written as a u16, two bits for each coordinate, the first lowest.
+pub(super) struct Codebook {
+    /// The levels of each point, ascending.
+    levels: Vec<u16>,
+    /// What the runtime multiplies by the step: for each point, its coordinates' values.
+    values: Vec<[f32; WIDTH]>,
+    /// By rank: the index of the point that has these levels; or [`OFF`], where the list of neighbours starts, and its length.
+    places: Vec<u32>,
+    /// Levels of neighbours, two to an integer, the first lower. Lists start on an integer. Padded for the widest lanes.
+    lists: Vec<i32>,
+    /// Where the list of all points starts.
+    all: usize,
+}
+
+/// Σ levelᵢ · 3ⁱ of four coordinates.
+const RANK: [u16; 256] = {
+    let mut ranks = [0; 256];
+    let mut code = 0;
+    while code < 256 {
+        ranks[code] = (code & 3) as u16 + 3 * (code >> 2 & 3) as u16 + 9 * (code >> 4 & 3) as u16 + 27 * (code >> 6) as u16;
+        code += 1;
+    }
+    ranks
+};
+
+/// Σ levelᵢ · 3ⁱ of all coordinates.
+fn rank(levels: u16) -> usize {
+    RANK[levels as usize & 255] as usize + HALF * RANK[levels as usize >> 8] as usize
+}
+
+/// The levels of a rank.
+fn levels_of(rank: usize) -> u16 {
+    (0..WIDTH).fold((0, rank), |(levels, rest), i| (levels | ((rest % 3) << (2 * i)) as u16, rest / 3)).0
+}
+
+/// Squared distance of two points of half the coordinates.
+fn half_distance(a: usize, b: usize) -> u8 {
+    (0..4).map(|i| (a / 3usize.pow(i) % 3).abs_diff(b / 3usize.pow(i) % 3).pow(2) as u8).sum()
+}
+
+impl Codebook {
+    /// The book of the points in `bitmap`, with lists of the neighbours at the `rings` smallest distances. `values` are what the
+    /// levels stand for.
+    fn new(bitmap: &str, rings: usize, values: [f32; 3]) -> Self {
+        let bit = |rank: usize| {
+            let digit = bitmap.as_bytes()[rank / 8 * 2 + usize::from(rank % 8 < 4)];
+            (digit as char).to_digit(16).unwrap_or(0) >> (rank % 4) & 1 == 1
+        };
+        let ranks: Vec<usize> = (0..RANKS).filter(|&r| bit(r)).collect();
+        let levels: Vec<u16> = ranks.iter().map(|&r| levels_of(r)).collect();
+        let mut book = Codebook {
+            values: levels.iter().map(|l| from_fn(|i| values[(l >> (2 * i) & 3) as usize])).collect(),
+            levels,
+            places: vec![0; RANKS],
+            lists: Vec::new(),
+            all: 0,
+        };
+        // Distances come in two halves of the coordinates: of each lower half to all points, and of each upper half.
+        let halves = |of: &dyn Fn(usize) -> usize| -> Vec<Vec<u8>> {
+            (0..HALF).map(|a| ranks.iter().map(|&r| half_distance(a, of(r))).collect()).collect()
+        };
+        let (lower, upper) = (halves(&|r| r % HALF), halves(&|r| r / HALF));
+        let mut distances = vec![0u8; ranks.len()];
+        let mut list: Vec<u16> = Vec::new();
+        for rank in 0..RANKS {
+            for ((d, l), u) in distances.iter_mut().zip(&lower[rank % HALF]).zip(&upper[rank / HALF]) {
+                *d = l + u;
+            }
+            list.clear();
+            let mut ring = distances.iter().fold(u8::MAX, |m, &d| m.min(d));
+            if ring == 0 {
+                continue;
+            }
+            for _ in 0..rings {
+                for (at, chunk) in distances.chunks(32).enumerate() {
+                    // Most chunks have none: one comparison of all is cheaper than a branch for each.
+                    if chunk.iter().fold(false, |any, &d| any | (d == ring)) {
+                        let equal = chunk.iter().zip(&book.levels[32 * at..]).filter(|&(&d, _)| d == ring);
+                        list.extend(equal.map(|(_, &levels)| levels));
+                    }
+                }
+                ring = distances.iter().fold(u8::MAX, |m, &d| if d > ring { m.min(d) } else { m });
+            }
+            book.places[rank] = OFF | (book.lists.len() as u32) << LIST_AT | list.len() as u32;
+            book.push_list(&list);
+        }
+        for (i, &r) in ranks.iter().enumerate() {
+            book.places[r] = i as u32;
+        }
+        book.all = book.lists.len();
+        book.push_list(&book.levels.clone());
+        book.lists.extend([0; MAX_LANES]);
+        book
+    }
+    fn push_list(&mut self, list: &[u16]) {
+        let pair = |pair: &[u16]| pair[0] as i32 | (pair.get(1).copied().unwrap_or(0) as i32) << 16;
+        self.lists.extend(list.chunks(2).map(pair));
+    }
+
+    /// The levels of point `index`.
+    pub fn levels(&self, index: u16) -> u16 {
+        self.levels[index as usize]
+    }
+    /// The values of point `index`.
+    pub fn values(&self, index: u16) -> &[f32; WIDTH] {
+        &self.values[index as usize]
+    }
+    /// The index of the point that has these levels, each 0 to 2, if there is one.
+    pub fn index(&self, levels: u16) -> Option<u16> {
+        let place = self.places[rank(levels)];
+        (place & OFF == 0).then_some(place as u16)
+    }
+    /// The neighbour of `levels` (not a point of the book) whose terms have the least sum: the first of equals, and the first of
+    /// all if every sum overflows. Sums are taken in order of the coordinates.
+    #[inline(always)]
+    pub fn neighbour<F: Lanes>(&self, levels: u16, terms: &Terms) -> u16 {
+        let place = self.places[rank(levels)] & !OFF;
+        let (start, len) = ((place >> LIST_AT) as usize, (place & ((1 << LIST_AT) - 1)) as usize);
+        least::<F>(&self.lists[start..], len, terms, |sum, _| sum).1
+    }
+    /// The point of the whole book whose terms have the least sum, plus the least of its entries in `extra` where there is one:
+    /// the sum, and the point's levels.
+    #[inline(always)]
+    pub fn closest<F: Lanes>(&self, terms: &Terms, extra: Option<&Terms>) -> (f32, u16) {
+        let list = &self.lists[self.all..];
+        match extra {
+            None => least::<F>(list, self.levels.len(), terms, |sum, _| sum),
+            Some(extra) => {
+                let extra: [F::Quad; WIDTH] = from_fn(|i| quad::<F>(extra, i));
+                least::<F>(list, self.levels.len(), terms, |sum, mut code| {
+                    let mut least = F::pick(extra[0], code);
+                    for &quad in &extra[1..] {
+                        code = code.shr::<2>();
+                        least = least.min(F::pick(quad, code));
+                    }
+                    sum + least
+                })
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn quad<F: Lanes>(terms: &Terms, i: usize) -> F::Quad {
+    F::quad(&[terms[4 * i], terms[4 * i + 1], terms[4 * i + 2], terms[4 * i + 3]])
+}
+
+/// The places of the lower halves.
+const EVEN: [i32; MAX_LANES] = {
+    let mut places = [0; MAX_LANES];
+    let mut i = 0;
+    while i < MAX_LANES {
+        places[i] = 2 * i as i32;
+        i += 1;
+    }
+    places
+};
+
+/// Of the first `len` points of a list, the first that has the least cost: cost and levels. Lanes are points.
+#[inline(always)]
+fn least<F: Lanes>(list: &[i32], len: usize, terms: &Terms, cost: impl Fn(F, F::Int) -> F) -> (f32, u16) {
+    let quads: [F::Quad; WIDTH] = from_fn(|i| quad::<F>(terms, i));
+    let mut best = F::splat(f32::MAX);
+    let mut best_at = F::Int::splat(0);
+    let (mut at, end) = (F::Int::load(&EVEN), F::Int::splat(len as i32));
+    let mut pairs = list;
+    for _ in 0..len.div_ceil(2 * F::N) {
+        let pair = F::Int::load(pairs);
+        pairs = &pairs[F::N..];
+        for code in [pair, pair.shr::<16>()] {
+            let mut shifted = code;
+            let mut sum = F::pick(quads[0], code);
+            for &quad in &quads[1..] {
+                shifted = shifted.shr::<2>();
+                sum = sum + F::pick(quad, shifted);
+            }
+            let sum = cost(sum, code);
+            let closer = sum.lt(best) & end.gt(at);
+            best = F::select(closer, sum, best);
+            best_at = F::Int::select(closer, at, best_at);
+            at = at + F::Int::splat(1);
+        }
+        at = at + F::Int::splat(2 * F::N as i32 - 2);
+    }
+    // Costs are not negative, so that their bit patterns are in order; among equals the first place wins.
+    let (mut costs, mut places) = ([0f32; MAX_LANES], [0i32; MAX_LANES]);
+    best.store(&mut costs);
+    best_at.store(&mut places);
+    let keys = costs.iter().zip(places).take(F::N).map(|(cost, at)| (cost.to_bits() as u64) << 32 | at as u64);
+    let key = keys.fold(u64::MAX, u64::min);
+    let at = key as u32 as usize;
+    (f32::from_bits((key >> 32) as u32), (list[at / 2] >> (16 * (at % 2))) as u16)
+}
+
+/// Each of `x` four times, to go with the levels of [`Terms`].
+#[inline(always)]
+pub(super) fn fourfold(x: &[f32], out: &mut [f32]) {
+    for (out, &x) in out.chunks_exact_mut(4).zip(x) {
+        out.fill(x);
+    }
+}
+
+/// `weight · (scale · value − x)²` for every level, as ggml computes it. `values`, `x` and `weights` as [`fourfold`] gives them.
+#[inline(always)]
+pub(super) fn squares<F: Lanes>(values: &Terms, scale: f32, x: &[f32], weights: &[f32]) -> Terms {
+    let mut terms = [0.0; 4 * WIDTH];
+    for at in (0..4 * WIDTH).step_by(F::N) {
+        let diff = F::splat(scale) * F::load(&values[at..]) - F::load(&x[at..]);
+        (F::load(&weights[at..]) * diff * diff).store(&mut terms[at..]);
+    }
+    terms
+}
+
+/// [`nearest`] of one number.
+#[inline(always)]
+pub(super) fn nearest_one(x: f32) -> i32 {
+    let mut lane = [0];
+    nearest(Portable::<1>::splat(x)).store(&mut lane);
+    lane[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The definition, without any of the savings.
+    fn plain_neighbours(book: &Codebook, levels: u16, rings: usize) -> Vec<u16> {
+        let distance = |p: &u16| (0..WIDTH).map(|i| ((p >> (2 * i) & 3) as i32 - (levels >> (2 * i) & 3) as i32).pow(2)).sum::<i32>();
+        let mut sorted: Vec<(i32, u16)> = book.levels.iter().map(|p| (distance(p), *p)).collect();
+        sorted.sort_by_key(|&(d, _)| d);
+        let mut distances: Vec<i32> = sorted.iter().map(|&(d, _)| d).collect();
+        distances.dedup();
+        let last = distances[rings.min(distances.len()) - 1];
+        sorted.into_iter().take_while(|&(d, _)| d <= last).map(|(_, p)| p).collect()
+    }
+
+    #[test]
+    fn books_have_their_points_and_neighbours() {
+        for (book, size, rings) in [(&*IQ2_XXS, 256, 2), (&*IQ2_XS, 512, 2), (&*IQ2_S, 1024, 1), (&*IQ1, 2048, 3)] {
+            assert_eq!(book.levels.len(), size);
+            assert!(book.levels.is_sorted());
+            assert!((0..size as u16).all(|i| book.index(book.levels(i)) == Some(i)));
+            for rank in (0..RANKS).step_by(7) {
+                let place = book.places[rank];
+                if place & OFF == 0 {
+                    continue;
+                }
+                let want = plain_neighbours(book, levels_of(rank), rings);
+                let start = ((place & !OFF) >> LIST_AT) as usize;
+                let got = (0..want.len()).map(|i| (book.lists[start + i / 2] >> (16 * (i % 2))) as u16);
+                assert_eq!(place & ((1 << LIST_AT) - 1), want.len() as u32);
+                assert!(got.eq(want));
+            }
+        }
+    }
+
+    #[test]
+    fn wide_lanes_choose_as_one_does() {
+        let mut state = 9u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Few different numbers, so that there are ties.
+            (state >> 29) as f32 * 0.25
+        };
+        for round in 0..2000 {
+            let book = [&*IQ2_XXS, &*IQ2_XS, &*IQ2_S, &*IQ1][round % 4];
+            let terms: Terms = from_fn(|_| if round % 50 == 7 { f32::INFINITY } else { next() });
+            let extra: Terms = from_fn(|_| next());
+            let levels = levels_of(round * 3);
+            if book.index(levels).is_none() {
+                let one = book.neighbour::<Portable<1>>(levels, &terms);
+                assert_eq!(one, book.neighbour::<Portable<8>>(levels, &terms));
+                assert_eq!(one, book.neighbour::<Portable<16>>(levels, &terms));
+            }
+            for extra in [None, Some(&extra)] {
+                let one = book.closest::<Portable<1>>(&terms, extra);
+                assert_eq!(one, book.closest::<Portable<8>>(&terms, extra));
+                assert_eq!(one, book.closest::<Portable<16>>(&terms, extra));
+            }
+        }
+    }
+}
