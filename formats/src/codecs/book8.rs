@@ -9,12 +9,14 @@
 //!
 //! As a grid, the code of a weight is its level plus 3 if it is marked.
 
-use super::book8_fit;
+use super::book8_fit::{Fit, Round, Start};
+use super::book8_refit;
 use super::codebook8::{Codebook, WIDTH};
 use super::float::{self, saturate};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
-use crate::simd::{Kernel, Lanes, Portable, dispatch};
+use crate::simd::{Portable, dispatch};
 use std::marker::PhantomData;
+use std::sync::LazyLock;
 
 /// Weights per super-block.
 pub(super) const LEN: usize = 256;
@@ -60,46 +62,56 @@ pub(super) enum Marks {
     SharedShift,
 }
 
-/// What one format adds: shape, bytes, codebook, reference encoder.
+/// What a format's blocks are made of.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// The points.
+    pub book: &'static LazyLock<Codebook>,
+    pub marks: Marks,
+    /// Weights per sub-block.
+    pub sub: usize,
+}
+
+/// What one format adds: shape, bytes, reference encoder.
 pub(super) trait Layout: Send + Sync + 'static {
     const ID: CodecId;
     /// Bytes per super-block.
     const BYTES: usize;
-    /// Weights per sub-block.
-    const SUB: usize;
-    const MARKS: Marks;
+    const SHAPE: Shape;
 
-    /// The points.
-    fn book() -> &'static Codebook;
-    /// ggml's encoder for one super-block; must be `#[inline(always)]`.
-    fn reference<F: Lanes>(x: &[f32], importance: Option<&[f32]>) -> Block;
+    /// ggml's encoder for consecutive super-blocks of a row.
+    fn reference(x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]);
     /// Packs a super-block into its bytes.
     fn write(block: &Block, out: &mut [u8]);
     /// The inverse of [`Layout::write`].
     fn read(bytes: &[u8]) -> Block;
 }
 
-/// The value of each code, as a multiple of the step.
-pub(super) const fn relative(marks: Marks) -> [f32; 2 * LEVELS as usize] {
-    match marks {
-        Marks::Signs | Marks::EvenSigns => [8.0, 25.0, 43.0, -8.0, -25.0, -43.0],
-        Marks::Shift | Marks::SharedShift => [-1.0 + SHIFT, SHIFT, 1.0 + SHIFT, -1.0 - SHIFT, -SHIFT, 1.0 - SHIFT],
+impl Shape {
+    /// Sub-blocks per super-block.
+    pub fn subs(&self) -> usize {
+        LEN / self.sub
     }
-}
-
-/// Largest integer scale.
-pub(super) const fn max_scale(marks: Marks) -> u8 {
-    match marks {
-        Marks::Signs | Marks::EvenSigns => 15,
-        Marks::Shift | Marks::SharedShift => 7,
+    /// The value of each code, as a multiple of the step.
+    pub const fn relative(&self) -> [f32; 2 * LEVELS as usize] {
+        match self.marks {
+            Marks::Signs | Marks::EvenSigns => [8.0, 25.0, 43.0, -8.0, -25.0, -43.0],
+            Marks::Shift | Marks::SharedShift => [-1.0 + SHIFT, SHIFT, 1.0 + SHIFT, -1.0 - SHIFT, -SHIFT, 1.0 - SHIFT],
+        }
     }
-}
-
-/// The step for an integer scale, with the roundings of ggml's decoder.
-pub(super) fn step(marks: Marks, d: f32, scale: u8) -> f32 {
-    match marks {
-        Marks::Signs | Marks::EvenSigns => d * (0.5 + f32::from(scale)) * 0.25,
-        Marks::Shift | Marks::SharedShift => d * f32::from(2 * scale + 1),
+    /// Largest integer scale.
+    pub const fn max_scale(&self) -> u8 {
+        match self.marks {
+            Marks::Signs | Marks::EvenSigns => 15,
+            Marks::Shift | Marks::SharedShift => 7,
+        }
+    }
+    /// The step for an integer scale, with the roundings of ggml's decoder.
+    pub fn step(&self, d: f32, scale: u8) -> f32 {
+        match self.marks {
+            Marks::Signs | Marks::EvenSigns => d * (0.5 + f32::from(scale)) * 0.25,
+            Marks::Shift | Marks::SharedShift => d * f32::from(2 * scale + 1),
+        }
     }
 }
 
@@ -127,26 +139,8 @@ impl<L> Book8<L> {
     }
 }
 
-/// Rows to encode, and where to.
-struct Encode<'a, L> {
-    rows: &'a [f32],
-    row_len: usize,
-    importance: Option<&'a [f32]>,
-    out: &'a mut [u8],
-    layout: PhantomData<L>,
-}
-
-impl<L: Layout> Kernel for Encode<'_, L> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<F: Lanes>(self) {
-        for (b, (x, out)) in self.rows.chunks_exact(LEN).zip(self.out.chunks_exact_mut(L::BYTES)).enumerate() {
-            let importance = self.importance.map(|q| &q[b * LEN % self.row_len..][..LEN]);
-            L::write(&L::reference::<F>(x, importance), out);
-        }
-    }
-}
+/// Super-blocks that are encoded at a time.
+const BATCH: usize = 16;
 
 impl<L: Layout> Codec for Book8<L> {
     fn id(&self) -> CodecId {
@@ -163,18 +157,27 @@ impl<L: Layout> Codec for Book8<L> {
     }
     fn encode_rows(&self, rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(rows.len() / LEN * L::BYTES, out.len(), "output length");
-        dispatch(Encode { rows, row_len, importance, out, layout: PhantomData::<L> });
+        let mut blocks = [Block::ZERO; BATCH];
+        for (row, out) in rows.chunks_exact(row_len.max(1)).zip(out.chunks_exact_mut((row_len / LEN * L::BYTES).max(1))) {
+            for (i, (x, out)) in row.chunks(BATCH * LEN).zip(out.chunks_mut(BATCH * L::BYTES)).enumerate() {
+                let blocks = &mut blocks[..x.len() / LEN];
+                L::reference(x, importance.map(|q| &q[i * BATCH * LEN..][..x.len()]), blocks);
+                for (block, out) in blocks.iter().zip(out.chunks_exact_mut(L::BYTES)) {
+                    L::write(block, out);
+                }
+            }
+        }
     }
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len() / L::BYTES * LEN, out.len(), "output length");
-        let book = L::book();
+        let book = &**L::SHAPE.book;
         for (bytes, out) in bytes.chunks_exact(L::BYTES).zip(out.chunks_exact_mut(LEN)) {
             let block = L::read(bytes);
             let groups = block.points.iter().zip(&block.marks);
             for (g, ((&point, &marks), out)) in groups.zip(out.chunks_exact_mut(WIDTH)).enumerate() {
-                let step = step(L::MARKS, block.d, block.scales[g * WIDTH / L::SUB]);
+                let step = L::SHAPE.step(block.d, block.scales[g * WIDTH / L::SHAPE.sub]);
                 let values = book.values(point);
-                if matches!(L::MARKS, Marks::Shift | Marks::SharedShift) {
+                if matches!(L::SHAPE.marks, Marks::Shift | Marks::SharedShift) {
                     let shift = if marks == 0 { SHIFT } else { -SHIFT };
                     for (out, value) in out.iter_mut().zip(values) {
                         *out = step * (value + shift);
@@ -193,57 +196,50 @@ impl<L: Layout> Codec for Book8<L> {
 }
 
 /// The stored scales of a super-block.
-pub(super) struct Scales<L> {
+#[derive(Clone, Copy)]
+pub(super) struct Scales {
+    pub shape: Shape,
     /// Super-block scale, exact in f16.
     pub d: f32,
     /// Integer scales of the sub-blocks.
     pub ints: [u8; SCALES],
     /// Whether each sub-block is shifted down, where that is theirs to say.
     pub down: [bool; SCALES],
-    pub layout: PhantomData<L>,
 }
 
-impl<L> Clone for Scales<L> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<L> Copy for Scales<L> {}
-
-impl<L: Layout> Scales<L> {
-    /// Sub-blocks per super-block.
-    pub const SUBS: usize = LEN / L::SUB;
-
+impl Scales {
     /// Scales of a block, its own rounded to what is stored.
-    pub fn of(block: &Block) -> Self {
-        let down = std::array::from_fn(|s| {
-            L::MARKS == Marks::SharedShift && s < Self::SUBS && block.marks[s * L::SUB / WIDTH] != 0
-        });
-        Scales { d: saturate(Float::F16, block.d), ints: block.scales, down, layout: PhantomData }
+    pub fn of(shape: Shape, block: &Block) -> Self {
+        let shared = shape.marks == Marks::SharedShift;
+        let down = std::array::from_fn(|s| shared && s < shape.subs() && block.marks[s * shape.sub / WIDTH] != 0);
+        Scales { shape, d: saturate(Float::F16, block.d), ints: block.scales, down }
     }
     /// The step of sub-block `s`.
     pub fn step(&self, s: usize) -> f32 {
-        step(L::MARKS, self.d, self.ints[s])
+        self.shape.step(self.d, self.ints[s])
     }
-    pub fn from_block_scales(scales: &BlockScales) -> Self {
-        let mut own = Scales { d: scales.stored[0], ints: [0; SCALES], down: [false; SCALES], layout: PhantomData };
-        for s in 0..Self::SUBS {
+    fn from_block_scales(shape: Shape, scales: &BlockScales) -> Self {
+        let mut own = Scales { shape, d: scales.stored[0], ints: [0; SCALES], down: [false; SCALES] };
+        for s in 0..shape.subs() {
             own.ints[s] = scales.ints[s] as u8;
-            own.down[s] = L::MARKS == Marks::SharedShift && scales.offset[s] < 0.0;
+            own.down[s] = shape.marks == Marks::SharedShift && scales.offset[s] < 0.0;
         }
         own
     }
     /// `offset` is the shift, where it is the sub-block's.
-    pub fn to_block_scales(self) -> BlockScales {
-        let shift = |down: bool| if down { -SHIFT } else { SHIFT };
-        let shared = L::MARKS == Marks::SharedShift;
+    fn to_block_scales(self) -> BlockScales {
+        let subs = self.shape.subs();
+        let offset = |s: usize| match (self.shape.marks, self.down[s]) {
+            (Marks::SharedShift, false) => SHIFT,
+            (Marks::SharedShift, true) => -SHIFT,
+            _ => 0.0,
+        };
         BlockScales {
-            sub_len: L::SUB,
-            step: (0..Self::SUBS).map(|s| self.step(s)).collect(),
-            offset: (0..Self::SUBS).map(|s| if shared { shift(self.down[s]) } else { 0.0 }).collect(),
+            sub_len: self.shape.sub,
+            step: (0..subs).map(|s| self.step(s)).collect(),
+            offset: (0..subs).map(offset).collect(),
             stored: [self.d, 0.0],
-            ints: self.ints[..Self::SUBS].iter().map(|&i| i16::from(i)).collect(),
+            ints: self.ints[..subs].iter().map(|&i| i16::from(i)).collect(),
         }
     }
 }
@@ -262,29 +258,31 @@ impl<L: Layout> Grid for Book8<L> {
         false
     }
     fn value(&self, scales: &BlockScales, at: usize, code: u8) -> f32 {
-        scales.step[at / L::SUB] * relative(L::MARKS)[code as usize]
+        scales.step[at / L::SHAPE.sub] * L::SHAPE.relative()[code as usize]
     }
     fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales {
-        dispatch(book8_fit::Fit::<L>::new(weights, importance, None)).to_block_scales()
+        let mut reference = [Block::ZERO];
+        L::reference(weights, Some(importance), &mut reference);
+        dispatch(Fit { x: weights, importance, start: Start::Around(Scales::of(L::SHAPE, &reference[0])) }).to_block_scales()
     }
     fn fit_near(&self, start: &BlockScales, weights: &[f32], importance: &[f32]) -> BlockScales {
-        let start = Scales::from_block_scales(start);
-        dispatch(book8_fit::Fit::<L>::new(weights, importance, Some(start))).to_block_scales()
+        let start = Start::Near(Scales::from_block_scales(L::SHAPE, start));
+        dispatch(Fit { x: weights, importance, start }).to_block_scales()
     }
     fn round(&self, scales: &BlockScales, at: usize, x: &[f32], code: &mut [u8], value: &mut [f32]) {
         let groups = x.chunks_exact(WIDTH).zip(code.chunks_exact_mut(WIDTH)).zip(value.chunks_exact_mut(WIDTH));
         for (g, ((x, code), value)) in groups.enumerate() {
-            let s = (at + WIDTH * g) / L::SUB;
+            let s = (at + WIDTH * g) / L::SHAPE.sub;
             let step = scales.step[s];
-            let (levels, marks) = dispatch(book8_fit::Round::<L>::new(x, step, scales.offset[s] < 0.0));
+            let (levels, marks) = dispatch(Round { shape: L::SHAPE, x, step, down: scales.offset[s] < 0.0 });
             for i in 0..WIDTH {
                 code[i] = (levels >> (2 * i) & 3) as u8 + LEVELS * (marks >> i & 1);
-                value[i] = step * relative(L::MARKS)[code[i] as usize];
+                value[i] = step * L::SHAPE.relative()[code[i] as usize];
             }
         }
     }
     fn descend(&self, scales: &mut BlockScales, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> bool {
-        match super::book8_refit::refit(Scales::<L>::from_block_scales(scales), codes, gradient, gram) {
+        match book8_refit::refit(Scales::from_block_scales(L::SHAPE, scales), codes, gradient, gram) {
             Some(better) => {
                 *scales = better.to_block_scales();
                 true
@@ -294,17 +292,17 @@ impl<L: Layout> Grid for Book8<L> {
     }
     /// Codes as [`Grid::round`] gives them. Levels that are not in the codebook become the nearest that are.
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {
-        let scales = Scales::<L>::from_block_scales(scales);
+        let scales = Scales::from_block_scales(L::SHAPE, scales);
         let mut block = Block { d: scales.d, scales: scales.ints, ..Block::ZERO };
         for (g, codes) in codes.chunks_exact(WIDTH).enumerate() {
             let levels = codes.iter().rev().fold(0, |levels, c| levels << 2 | u16::from(c % LEVELS));
             let marks = codes.iter().rev().fold(0, |marks, c| marks << 1 | c / LEVELS);
-            block.marks[g] = match L::MARKS {
+            block.marks[g] = match L::SHAPE.marks {
                 Marks::Signs | Marks::EvenSigns => marks,
                 Marks::Shift => DOWN * (marks & 1),
-                Marks::SharedShift => DOWN * u8::from(scales.down[g * WIDTH / L::SUB]),
+                Marks::SharedShift => DOWN * u8::from(scales.down[g * WIDTH / L::SHAPE.sub]),
             };
-            let book = L::book();
+            let book = &**L::SHAPE.book;
             block.points[g] = book.index(levels).unwrap_or_else(|| {
                 let distance = |i: usize| ((levels >> (i / 4 * 2) & 3) as f32 - (i % 4) as f32).powi(2);
                 let (_, levels) = book.closest::<Portable<8>>(&std::array::from_fn(distance), None);
@@ -316,12 +314,12 @@ impl<L: Layout> Grid for Book8<L> {
     fn unpack(&self, bytes: &[u8], codes: &mut [u8]) -> BlockScales {
         let block = L::read(bytes);
         for (g, codes) in codes.chunks_exact_mut(WIDTH).enumerate() {
-            let levels = L::book().levels(block.points[g]);
+            let levels = L::SHAPE.book.levels(block.points[g]);
             for (i, code) in codes.iter_mut().enumerate() {
                 *code = (levels >> (2 * i) & 3) as u8 + LEVELS * (block.marks[g] >> i & 1);
             }
         }
-        let mut scales = Scales::<L>::of(&block);
+        let mut scales = Scales::of(L::SHAPE, &block);
         scales.d = block.d; // Bytes that no encoder wrote may hold no number.
         scales.to_block_scales()
     }

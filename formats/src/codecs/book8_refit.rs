@@ -3,7 +3,7 @@
 //! With codes fixed the values are linear in the sub-blocks' steps, so that the loss is a quadratic form in at most 16 numbers. Least
 //! squares for the super-block's scale and the best integer for each sub-block in turn alternate on it as long as the loss falls.
 
-use super::book8::{LEN, Layout, SCALES, Scales, max_scale, relative, step};
+use super::book8::{LEN, SCALES, Scales};
 use super::float::saturate;
 use super::gram::dot;
 use crate::codec::{Float, Gram};
@@ -19,14 +19,14 @@ struct Form {
 }
 
 impl Form {
-    fn new<L: Layout>(levels: &[f64; LEN], gradient: &[f64], gram: Gram<'_>) -> Self {
+    fn new(levels: &[f64; LEN], sub: usize, gradient: &[f64], gram: Gram<'_>) -> Self {
         let mut form = Form { curvature: [[0.0; SCALES]; SCALES], gradient: [0.0; SCALES] };
         let mut h_levels = [0.0; LEN];
-        for s in 0..Scales::<L>::SUBS {
-            let own = &levels[s * L::SUB..][..L::SUB];
-            gram.apply(own, s * L::SUB, &mut h_levels);
-            form.gradient[s] = dot(own, &gradient[s * L::SUB..][..L::SUB]);
-            for (entry, (h, l)) in form.curvature[s].iter_mut().zip(h_levels.chunks_exact(L::SUB).zip(levels.chunks_exact(L::SUB))) {
+        for s in 0..LEN / sub {
+            let own = &levels[s * sub..][..sub];
+            gram.apply(own, s * sub, &mut h_levels);
+            form.gradient[s] = dot(own, &gradient[s * sub..][..sub]);
+            for (entry, (h, l)) in form.curvature[s].iter_mut().zip(h_levels.chunks_exact(sub).zip(levels.chunks_exact(sub))) {
                 *entry = dot(h, l);
             }
         }
@@ -55,10 +55,10 @@ impl Form {
 }
 
 /// Better scales, if there are any. `gradient` is half the loss's gradient at the values that `start` and the codes give.
-pub(super) fn refit<L: Layout>(start: Scales<L>, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> Option<Scales<L>> {
+pub(super) fn refit(start: Scales, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> Option<Scales> {
     let mut levels = [0.0; LEN];
-    levels.iter_mut().zip(codes).for_each(|(level, &c)| *level = f64::from(relative(L::MARKS)[c as usize]));
-    let mut form = Form::new::<L>(&levels, gradient, gram);
+    levels.iter_mut().zip(codes).for_each(|(level, &c)| *level = f64::from(start.shape.relative()[c as usize]));
+    let mut form = Form::new(&levels, start.shape.sub, gradient, gram);
     let mut scales = start;
     let mut any = false;
     for _ in 0..ROUNDS {
@@ -80,15 +80,15 @@ pub(super) fn refit<L: Layout>(start: Scales<L>, codes: &[u8], gradient: &[f64],
 }
 
 /// The values of the codes, as f32 has them.
-fn values<L: Layout>(scales: &Scales<L>, codes: &[u8]) -> [f64; LEN] {
-    std::array::from_fn(|i| f64::from(scales.step(i / L::SUB) * relative(L::MARKS)[codes[i] as usize]))
+fn values(scales: &Scales, codes: &[u8]) -> [f64; LEN] {
+    std::array::from_fn(|i| f64::from(scales.step(i / scales.shape.sub) * scales.shape.relative()[codes[i] as usize]))
 }
 
 /// Least squares for the super-block's scale.
-fn move_scale<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool {
+fn move_scale(scales: &mut Scales, form: &mut Form) -> bool {
     let mut direction = [0.0; SCALES];
-    for (d, &int) in direction.iter_mut().zip(&scales.ints).take(Scales::<L>::SUBS) {
-        *d = f64::from(step(L::MARKS, 1.0, int));
+    for (d, &int) in direction.iter_mut().zip(&scales.ints).take(scales.shape.subs()) {
+        *d = f64::from(scales.shape.step(1.0, int));
     }
     let d = saturate(Float::F16, (f64::from(scales.d) + form.least(&direction)) as f32);
     let by = f64::from(d) - f64::from(scales.d);
@@ -100,16 +100,16 @@ fn move_scale<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool {
 }
 
 /// The best integer for each sub-block in turn.
-fn move_integers<L: Layout>(scales: &mut Scales<L>, form: &mut Form) -> bool {
-    let unit = f64::from(step(L::MARKS, scales.d, 0));
+fn move_integers(scales: &mut Scales, form: &mut Form) -> bool {
+    let unit = f64::from(scales.shape.step(scales.d, 0));
     let mut any = false;
-    for s in 0..Scales::<L>::SUBS {
+    for s in 0..scales.shape.subs() {
         let mut direction = [0.0; SCALES];
         direction[s] = 1.0;
         let now = f64::from(scales.step(s));
         let best = ((now + form.least(&direction)) / unit - 1.0) * 0.5;
-        let int = best.round().clamp(0.0, f64::from(max_scale(L::MARKS))) as u8;
-        direction[s] = f64::from(step(L::MARKS, scales.d, int)) - now;
+        let int = best.round().clamp(0.0, f64::from(scales.shape.max_scale())) as u8;
+        direction[s] = f64::from(scales.shape.step(scales.d, int)) - now;
         if int != scales.ints[s] && form.take(&direction) {
             scales.ints[s] = int;
             any = true;

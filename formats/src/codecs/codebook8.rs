@@ -7,7 +7,7 @@
 //! on the book alone and are made at first use.
 
 use super::codebook8_points as points;
-use crate::simd::{IntLanes, Lanes, MAX_LANES, Portable, nearest};
+use crate::simd::{IntLanes, Lanes, MAX_LANES, MaskLanes, Portable, nearest};
 use std::array::from_fn;
 use std::sync::LazyLock;
 
@@ -17,6 +17,8 @@ pub(super) const WIDTH: usize = 8;
 /// What each level of each coordinate costs: `terms[4 · i + level]`, the fourth unused.
 pub(super) type Terms = [f32; 4 * WIDTH];
 
+/// Points in the lower halves of a stretch of a list.
+const HALVES: usize = 8;
 /// Points of half the coordinates, 3⁴.
 const HALF: usize = 81;
 const RANKS: usize = HALF * HALF;
@@ -41,7 +43,8 @@ pub(super) struct Codebook {
     values: Vec<[f32; WIDTH]>,
     /// By rank: the index of the point that has these levels; or [`OFF`], where the list of neighbours starts, and its length.
     places: Vec<u32>,
-    /// Levels of neighbours, two to an integer, the first lower. Lists start on an integer. Padded for the widest lanes.
+    /// Levels of neighbours, sixteen to eight integers: the first eight in the lower halves, the others in the upper. Padded for
+    /// the widest lanes.
     lists: Vec<i32>,
     /// Where the list of all points starts.
     all: usize,
@@ -128,8 +131,10 @@ impl Codebook {
         book
     }
     fn push_list(&mut self, list: &[u16]) {
-        let pair = |pair: &[u16]| pair[0] as i32 | (pair.get(1).copied().unwrap_or(0) as i32) << 16;
-        self.lists.extend(list.chunks(2).map(pair));
+        for chunk in list.chunks(2 * HALVES) {
+            let half = |i: usize| i32::from(chunk.get(i).copied().unwrap_or(0));
+            self.lists.extend((0..chunk.len().min(HALVES)).map(|i| half(i) | half(HALVES + i) << 16));
+        }
     }
 
     /// The levels of point `index`.
@@ -151,80 +156,123 @@ impl Codebook {
     pub fn neighbour<F: Lanes>(&self, levels: u16, terms: &Terms) -> u16 {
         let place = self.places[rank(levels)] & !OFF;
         let (start, len) = ((place >> LIST_AT) as usize, (place & ((1 << LIST_AT) - 1)) as usize);
-        least::<F>(&self.lists[start..], len, terms, |sum, _| sum).1
+        least::<F>(&self.lists[start..], len, terms, None).1
     }
     /// The point of the whole book whose terms have the least sum, plus the least of its entries in `extra` where there is one:
     /// the sum, and the point's levels.
     #[inline(always)]
     pub fn closest<F: Lanes>(&self, terms: &Terms, extra: Option<&Terms>) -> (f32, u16) {
-        let list = &self.lists[self.all..];
-        match extra {
-            None => least::<F>(list, self.levels.len(), terms, |sum, _| sum),
-            Some(extra) => {
-                let extra: [F::Quad; WIDTH] = from_fn(|i| quad::<F>(extra, i));
-                least::<F>(list, self.levels.len(), terms, |sum, mut code| {
-                    let mut least = F::pick(extra[0], code);
-                    for &quad in &extra[1..] {
-                        code = code.shr::<2>();
-                        least = least.min(F::pick(quad, code));
-                    }
-                    sum + least
-                })
-            }
-        }
+        least::<F>(&self.lists[self.all..], self.levels.len(), terms, extra)
     }
 }
 
+/// A table of each coordinate's terms.
 #[inline(always)]
-fn quad<F: Lanes>(terms: &Terms, i: usize) -> F::Quad {
-    F::quad(&[terms[4 * i], terms[4 * i + 1], terms[4 * i + 2], terms[4 * i + 3]])
+fn quads<F: Lanes>(terms: &Terms) -> [F::Quad; WIDTH] {
+    let quad = |i: usize| [terms[4 * i], terms[4 * i + 1], terms[4 * i + 2], terms[4 * i + 3]];
+    let mut quads = [F::quad(&quad(0)); WIDTH];
+    for (i, out) in quads.iter_mut().enumerate().skip(1) {
+        *out = F::quad(&quad(i));
+    }
+    quads
 }
 
-/// The places of the lower halves.
-const EVEN: [i32; MAX_LANES] = {
+/// The places in a list of the lower halves of the integers.
+const PLACES: [i32; MAX_LANES] = {
     let mut places = [0; MAX_LANES];
     let mut i = 0;
     while i < MAX_LANES {
-        places[i] = 2 * i as i32;
+        places[i] = (i / HALVES * 2 * HALVES + i % HALVES) as i32;
         i += 1;
     }
     places
 };
 
-/// Of the first `len` points of a list, the first that has the least cost: cost and levels. Lanes are points.
+/// Of the first `len` points of a list, the first that has the least sum of terms, plus the least of its terms in `extra`: sum and
+/// levels. Lanes are points.
 #[inline(always)]
-fn least<F: Lanes>(list: &[i32], len: usize, terms: &Terms, cost: impl Fn(F, F::Int) -> F) -> (f32, u16) {
-    let quads: [F::Quad; WIDTH] = from_fn(|i| quad::<F>(terms, i));
+fn least<F: Lanes>(list: &[i32], len: usize, terms: &Terms, extra: Option<&Terms>) -> (f32, u16) {
+    let quads = quads::<F>(terms);
+    let end = F::Int::splat(len as i32);
     let mut best = F::splat(f32::MAX);
     let mut best_at = F::Int::splat(0);
-    let (mut at, end) = (F::Int::load(&EVEN), F::Int::splat(len as i32));
+    let mut at = 0;
     let mut pairs = list;
-    for _ in 0..len.div_ceil(2 * F::N) {
-        let pair = F::Int::load(pairs);
-        pairs = &pairs[F::N..];
-        for code in [pair, pair.shr::<16>()] {
-            let mut shifted = code;
-            let mut sum = F::pick(quads[0], code);
-            for &quad in &quads[1..] {
-                shifted = shifted.shr::<2>();
-                sum = sum + F::pick(quad, shifted);
+    // Below eight lanes, several loads make eight integers.
+    let per = F::N.max(HALVES);
+    while at < len {
+        for part in (0..per).step_by(F::N) {
+            let mut levels = F::Int::load(pairs);
+            pairs = &pairs[F::N..];
+            let mut place = F::Int::load(&PLACES[part..]) + F::Int::splat(at as i32);
+            for half in 0..2 {
+                if half == 1 {
+                    if at + HALVES >= len {
+                        break;
+                    }
+                    levels = levels.shr::<16>();
+                    place = place + F::Int::splat(HALVES as i32);
+                }
+                let mut shifted = levels;
+                let mut sum = F::pick(quads[0], levels);
+                for &quad in &quads[1..] {
+                    shifted = shifted.shr::<2>();
+                    sum = sum + F::pick(quad, shifted);
+                }
+                if let Some(extra) = extra {
+                    sum = sum + least_term::<F>(extra, levels);
+                }
+                let closer = sum.lt(best) & end.gt(place);
+                best = F::select(closer, sum, best);
+                best_at = F::Int::select(closer, place, best_at);
             }
-            let sum = cost(sum, code);
-            let closer = sum.lt(best) & end.gt(at);
-            best = F::select(closer, sum, best);
-            best_at = F::Int::select(closer, at, best_at);
-            at = at + F::Int::splat(1);
         }
-        at = at + F::Int::splat(2 * F::N as i32 - 2);
+        at += 2 * per;
     }
-    // Costs are not negative, so that their bit patterns are in order; among equals the first place wins.
-    let (mut costs, mut places) = ([0f32; MAX_LANES], [0i32; MAX_LANES]);
-    best.store(&mut costs);
+    let least = best.least();
+    let mut places = [0i32; MAX_LANES];
     best_at.store(&mut places);
-    let keys = costs.iter().zip(places).take(F::N).map(|(cost, at)| (cost.to_bits() as u64) << 32 | at as u64);
-    let key = keys.fold(u64::MAX, u64::min);
-    let at = key as u32 as usize;
-    (f32::from_bits((key >> 32) as u32), (list[at / 2] >> (16 * (at % 2))) as u16)
+    // Among equals the first place wins.
+    let mut equal = best.eq(F::splat(least)).bits();
+    let mut first = places[equal.trailing_zeros() as usize % MAX_LANES];
+    equal &= equal.wrapping_sub(1);
+    while equal != 0 {
+        first = first.min(places[equal.trailing_zeros() as usize % MAX_LANES]);
+        equal &= equal - 1;
+    }
+    let (chunk, i) = (first as usize / (2 * HALVES) * HALVES, first as usize % (2 * HALVES));
+    (least, (list[chunk + i % HALVES] >> (16 * (i / HALVES))) as u16)
+}
+
+/// The least of the terms of these levels.
+#[inline(always)]
+fn least_term<F: Lanes>(terms: &Terms, levels: F::Int) -> F {
+    let quads = quads::<F>(terms);
+    let mut shifted = levels;
+    let mut least = F::pick(quads[0], levels);
+    for &quad in &quads[1..] {
+        shifted = shifted.shr::<2>();
+        least = least.min(F::pick(quad, shifted));
+    }
+    least
+}
+
+/// weight = importance · √(`sigma` · mean square + x²); without importance, `plain` · mean square + x², or as if importance
+/// were 1.
+#[inline(always)]
+pub(super) fn weigh<F: Lanes>(x: &[f32], importance: Option<&[f32]>, sigma: f32, plain: Option<f32>, out: &mut [f32]) {
+    let sum = x.iter().fold(0f32, |sum, &x| sum + x * x);
+    let sigma2 = F::splat(sigma * sum / x.len() as f32);
+    for at in (0..x.len()).step_by(F::N) {
+        let x = F::load(&x[at..]);
+        let weight = match (importance, plain) {
+            (Some(q), _) => F::load(&q[at..]) * (sigma2 + x * x).sqrt(),
+            (None, None) => (sigma2 + x * x).sqrt(),
+            (None, Some(0.0)) => x * x,
+            (None, Some(plain)) => F::splat(plain) * sigma2 + x * x,
+        };
+        weight.store(&mut out[at..]);
+    }
 }
 
 /// Each of `x` four times, to go with the levels of [`Terms`].
@@ -282,7 +330,7 @@ mod tests {
                 }
                 let want = plain_neighbours(book, levels_of(rank), rings);
                 let start = ((place & !OFF) >> LIST_AT) as usize;
-                let got = (0..want.len()).map(|i| (book.lists[start + i / 2] >> (16 * (i % 2))) as u16);
+                let got = (0..want.len()).map(|i| (book.lists[start + i / 16 * 8 + i % 8] >> (i % 16 / 8 * 16)) as u16);
                 assert_eq!(place & ((1 << LIST_AT) - 1), want.len() as u32);
                 assert!(got.eq(want));
             }

@@ -3,17 +3,16 @@
 //! are tried under each way to shift the levels by ±1/8, and the one that correlates best with the weights wins. Groups of eight
 //! whose levels are not in the book then move to a neighbour. Lanes are places of the second cut.
 
-use super::book8::{Block, LEN, SCALES, SHIFT};
-use super::codebook8::{Codebook, Terms, WIDTH, fourfold, nearest_one, squares};
-use crate::simd::{IntLanes, Lanes, MAX_LANES, MaskLanes};
-use std::array::from_fn;
+use super::book8::{Block, DOWN, LEN, Marks, SCALES, SHIFT, Shape};
+use super::codebook8::{Codebook, Terms, WIDTH, fourfold, nearest_one, squares, weigh};
+use crate::simd::{IntLanes, Kernel, Lanes, MAX_LANES, MaskLanes, dispatch};
 
 /// Values of the levels shifted up.
 const UP: [f32; 3] = [-1.0 + SHIFT, SHIFT, 1.0 + SHIFT];
 /// Values of the levels shifted down.
-const DOWN: [f32; 3] = [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT];
+const DOWN_VALUES: [f32; 3] = [-1.0 - SHIFT, -SHIFT, 1.0 - SHIFT];
 /// The same as [`squares`] wants them.
-const TERMS: [Terms; 2] = [fourfold_values(UP), fourfold_values(DOWN)];
+const TERMS: [Terms; 2] = [fourfold_values(UP), fourfold_values(DOWN_VALUES)];
 
 const fn fourfold_values(values: [f32; 3]) -> Terms {
     let mut terms = [0.0; 4 * WIDTH];
@@ -29,109 +28,214 @@ const fn fourfold_values(values: [f32; 3]) -> Terms {
 
 /// The most weights of a sub-block.
 const MAX_SUB: usize = 32;
+const MAX_PARTS: usize = MAX_SUB / WIDTH;
 /// Places of a cut, filled up for any lanes.
 const CUTS: usize = MAX_SUB + 1 + MAX_LANES;
 
 /// The cuts and shifts of a sub-block.
 struct Cut {
+    /// Negative if the levels are to be turned round.
     scale: f32,
     /// How many sorted weights have level 0, and how many level 0 or 1.
     low: usize,
     high: usize,
-    /// Which of the shifts.
-    shift: usize,
+    /// By group: 1 if shifted down, once the levels are turned round.
+    down: [usize; MAX_PARTS],
 }
 
-/// What becomes of a sub-block.
-pub(super) struct Found {
-    pub scale: f32,
-    /// The points' indices.
-    pub points: [u16; MAX_SUB / WIDTH],
-    /// By group: 1 if shifted down.
-    pub down: [usize; MAX_SUB / WIDTH],
+/// What the two formats do differently, besides whether the groups of a sub-block share a shift.
+pub(super) struct Rules {
+    /// What the mean square counts for in the weights without importance; `None`: importance 1.
+    pub plain: Option<f32>,
+    /// Sub-blocks without a magnitude as large as this count as zero.
+    pub least: f32,
+    /// What the block's scale is multiplied by before it is stored.
+    pub stretch: f32,
+    /// Whether the block's scale is the best one for its points and integers.
+    pub refit: bool,
 }
 
-/// weight = importance · √(2 · mean square + x²); without importance `plain`.
-#[inline(always)]
-pub(super) fn weigh<F: Lanes>(x: &[f32], importance: Option<&[f32]>, plain: impl Fn(F, F) -> F, out: &mut [f32; LEN]) {
-    let sum = x.iter().fold(0f32, |sum, &x| sum + x * x);
-    let sigma2 = F::splat(2.0 * sum / LEN as f32);
-    for at in (0..LEN).step_by(F::N) {
-        let x = F::load(&x[at..]);
-        let weight = match importance {
-            Some(q) => F::load(&q[at..]) * (sigma2 + x * x).sqrt(),
-            None => plain(sigma2, x),
-        };
-        weight.store(&mut out[at..]);
-    }
+/// Encodes consecutive super-blocks of a row.
+pub(super) fn encode(shape: Shape, rules: &Rules, x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]) {
+    dispatch(Encode { shape, rules, x, importance, blocks });
 }
 
-/// The best scale, points and shift of a sub-block whose groups share one shift; `None` if it counts as zero.
-#[inline(always)]
-pub(super) fn one_shift<F: Lanes>(book: &Codebook, x: &[f32], weights: &[f32], least: f32) -> Option<Found> {
-    let order = sorted::<F>(x, least)?;
-    let n = x.len();
-    // Sums up to each place, and what the high part then adds.
-    let (mut sx, mut sw) = ([0f32; CUTS], [0f32; CUTS]);
-    for (j, i) in order.iter().map(|&i| i as usize).take(n).enumerate() {
-        sx[j + 1] = sx[j] + weights[i] * x[i];
-        sw[j + 1] = sw[j] + weights[i];
-    }
-    let high = |sums: &[f32; CUTS], factor: &dyn Fn(f32) -> f32| -> [f32; CUTS] { from_fn(|j| factor(sums[n] - sums[j])) };
-    let high_x = [UP, DOWN].map(|v| high(&sx, &|s| s * v[2]));
-    let high_w = [UP, DOWN].map(|v| high(&sw, &|s| s * v[2] * v[2]));
-    let cut = best_cut::<F, 2>(n, |low, at| {
-        // The middle's values are ±1/8: both shifts have the same square, and opposite sums, without rounding.
-        let middle_x = (F::load(&sx[at..]) - F::splat(sx[low])) * F::splat(UP[1]);
-        let middle_w = (F::load(&sw[at..]) - F::splat(sw[low])) * F::splat(UP[1]) * F::splat(UP[1]);
-        let qx = |s: usize, v: [f32; 3], middle: F| F::splat(sx[low] * v[0]) + middle + F::load(&high_x[s][at..]);
-        let q2 = |s: usize, v: [f32; 3]| F::splat(sw[low] * v[0] * v[0]) + middle_w + F::load(&high_w[s][at..]);
-        [(qx(0, UP, middle_x), q2(0, UP)), (qx(1, DOWN, F::zero() - middle_x), q2(1, DOWN))]
-    })?;
-    let down = if cut.scale < 0.0 { 1 - cut.shift } else { cut.shift };
-    Some(points::<F>(book, x, weights, &order, &cut, [down; MAX_SUB / WIDTH]))
+struct Encode<'a> {
+    shape: Shape,
+    rules: &'a Rules,
+    x: &'a [f32],
+    importance: Option<&'a [f32]>,
+    blocks: &'a mut [Block],
 }
 
-/// The same for two groups of eight, each with a shift of its own.
-#[inline(always)]
-pub(super) fn two_shifts<F: Lanes>(book: &Codebook, x: &[f32], weights: &[f32], least: f32) -> Option<Found> {
-    let order = sorted::<F>(x, least)?;
-    let n = x.len();
-    // Sums of each group up to each place.
-    let (mut sx, mut sw) = ([[0f32; CUTS]; 2], [[0f32; CUTS]; 2]);
-    for (j, i) in order.iter().map(|&i| i as usize).take(n).enumerate() {
-        let own = i / WIDTH;
-        for h in 0..2 {
-            (sx[h][j + 1], sw[h][j + 1]) = (sx[h][j], sw[h][j]);
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        for (i, (x, block)) in self.x.chunks_exact(LEN).zip(self.blocks).enumerate() {
+            *block = encode_block::<F>(&self.shape, self.rules, x, self.importance.map(|q| &q[i * LEN..][..LEN]));
         }
-        sx[own][j + 1] += weights[i] * x[i];
-        sw[own][j + 1] += weights[i];
     }
-    // Moving a weight down a level takes 1 from its value, and this from its value's square.
-    let below = [UP, DOWN].map(|v| [v[0] * v[0] - v[1] * v[1], v[1] * v[1] - v[2] * v[2]]);
-    let [mut high_w, mut all_w] = [[[[0f32; CUTS]; 2]; 2], [[[0f32; CUTS]; 2]; 2]];
-    let mut all_x = [[0f32; 2]; 2];
-    for h in 0..2 {
-        for (s, v) in [UP, DOWN].into_iter().enumerate() {
-            all_x[h][s] = sx[h][n] * v[2];
+}
+
+#[inline(always)]
+fn encode_block<F: Lanes>(shape: &Shape, rules: &Rules, x: &[f32], importance: Option<&[f32]>) -> Block {
+    let book: &Codebook = shape.book;
+    let mut weights = [0f32; LEN];
+    weigh::<F>(x, importance, 2.0, rules.plain, &mut weights);
+    let (mut block, mut scales) = (Block::ZERO, [0f32; SCALES]);
+    let mut marks = block.marks;
+    let parts = shape.sub / WIDTH;
+    for (s, (x, weights)) in x.chunks_exact(shape.sub).zip(weights.chunks_exact(shape.sub)).enumerate() {
+        let Some(order) = sorted::<F>(x, rules.least) else { continue };
+        let found = match shape.marks {
+            Marks::SharedShift => one_shift::<F>(x, weights, &order),
+            _ => two_shifts::<F>(x, weights, &order),
+        };
+        let Some(cut) = found else { continue };
+        let (scale, points) = points::<F>(book, x, weights, &order, &cut);
+        scales[s] = scale;
+        block.points[parts * s..][..parts].copy_from_slice(&points[..parts]);
+        for (marks, &down) in marks[parts * s..][..parts].iter_mut().zip(&cut.down) {
+            *marks = DOWN * down as u8;
+        }
+    }
+    let largest = scales.iter().fold(0f32, |m, &s| if m > s { m } else { s });
+    if largest == 0.0 {
+        return block;
+    }
+    let mut d = largest / 15.0;
+    let inverse = 1.0 / d;
+    for (stored, &scale) in block.scales.iter_mut().zip(&scales).take(shape.subs()) {
+        *stored = nearest_one(0.5 * (inverse * scale - 1.0)).clamp(0, 7) as u8;
+    }
+    block.marks = marks;
+    if rules.refit {
+        let (mut qx, mut q2) = (0f32, 0f32);
+        for (g, (x, weights)) in x.chunks_exact(WIDTH).zip(weights.chunks_exact(WIDTH)).enumerate() {
+            let odd = f32::from(2 * block.scales[g / parts] + 1);
+            let levels = book.levels(block.points[g]);
+            for (i, (&x, &w)) in x.iter().zip(weights).enumerate() {
+                let q = value(usize::from(marks[g] != 0), levels, i) * odd;
+                qx += w * q * x;
+                q2 += w * q * q;
+            }
+        }
+        if q2 > 0.0 {
+            d = qx / q2;
+        }
+    }
+    block.d = d * rules.stretch;
+    block
+}
+
+/// Σ weight · x · value and Σ weight · value² of the cuts of a sub-block.
+trait Sums<const SHIFTS: usize> {
+    /// For a first cut, and for second cuts from a place on: of each way to shift. Must be `#[inline(always)]`.
+    fn at<F: Lanes>(&self, low: usize, high: usize) -> [(F, F); SHIFTS];
+}
+
+/// One shift for all groups.
+struct OneShift {
+    /// Sums of weight · x and weight up to each place.
+    x: [f32; CUTS],
+    w: [f32; CUTS],
+    /// What the part above each place adds, by shift.
+    high_x: [[f32; CUTS]; 2],
+    high_w: [[f32; CUTS]; 2],
+}
+
+impl Sums<2> for OneShift {
+    #[inline(always)]
+    fn at<F: Lanes>(&self, low: usize, high: usize) -> [(F, F); 2] {
+        // The middle's values are ±1/8: both shifts have the same square, and opposite sums, without rounding.
+        let middle_x = (F::load(&self.x[high..]) - F::splat(self.x[low])) * F::splat(SHIFT);
+        let middle_w = (F::load(&self.w[high..]) - F::splat(self.w[low])) * F::splat(SHIFT) * F::splat(SHIFT);
+        let up_x = F::splat(self.x[low] * UP[0]) + middle_x + F::load(&self.high_x[0][high..]);
+        let up_w = F::splat(self.w[low] * UP[0] * UP[0]) + middle_w + F::load(&self.high_w[0][high..]);
+        let down_x = F::splat(self.x[low] * DOWN_VALUES[0]) - middle_x + F::load(&self.high_x[1][high..]);
+        let down_w = F::splat(self.w[low] * DOWN_VALUES[0] * DOWN_VALUES[0]) + middle_w + F::load(&self.high_w[1][high..]);
+        [(up_x, up_w), (down_x, down_w)]
+    }
+}
+
+/// The best cut of a sub-block whose groups share one shift.
+#[inline(always)]
+fn one_shift<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Option<Cut> {
+    let n = x.len();
+    let mut sums = OneShift { x: [0.0; CUTS], w: [0.0; CUTS], high_x: [[0.0; CUTS]; 2], high_w: [[0.0; CUTS]; 2] };
+    for (j, i) in order.iter().map(|&i| usize::from(i)).take(n).enumerate() {
+        sums.x[j + 1] = sums.x[j] + weights[i] * x[i];
+        sums.w[j + 1] = sums.w[j] + weights[i];
+    }
+    for (s, top) in [UP[2], DOWN_VALUES[2]].into_iter().enumerate() {
+        for j in 0..=n {
+            sums.high_x[s][j] = (sums.x[n] - sums.x[j]) * top;
+            sums.high_w[s][j] = (sums.w[n] - sums.w[j]) * top * top;
+        }
+    }
+    let (mut cut, shift) = best_cut::<F, 2>(n, &sums)?;
+    cut.down = [if cut.scale < 0.0 { 1 - shift } else { shift }; MAX_PARTS];
+    Some(cut)
+}
+
+/// Two groups, each with a shift of its own.
+struct TwoShifts {
+    /// By group, sums of weight · x up to each place.
+    x: [[f32; CUTS]; 2],
+    /// By group and shift: the sum of weight · x if all levels were high; weight · value² if there were no middle, and what the
+    /// middle adds to it.
+    all_x: [[f32; 2]; 2],
+    low_w: [[[f32; CUTS]; 2]; 2],
+    high_w: [[[f32; CUTS]; 2]; 2],
+}
+
+impl TwoShifts {
+    #[inline(always)]
+    fn group<F: Lanes>(&self, g: usize, low: usize, high: usize) -> [(F, F); 2] {
+        let taken = F::splat(self.x[g][low]) + F::load(&self.x[g][high..]);
+        let up = F::splat(self.low_w[g][0][low]) + F::load(&self.high_w[g][0][high..]);
+        let down = F::splat(self.low_w[g][1][low]) + F::load(&self.high_w[g][1][high..]);
+        [(F::splat(self.all_x[g][0]) - taken, up), (F::splat(self.all_x[g][1]) - taken, down)]
+    }
+}
+
+impl Sums<4> for TwoShifts {
+    #[inline(always)]
+    fn at<F: Lanes>(&self, low: usize, high: usize) -> [(F, F); 4] {
+        let [(ux, uw), (dx, dw)] = self.group::<F>(0, low, high);
+        let [(vx, vw), (ex, ew)] = self.group::<F>(1, low, high);
+        [(ux + vx, uw + vw), (ux + ex, uw + ew), (dx + vx, dw + vw), (dx + ex, dw + ew)]
+    }
+}
+
+/// The best cut of a sub-block of two groups, each with a shift of its own.
+#[inline(always)]
+fn two_shifts<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Option<Cut> {
+    let n = x.len();
+    let mut w = [[0f32; CUTS]; 2];
+    let mut sums = TwoShifts { x: w, all_x: [[0.0; 2]; 2], low_w: [w; 2], high_w: [w; 2] };
+    for (j, i) in order.iter().map(|&i| usize::from(i)).take(n).enumerate() {
+        for g in 0..2 {
+            (sums.x[g][j + 1], w[g][j + 1]) = (sums.x[g][j], w[g][j]);
+        }
+        sums.x[i / WIDTH][j + 1] += weights[i] * x[i];
+        w[i / WIDTH][j + 1] += weights[i];
+    }
+    for g in 0..2 {
+        for (s, v) in [UP, DOWN_VALUES].into_iter().enumerate() {
+            sums.all_x[g][s] = sums.x[g][n] * v[2];
             for j in 0..=n {
-                all_w[h][s][j] = sw[h][n] * v[2] * v[2] + sw[h][j] * below[s][0];
-                high_w[h][s][j] = sw[h][j] * below[s][1];
+                sums.low_w[g][s][j] = w[g][n] * v[2] * v[2] + w[g][j] * (v[0] * v[0] - v[1] * v[1]);
+                sums.high_w[g][s][j] = w[g][j] * (v[1] * v[1] - v[2] * v[2]);
             }
         }
     }
-    let cut = best_cut::<F, 4>(n, |low, at| {
-        let part = |h: usize| {
-            let taken = F::splat(sx[h][low]) + F::load(&sx[h][at..]);
-            let qx: [F; 2] = from_fn(|s| F::splat(all_x[h][s]) - taken);
-            let q2: [F; 2] = from_fn(|s| F::splat(all_w[h][s][low]) + F::load(&high_w[h][s][at..]));
-            (qx, q2)
-        };
-        let ((x0, w0), (x1, w1)) = (part(0), part(1));
-        from_fn(|k| (x0[k / 2] + x1[k % 2], w0[k / 2] + w1[k % 2]))
-    })?;
-    let shift = if cut.scale < 0.0 { 3 - cut.shift } else { cut.shift };
-    Some(points::<F>(book, x, weights, &order, &cut, [shift / 2, shift % 2, 0, 0]))
+    let (mut cut, shift) = best_cut::<F, 4>(n, &sums)?;
+    let shift = if cut.scale < 0.0 { 3 - shift } else { shift };
+    cut.down = [shift / 2, shift % 2, 0, 0];
+    Some(cut)
 }
 
 /// The places of the weights in ascending order, equal ones in the order they have (as glibc's `qsort`, a merge sort). `None` if
@@ -168,24 +272,26 @@ fn sorted<F: Lanes>(x: &[f32], least: f32) -> Option<[u8; MAX_SUB]> {
     Some(order)
 }
 
-/// The first of the best cuts of `n` sorted weights. `sums` gives Σ weight · x · value and Σ weight · value² of each shift, for a
-/// first cut and the lanes' second cuts from a place on. In order of first cut, second cut, shift; `None` if none has a scale.
+/// The first of the best cuts of `n` sorted weights, in order of first cut, second cut and shift, and its shift; `None` if none
+/// has a scale.
 #[inline(always)]
-fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, sums: impl Fn(usize, usize) -> [(F, F); SHIFTS]) -> Option<Cut> {
+fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>) -> Option<(Cut, usize)> {
     let mut best = -f32::MAX;
     let mut found = None;
     for low in 0..=n {
-        for at in (low..=n).step_by(F::N) {
-            let sums = sums(low, at);
-            let inside = if n + 1 - at >= F::N { u32::MAX } else { (1 << (n + 1 - at)) - 1 };
+        for high in (low..=n).step_by(F::N) {
+            let sums = cuts.at::<F>(low, high);
+            let inside = if n + 1 - high >= F::N { u32::MAX } else { (1 << (n + 1 - high)) - 1 };
             let mut open = [inside; SHIFTS];
             loop {
                 let bar = F::splat(best);
-                let better: [u32; SHIFTS] = from_fn(|k| {
+                let mut better = [0u32; SHIFTS];
+                let mut any = 0;
+                for k in 0..SHIFTS {
                     let (qx, q2) = sums[k];
-                    (F::zero().lt(q2) & (bar * q2).lt(qx * qx)).bits() & open[k]
-                });
-                let any = better.iter().fold(0, |any, b| any | b);
+                    better[k] = (F::zero().lt(q2) & (bar * q2).lt(qx * qx)).bits() & open[k];
+                    any |= better[k];
+                }
                 if any == 0 {
                     break;
                 }
@@ -197,10 +303,10 @@ fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, sums: impl Fn(usize, usize)
                 sums[shift].1.store(&mut q2);
                 let scale = qx[lane] / q2[lane];
                 best = scale * qx[lane];
-                found = Some(Cut { scale, low, high: at + lane, shift });
+                found = Some((Cut { scale, low, high: high + lane, down: [0; MAX_PARTS] }, shift));
                 for (k, open) in open.iter_mut().enumerate() {
                     let passed = if k <= shift { 2u32 << lane } else { 1 << lane };
-                    *open &= !(passed.wrapping_sub(1));
+                    *open &= !(passed - 1);
                 }
             }
         }
@@ -208,66 +314,45 @@ fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, sums: impl Fn(usize, usize)
     found
 }
 
-/// The points for a cut: levels, turned round if the scale is negative; neighbours where the levels are not in the book, and
-/// then a new scale.
+/// The points and scale for a cut: levels, turned round if the scale is negative; neighbours where the levels are not in the
+/// book, and then a new scale.
 #[inline(always)]
-fn points<F: Lanes>(
-    book: &Codebook,
-    x: &[f32],
-    weights: &[f32],
-    order: &[u8; MAX_SUB],
-    cut: &Cut,
-    down: [usize; MAX_SUB / WIDTH],
-) -> Found {
-    let mut levels = [0u16; MAX_SUB / WIDTH];
-    for (j, i) in order.iter().map(|&i| i as usize).take(x.len()).enumerate() {
+fn points<F: Lanes>(book: &Codebook, x: &[f32], weights: &[f32], order: &[u8; MAX_SUB], cut: &Cut) -> (f32, [u16; MAX_PARTS]) {
+    let mut levels = [0u16; MAX_PARTS];
+    for (j, i) in order.iter().map(|&i| usize::from(i)).take(x.len()).enumerate() {
         let level = u16::from(j >= cut.low) + u16::from(j >= cut.high);
         let level = if cut.scale < 0.0 { 2 - level } else { level };
         levels[i / WIDTH] |= level << (2 * (i % WIDTH));
     }
-    let mut found = Found { scale: cut.scale.abs(), points: [0; MAX_SUB / WIDTH], down };
+    let mut scale = cut.scale.abs();
+    let mut points = [0u16; MAX_PARTS];
     let mut moved = false;
-    let groups = x.len() / WIDTH;
-    for (g, levels) in levels.iter_mut().enumerate().take(groups) {
-        found.points[g] = book.index(*levels).unwrap_or_else(|| {
+    for (g, (x, weights)) in x.chunks_exact(WIDTH).zip(weights.chunks_exact(WIDTH)).enumerate() {
+        if book.index(levels[g]).is_none() {
             moved = true;
             let (mut x4, mut w4) = ([0f32; 4 * WIDTH], [0f32; 4 * WIDTH]);
-            fourfold(&x[WIDTH * g..][..WIDTH], &mut x4);
-            fourfold(&weights[WIDTH * g..][..WIDTH], &mut w4);
-            *levels = book.neighbour::<F>(*levels, &squares::<F>(&TERMS[down[g]], found.scale, &x4, &w4));
-            book.index(*levels).unwrap_or(0)
-        });
+            fourfold(x, &mut x4);
+            fourfold(weights, &mut w4);
+            levels[g] = book.neighbour::<F>(levels[g], &squares::<F>(&TERMS[cut.down[g]], scale, &x4, &w4));
+        }
+        points[g] = book.index(levels[g]).unwrap_or(0);
     }
     if moved {
         let (mut qx, mut q2) = (0f32, 0f32);
         for (i, (&x, &w)) in x.iter().zip(weights).enumerate() {
-            let q = value(down[i / WIDTH], levels[i / WIDTH], i % WIDTH);
+            let q = value(cut.down[i / WIDTH], levels[i / WIDTH], i % WIDTH);
             qx += w * q * x;
             q2 += w * q * q;
         }
         if qx > 0.0 && q2 > 0.0 {
-            found.scale = qx / q2;
+            scale = qx / q2;
         }
     }
-    found
+    (scale, points)
 }
 
 /// The value of coordinate `i` of a point.
 #[inline(always)]
-pub(super) fn value(down: usize, levels: u16, i: usize) -> f32 {
-    [UP, DOWN][down][(levels >> (2 * i) & 3) as usize]
-}
-
-/// The integers of the sub-blocks' scales and the block's scale they multiply, the largest at 15; `None` if all are zero.
-pub(super) fn store_scales(scales: &[f32; SCALES], block: &mut Block) -> Option<f32> {
-    let largest = scales.iter().fold(0f32, |m, &s| if m > s { m } else { s });
-    if largest == 0.0 {
-        return None;
-    }
-    let d = largest / 15.0;
-    let inverse = 1.0 / d;
-    for (stored, &scale) in block.scales.iter_mut().zip(scales) {
-        *stored = nearest_one(0.5 * (inverse * scale - 1.0)).clamp(0, 7) as u8;
-    }
-    Some(d)
+fn value(down: usize, levels: u16, i: usize) -> f32 {
+    [UP, DOWN_VALUES][down][(levels >> (2 * i) & 3) as usize]
 }

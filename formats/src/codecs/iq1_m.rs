@@ -1,12 +1,11 @@
 //! IQ1_M: the low eight bits of 32 points; 32 times four bits (the high three bits of a point, and whether its levels are shifted
 //! down), the first of two lower; then four times 16 bits: four 3-bit scales and four bits of `d`, lowest first.
 
-use super::book8::{Block, DOWN, GROUPS, LEN, Layout, Marks, SCALES, read_scale};
-use super::codebook8::{self, Codebook, WIDTH};
+use super::book8::{Block, DOWN, GROUPS, LEN, Layout, Marks, Shape, read_scale};
+use super::codebook8;
 use super::float;
-use super::iq1;
+use super::iq1::{self, Rules};
 use crate::codec::{CodecId, Float};
-use crate::simd::Lanes;
 
 pub(super) struct IQ1M;
 
@@ -16,52 +15,15 @@ const PARTS: usize = 2;
 /// Where high bits and scales start.
 const HIGH_AT: usize = GROUPS;
 const SCALES_AT: usize = HIGH_AT + GROUPS / 2;
-/// Sub-blocks without a magnitude as large as this count as zero.
-const LEAST: f32 = 1e-7;
-/// What ggml multiplies the block's scale by before it is stored.
-const STRETCH: f32 = 1.1125;
+const RULES: Rules = Rules { plain: Some(0.0), least: 1e-7, stretch: 1.1125, refit: true };
 
 impl Layout for IQ1M {
     const ID: CodecId = CodecId::IQ1M;
     const BYTES: usize = SCALES_AT + LEN / 32;
-    const SUB: usize = SUB;
-    const MARKS: Marks = Marks::Shift;
+    const SHAPE: Shape = Shape { book: &codebook8::IQ1, marks: Marks::Shift, sub: SUB };
 
-    fn book() -> &'static Codebook {
-        &codebook8::IQ1
-    }
-    #[inline(always)]
-    fn reference<F: Lanes>(x: &[f32], importance: Option<&[f32]>) -> Block {
-        let mut weights = [0f32; LEN];
-        iq1::weigh::<F>(x, importance, |_, x| x * x, &mut weights);
-        let (mut block, mut scales) = (Block::ZERO, [0f32; SCALES]);
-        let mut marks = block.marks;
-        for (s, (x, weights)) in x.chunks_exact(SUB).zip(weights.chunks_exact(SUB)).enumerate() {
-            if let Some(found) = iq1::two_shifts::<F>(Self::book(), x, weights, LEAST) {
-                scales[s] = found.scale;
-                for p in 0..PARTS {
-                    block.points[PARTS * s + p] = found.points[p];
-                    marks[PARTS * s + p] = DOWN * found.down[p] as u8;
-                }
-            }
-        }
-        if let Some(mut d) = iq1::store_scales(&scales, &mut block) {
-            block.marks = marks;
-            // With all integers fixed, the best scale.
-            let (mut qx, mut q2) = (0f32, 0f32);
-            for (i, (&x, &w)) in x.iter().zip(&weights).enumerate() {
-                let g = i / WIDTH;
-                let value = iq1::value(usize::from(marks[g] != 0), Self::book().levels(block.points[g]), i % WIDTH);
-                let q = value * f32::from(2 * block.scales[i / SUB] + 1);
-                qx += w * q * x;
-                q2 += w * q * q;
-            }
-            if q2 > 0.0 {
-                d = qx / q2;
-            }
-            block.d = d * STRETCH;
-        }
-        block
+    fn reference(x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]) {
+        iq1::encode(Self::SHAPE, &RULES, x, importance, blocks);
     }
     fn write(block: &Block, out: &mut [u8]) {
         for (out, point) in out[..HIGH_AT].iter_mut().zip(block.points) {

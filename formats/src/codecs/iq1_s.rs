@@ -3,12 +3,11 @@
 //!
 //! ggml demands importance for this format; without it, every weight counts as if its importance were 1.
 
-use super::book8::{Block, DOWN, GROUPS, LEN, Layout, Marks, SCALES, read_scale};
-use super::codebook8::{self, Codebook};
+use super::book8::{Block, DOWN, GROUPS, LEN, Layout, Marks, Shape, read_scale};
+use super::codebook8;
 use super::float;
-use super::iq1;
+use super::iq1::{self, Rules};
 use crate::codec::{CodecId, Float};
-use crate::simd::Lanes;
 
 pub(super) struct IQ1S;
 
@@ -17,40 +16,15 @@ const SUB: usize = 32;
 const PARTS: usize = 4;
 /// Where the 16-bit parts start.
 const HIGH_AT: usize = 2 + GROUPS;
-/// Sub-blocks without a magnitude as large as this count as zero.
-const LEAST: f32 = 1e-12;
-/// What ggml multiplies the block's scale by before it is stored.
-const STRETCH: f32 = 1.125;
+const RULES: Rules = Rules { plain: None, least: 1e-12, stretch: 1.125, refit: false };
 
 impl Layout for IQ1S {
     const ID: CodecId = CodecId::IQ1S;
     const BYTES: usize = HIGH_AT + LEN / 16;
-    const SUB: usize = SUB;
-    const MARKS: Marks = Marks::SharedShift;
+    const SHAPE: Shape = Shape { book: &codebook8::IQ1, marks: Marks::SharedShift, sub: SUB };
 
-    fn book() -> &'static Codebook {
-        &codebook8::IQ1
-    }
-    #[inline(always)]
-    fn reference<F: Lanes>(x: &[f32], importance: Option<&[f32]>) -> Block {
-        let mut weights = [0f32; LEN];
-        iq1::weigh::<F>(x, importance, |sigma2, x| (sigma2 + x * x).sqrt(), &mut weights);
-        let (mut block, mut scales) = (Block::ZERO, [0f32; SCALES]);
-        let mut marks = block.marks;
-        for (s, (x, weights)) in x.chunks_exact(SUB).zip(weights.chunks_exact(SUB)).enumerate() {
-            if let Some(found) = iq1::one_shift::<F>(Self::book(), x, weights, LEAST) {
-                scales[s] = found.scale;
-                for p in 0..PARTS {
-                    block.points[PARTS * s + p] = found.points[p];
-                    marks[PARTS * s + p] = DOWN * found.down[p] as u8;
-                }
-            }
-        }
-        if let Some(d) = iq1::store_scales(&scales, &mut block) {
-            block.marks = marks;
-            block.d = d * STRETCH;
-        }
-        block
+    fn reference(x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]) {
+        iq1::encode(Self::SHAPE, &RULES, x, importance, blocks);
     }
     fn write(block: &Block, out: &mut [u8]) {
         float::write(Float::F16, block.d, out);

@@ -5,22 +5,18 @@
 //! Trials do not depend on each other until the best is chosen, so lanes are trials; the neighbours of a point do not either, so
 //! there lanes are neighbours; and where one chain of operations must be walked for each sub-block, lanes are sub-blocks.
 
-use super::book8::{Block, GROUPS, LEN, SCALES};
-use super::codebook8::{Codebook, Terms, WIDTH, fourfold, nearest_one, squares};
+use super::book8::{Block, GROUPS, LEN, Marks, SCALES, Shape};
+use super::codebook8::{Codebook, Terms, WIDTH, fourfold, nearest_one, squares, weigh};
 use super::search;
-use crate::simd::{IntLanes, Lanes, MAX_LANES, MaskLanes, nearest};
+use crate::simd::{IntLanes, Kernel, Lanes, MAX_LANES, MaskLanes, dispatch, nearest};
 use std::array::from_fn;
 
 /// What the three formats do differently.
 pub(super) struct Rules {
-    /// Weights per sub-block: 16 or 32.
-    pub sub: usize,
-    /// Whether the number of negative signs of each eight weights must be even.
-    pub even: bool,
     /// What the mean square counts for in the weights with importance.
     pub sigma: f32,
-    /// Weights without importance: a quarter of the mean square plus the weight's own square. If not, importance is 1.
-    pub squares: bool,
+    /// What it counts for in those without; `None`: importance 1.
+    pub plain: Option<f32>,
     /// Sub-blocks without a magnitude as large as this count as zero.
     pub least: f32,
     /// Trials lie this many tenths on both sides of the first scale.
@@ -60,14 +56,38 @@ struct Found {
     flip: bool,
 }
 
-/// Encodes one super-block.
+/// Encodes consecutive super-blocks of a row.
+pub(super) fn encode(shape: Shape, rules: &Rules, x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]) {
+    dispatch(Encode { shape, rules, x, importance, blocks });
+}
+
+struct Encode<'a> {
+    shape: Shape,
+    rules: &'a Rules,
+    x: &'a [f32],
+    importance: Option<&'a [f32]>,
+    blocks: &'a mut [Block],
+}
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        for (i, (x, block)) in self.x.chunks_exact(LEN).zip(self.blocks).enumerate() {
+            *block = encode_block::<F>(&self.shape, self.rules, x, self.importance.map(|q| &q[i * LEN..][..LEN]));
+        }
+    }
+}
+
 #[inline(always)]
-pub(super) fn encode<F: Lanes>(book: &Codebook, rules: &Rules, x: &[f32], importance: Option<&[f32]>) -> Block {
+fn encode_block<F: Lanes>(shape: &Shape, rules: &Rules, x: &[f32], importance: Option<&[f32]>) -> Block {
+    let book: &Codebook = shape.book;
     let mut weights = [0f32; LEN];
-    weigh::<F>(rules, x, importance, &mut weights);
+    weigh::<F>(x, importance, rules.sigma, rules.plain, &mut weights);
     let mut magnitudes = [0f32; LEN];
     let mut signs = magnitudes_and_signs::<F>(x, &mut magnitudes);
-    if rules.even {
+    if shape.marks == Marks::EvenSigns {
         for (g, signs) in signs.iter_mut().enumerate() {
             if signs.count_ones() % 2 == 1 {
                 let at = WIDTH * g;
@@ -77,9 +97,9 @@ pub(super) fn encode<F: Lanes>(book: &Codebook, rules: &Rules, x: &[f32], import
             }
         }
     }
-    let (subs, parts) = (LEN / rules.sub, rules.sub / WIDTH);
+    let (subs, parts) = (LEN / shape.sub, shape.sub / WIDTH);
     let mut largest = [0f32; SCALES];
-    for (largest, x) in largest.iter_mut().zip(magnitudes.chunks_exact(rules.sub)) {
+    for (largest, x) in largest.iter_mut().zip(magnitudes.chunks_exact(shape.sub)) {
         *largest = x.iter().fold(x[0], |m, &x| if m > x { m } else { x });
     }
     let mut starts = largest.map(|m| m / TOP);
@@ -90,12 +110,12 @@ pub(super) fn encode<F: Lanes>(book: &Codebook, rules: &Rules, x: &[f32], import
     let mut block = Block::ZERO;
     let mut scales = [0f32; SCALES];
     for s in 0..subs {
-        let at = s * rules.sub;
+        let at = s * shape.sub;
         // `thorough` starts may be zero or negative where a magnitude of opposite sign weighs most.
         if largest[s] < rules.least || (rules.thorough && starts[s] * 3.0 <= 0.0) {
             continue;
         }
-        let (x, w) = (&magnitudes[at..][..rules.sub], &weights[at..][..rules.sub]);
+        let (x, w) = (&magnitudes[at..][..shape.sub], &weights[at..][..shape.sub]);
         let found = search_scale::<F>(book, rules, x, w, starts[s], largest[s]);
         for (p, &levels) in found.levels[..parts].iter().enumerate() {
             let g = s * parts + p;
@@ -117,22 +137,6 @@ pub(super) fn encode<F: Lanes>(book: &Codebook, rules: &Rules, x: &[f32], import
         *stored = nearest_one(0.5 * (inverse * scale - 1.0)).clamp(0, 15) as u8;
     }
     block
-}
-
-/// The weight of each weight's squared error.
-#[inline(always)]
-fn weigh<F: Lanes>(rules: &Rules, x: &[f32], importance: Option<&[f32]>, out: &mut [f32]) {
-    let sum = x.iter().fold(0f32, |sum, &x| sum + x * x);
-    let sigma2 = F::splat(rules.sigma * sum / LEN as f32);
-    for at in (0..LEN).step_by(F::N) {
-        let x = F::load(&x[at..]);
-        let weight = match importance {
-            Some(q) => F::load(&q[at..]) * (sigma2 + x * x).sqrt(),
-            None if rules.squares => F::splat(0.25) * sigma2 + x * x,
-            None => (sigma2 + x * x).sqrt(),
-        };
-        weight.store(&mut out[at..]);
-    }
 }
 
 /// The magnitudes, and a bit for each weight below zero.
@@ -169,15 +173,19 @@ fn cheapest(x: &[f32], weights: &[f32]) -> usize {
 fn positive_scales<F: Lanes>(x: &[f32], weights: &[f32], scales: &mut [f32; SCALES]) {
     const SUBS: usize = LEN / MAX_SUB;
     for first in (0..SUBS).step_by(F::N) {
-        let across = |x: &[f32], i: usize| {
-            let lanes: [f32; MAX_LANES] = from_fn(|s| if first + s < SUBS && s < F::N { x[MAX_SUB * (first + s) + i] } else { 0.0 });
-            F::load(&lanes)
-        };
-        let x: [F; MAX_SUB] = from_fn(|i| across(x, i));
-        let weights: [F; MAX_SUB] = from_fn(|i| across(weights, i));
+        let (mut xs, mut ws) = ([F::zero(); MAX_SUB], [F::zero(); MAX_SUB]);
+        for (all, lanes) in [(x, &mut xs), (weights, &mut ws)] {
+            for (i, lanes) in lanes.iter_mut().enumerate() {
+                let mut across = [0f32; MAX_LANES];
+                for (s, across) in across.iter_mut().enumerate().take(F::N.min(SUBS - first)) {
+                    *across = all[MAX_SUB * (first + s) + i];
+                }
+                *lanes = F::load(&across);
+            }
+        }
         let mut codes = [F::Int::splat(0); MAX_SUB];
         let mut lanes = [0f32; MAX_LANES];
-        search::positive(&x, &weights, 4, &mut codes).store(&mut lanes);
+        search::positive(&xs, &ws, 4, &mut codes).store(&mut lanes);
         for (scale, lane) in scales[first..SUBS].iter_mut().zip(lanes).take(F::N) {
             *scale = lane;
         }
@@ -222,7 +230,7 @@ fn search_scale<F: Lanes>(book: &Codebook, rules: &Rules, x: &[f32], weights: &[
     }
     let (mut sum_qx, mut sum_q2) = ([0f32; MAX_TRIALS], [0f32; MAX_TRIALS]);
     for at in (0..count).step_by(F::N) {
-        let (qx, q2) = sub.sums::<F>(parts, |p| F::Int::load(&levels[p][at..]));
+        let (qx, q2) = sub.sums::<F>(&levels[..parts], at);
         qx.store(&mut sum_qx[at..]);
         q2.store(&mut sum_q2[at..]);
     }
@@ -255,8 +263,7 @@ fn search_scale<F: Lanes>(book: &Codebook, rules: &Rules, x: &[f32], weights: &[
 impl<'a> Sub<'a> {
     #[inline(always)]
     fn new<F: Lanes>(book: &'a Codebook, x: &'a [f32], weights: &[f32]) -> Self {
-        let [mut x4, mut roots, mut xv, mut vv] = [[0f32; 4 * MAX_SUB]; 4];
-        let mut w4 = [0f32; 4 * MAX_SUB];
+        let [mut x4, mut w4, mut roots, mut xv, mut vv] = [[0f32; 4 * MAX_SUB]; 5];
         fourfold(x, &mut x4);
         fourfold(weights, &mut w4);
         for at in (0..4 * x.len()).step_by(F::N) {
@@ -287,16 +294,15 @@ impl<'a> Sub<'a> {
         let at = 4 * WIDTH * p;
         self.book.neighbour::<F>(levels, &squares::<F>(&VALUES, scale, &self.x4[at..], &self.roots[at..]))
     }
-    /// Σ weight · x · value and Σ weight · value²; lanes are trials, with the levels of each part.
+    /// Σ weight · x · value and Σ weight · value²; lanes are trials from `first` on, with the levels of each part.
     #[inline(always)]
-    fn sums<F: Lanes>(&self, parts: usize, levels: impl Fn(usize) -> F::Int) -> (F, F) {
+    fn sums<F: Lanes>(&self, levels: &[[i32; MAX_TRIALS]], first: usize) -> (F, F) {
         let (mut qx, mut q2) = (F::zero(), F::zero());
-        for p in 0..parts {
-            let mut levels = levels(p);
-            for at in (4 * WIDTH * p..4 * WIDTH * (p + 1)).step_by(4) {
-                let quad = |of: &[f32]| F::pick(F::quad(&[of[at], of[at + 1], of[at + 2], of[at + 3]]), levels);
-                qx = qx + quad(&self.xv);
-                q2 = q2 + quad(&self.vv);
+        for (levels, (xv, vv)) in levels.iter().zip(self.xv.chunks_exact(4 * WIDTH).zip(self.vv.chunks_exact(4 * WIDTH))) {
+            let mut levels = F::Int::load(&levels[first..]);
+            for (xv, vv) in xv.chunks_exact(4).zip(vv.chunks_exact(4)) {
+                qx = qx + F::pick(F::quad(&[xv[0], xv[1], xv[2], xv[3]]), levels);
+                q2 = q2 + F::pick(F::quad(&[vv[0], vv[1], vv[2], vv[3]]), levels);
                 levels = levels.shr::<2>();
             }
         }

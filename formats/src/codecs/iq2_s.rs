@@ -1,12 +1,11 @@
 //! IQ2_S: `d`, the low eight bits of 32 points, the signs of 32 times eight weights, the high two bits of the points (four to a byte,
 //! the first lowest), then 16 4-bit scales.
 
-use super::book8::{Block, GROUPS, LEN, Layout, Marks, read_nibbles, read_scale, write_nibbles};
-use super::codebook8::{self, Codebook};
+use super::book8::{Block, GROUPS, LEN, Layout, Marks, Shape, read_nibbles, read_scale, write_nibbles};
+use super::codebook8;
 use super::float;
 use super::iq2::{self, Rules};
 use crate::codec::{CodecId, Float};
-use crate::simd::Lanes;
 
 pub(super) struct IQ2S;
 
@@ -16,10 +15,8 @@ const HIGH_AT: usize = SIGNS_AT + GROUPS;
 const SCALES_AT: usize = HIGH_AT + GROUPS / 4;
 
 const RULES: Rules = Rules {
-    sub: 16,
-    even: false,
     sigma: 2.0,
-    squares: true,
+    plain: Some(0.25),
     least: 1e-8,
     reach: 9,
     thorough: false,
@@ -30,15 +27,10 @@ const RULES: Rules = Rules {
 impl Layout for IQ2S {
     const ID: CodecId = CodecId::IQ2S;
     const BYTES: usize = SCALES_AT + LEN / 32;
-    const SUB: usize = RULES.sub;
-    const MARKS: Marks = Marks::Signs;
+    const SHAPE: Shape = Shape { book: &codebook8::IQ2_S, marks: Marks::Signs, sub: 16 };
 
-    fn book() -> &'static Codebook {
-        &codebook8::IQ2_S
-    }
-    #[inline(always)]
-    fn reference<F: Lanes>(x: &[f32], importance: Option<&[f32]>) -> Block {
-        iq2::encode::<F>(Self::book(), &RULES, x, importance)
+    fn reference(x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]) {
+        iq2::encode(Self::SHAPE, &RULES, x, importance, blocks);
     }
     fn write(block: &Block, out: &mut [u8]) {
         float::write(Float::F16, block.d, out);

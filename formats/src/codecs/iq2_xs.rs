@@ -3,13 +3,12 @@
 //!
 //! ggml demands importance for this format; without it, every weight counts as if its importance were 1.
 
-use super::book8::{Block, GROUPS, LEN, Layout, Marks, read_nibbles, read_scale, with_eighth, write_nibbles};
-use super::codebook8::{self, Codebook};
+use super::book8::{Block, GROUPS, LEN, Layout, Marks, Shape, read_nibbles, read_scale, with_eighth, write_nibbles};
+use super::codebook8;
 use super::float;
 use super::iq2::{self, Rules};
 use super::search::ALL_ZERO;
 use crate::codec::{CodecId, Float};
-use crate::simd::Lanes;
 
 pub(super) struct IQ2XS;
 
@@ -17,10 +16,8 @@ pub(super) struct IQ2XS;
 const SCALES_AT: usize = 2 + 2 * GROUPS;
 
 const RULES: Rules = Rules {
-    sub: 16,
-    even: true,
     sigma: 1.0,
-    squares: false,
+    plain: None,
     least: ALL_ZERO,
     reach: 9,
     thorough: false,
@@ -31,15 +28,10 @@ const RULES: Rules = Rules {
 impl Layout for IQ2XS {
     const ID: CodecId = CodecId::IQ2XS;
     const BYTES: usize = SCALES_AT + LEN / 32;
-    const SUB: usize = RULES.sub;
-    const MARKS: Marks = Marks::EvenSigns;
+    const SHAPE: Shape = Shape { book: &codebook8::IQ2_XS, marks: Marks::EvenSigns, sub: 16 };
 
-    fn book() -> &'static Codebook {
-        &codebook8::IQ2_XS
-    }
-    #[inline(always)]
-    fn reference<F: Lanes>(x: &[f32], importance: Option<&[f32]>) -> Block {
-        iq2::encode::<F>(Self::book(), &RULES, x, importance)
+    fn reference(x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]) {
+        iq2::encode(Self::SHAPE, &RULES, x, importance, blocks);
     }
     fn write(block: &Block, out: &mut [u8]) {
         float::write(Float::F16, block.d, out);

@@ -3,13 +3,12 @@
 //!
 //! ggml demands importance for this format; without it, every weight counts as if its importance were 1.
 
-use super::book8::{Block, LEN, Layout, Marks, read_scale, with_eighth};
-use super::codebook8::{self, Codebook};
+use super::book8::{Block, LEN, Layout, Marks, Shape, read_scale, with_eighth};
+use super::codebook8;
 use super::float;
 use super::iq2::{self, Rules};
 use super::search::ALL_ZERO;
 use crate::codec::{CodecId, Float};
-use crate::simd::Lanes;
 
 pub(super) struct IQ2XXS;
 
@@ -19,10 +18,8 @@ const SUB: usize = 32;
 const PARTS: usize = 4;
 
 const RULES: Rules = Rules {
-    sub: SUB,
-    even: true,
     sigma: 1.0,
-    squares: false,
+    plain: None,
     least: ALL_ZERO,
     reach: 6,
     thorough: true,
@@ -33,15 +30,10 @@ const RULES: Rules = Rules {
 impl Layout for IQ2XXS {
     const ID: CodecId = CodecId::IQ2XXS;
     const BYTES: usize = 2 + LEN / 4;
-    const SUB: usize = SUB;
-    const MARKS: Marks = Marks::EvenSigns;
+    const SHAPE: Shape = Shape { book: &codebook8::IQ2_XXS, marks: Marks::EvenSigns, sub: SUB };
 
-    fn book() -> &'static Codebook {
-        &codebook8::IQ2_XXS
-    }
-    #[inline(always)]
-    fn reference<F: Lanes>(x: &[f32], importance: Option<&[f32]>) -> Block {
-        iq2::encode::<F>(Self::book(), &RULES, x, importance)
+    fn reference(x: &[f32], importance: Option<&[f32]>, blocks: &mut [Block]) {
+        iq2::encode(Self::SHAPE, &RULES, x, importance, blocks);
     }
     fn write(block: &Block, out: &mut [u8]) {
         float::write(Float::F16, block.d, out);

@@ -149,6 +149,15 @@ impl Lanes for Avx2 {
         // SAFETY: see the top of the file.
         Avx2(unsafe { _mm256_permutevar_ps(quad, index.0) })
     }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        // SAFETY: see the top of the file.
+        unsafe {
+            let four = _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
 }
 
 impl Ints {

@@ -159,6 +159,11 @@ impl Lanes for Avx512 {
         // SAFETY: see the top of the file.
         Avx512(unsafe { _mm512_permutevar_ps(quad, index.0) })
     }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm512_reduce_min_ps(self.0) }
+    }
 }
 
 impl Ints {

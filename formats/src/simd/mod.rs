@@ -73,6 +73,9 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// `quad[index mod 4]`.
     fn pick(quad: Self::Quad, index: Self::Int) -> Self;
 
+    /// The least of the lanes, none of them NaN.
+    fn least(self) -> f32;
+
     /// `self > other`, false with NaN.
     #[inline(always)]
     fn gt(self, other: Self) -> Self::Mask {

@@ -124,6 +124,10 @@ impl<const K: usize> Lanes for Portable<K> {
     fn pick(quad: [f32; 4], index: Ints<K>) -> Self {
         Portable(index.0.map(|i| quad[(i & 3).cast_unsigned() as usize]))
     }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        self.0.into_iter().fold(f32::INFINITY, f32::min)
+    }
 }
 
 impl<const K: usize> IntLanes for Ints<K> {
