@@ -22,6 +22,7 @@ pub struct GgufPlan {
     rope_freqs: Option<Vec<f32>>,
     /// Row orders of q and k, if the architecture permutes them.
     orders: BTreeMap<Part, Vec<usize>>,
+    head_dim: usize,
 }
 
 impl GgufPlan {
@@ -54,7 +55,7 @@ impl GgufPlan {
                 orders.extend(parts.map(|part| (part, gguf_row_order(heads, spec.head_dim))));
             }
         }
-        let plan = GgufPlan { metadata, layout, rope_freqs: spec.rope.factors(spec.head_dim), orders };
+        let plan = GgufPlan { metadata, layout, rope_freqs: spec.rope.factors(spec.head_dim), orders, head_dim: spec.head_dim };
         plan.tensor_plans()?;
         Ok(plan)
     }
@@ -114,11 +115,29 @@ struct Writing {
 
 impl ArtifactWriter for Writing {
     fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
-        let (planned, tensor) = self.plan.layout.accept(role, tensor).map_err(|e| e.file(&self.path))?;
-        match self.plan.orders.get(&role.part) {
-            Some(order) => self.file.write_tensor(&planned.name, &permute_rows(&tensor, order)?),
-            None => self.file.write_tensor(&planned.name, &tensor),
+        self.plan.layout.check_whole(role, tensor).map_err(|e| e.file(&self.path))?;
+        self.put_rows(role, 0, tensor)
+    }
+
+    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(&self.path))?;
+        let Some(order) = self.plan.orders.get(&role.part) else {
+            return self.file.write_rows(&planned.name, first_row, &rows.bytes);
+        };
+        // Rows move only within their head, so the order of whole heads is that of the tensor, counted from the first row. The
+        // elements of a bias are the rows of this order, and a bias comes whole.
+        let n = rows.shape[0];
+        let align = self.row_align(role);
+        if !first_row.is_multiple_of(align) || !n.is_multiple_of(align) {
+            let message = format!("rows {first_row} to {} are not whole heads of {align}", first_row + n);
+            return Err(Error::failed(message).file(&self.path).tensor(&planned.name));
         }
+        let local: Vec<usize> = order[first_row..first_row + n].iter().map(|row| row - first_row).collect();
+        self.file.write_rows(&planned.name, first_row, &permute_rows(&rows, &local)?.bytes)
+    }
+
+    fn row_align(&self, role: Role) -> usize {
+        if role.part.is_matrix() && self.plan.orders.contains_key(&role.part) { self.plan.head_dim } else { 1 }
     }
 
     fn finish(self: Box<Self>) -> Result<Artifact> {

@@ -25,6 +25,11 @@ impl PlannedTensor {
     pub fn n_weights(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Rows: all dimensions but the last, multiplied.
+    pub fn n_rows(&self) -> usize {
+        n_rows(&self.shape)
+    }
 }
 
 /// All tensors of an artifact, in the order of [`ModelSpec::roles`].
@@ -83,23 +88,44 @@ impl Layout {
         (of(false), of(true))
     }
 
-    /// Holds a tensor against the plan; vectors are converted to the planned float type.
-    pub fn accept<'a>(&self, role: Role, tensor: &'a EncodedTensor) -> Result<(&PlannedTensor, Cow<'a, EncodedTensor>)> {
+    /// Holds a whole tensor against the plan.
+    pub fn check_whole(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
+        let planned = self.find(role)?;
+        if tensor.shape == planned.shape {
+            return Ok(());
+        }
+        Err(Error::failed(format!("has shape {:?}, the plan says {:?}", tensor.shape, planned.shape)).tensor(&planned.name))
+    }
+
+    /// Holds consecutive rows of a tensor against the plan; vectors are converted to the planned float type.
+    pub fn accept_rows<'a>(
+        &self,
+        role: Role,
+        first_row: usize,
+        rows: &'a EncodedTensor,
+    ) -> Result<(&PlannedTensor, Cow<'a, EncodedTensor>)> {
         let planned = self.find(role)?;
         let fail = |message: String| Err(Error::failed(message).tensor(&planned.name));
-        if tensor.shape != planned.shape {
-            return fail(format!("has shape {:?}, the plan says {:?}", tensor.shape, planned.shape));
+        let (n, of) = (n_rows(&rows.shape), planned.n_rows());
+        if n == 0 || rows.shape.last() != planned.shape.last() || first_row.checked_add(n).is_none_or(|end| end > of) {
+            return fail(format!("has shape {:?} from row {first_row}, the plan says {:?}", rows.shape, planned.shape));
         }
-        if tensor.codec == planned.codec {
-            if tensor.bytes.len() != planned.bytes {
-                return fail(format!("has {} bytes, the plan says {}", tensor.bytes.len(), planned.bytes));
+        if rows.codec == planned.codec {
+            let bytes = planned.bytes / of * n;
+            if rows.bytes.len() != bytes {
+                return fail(format!("has {} bytes, the plan says {bytes}", rows.bytes.len()));
             }
-            return Ok((planned, Cow::Borrowed(tensor)));
+            return Ok((planned, Cow::Borrowed(rows)));
         }
-        if role.part.is_matrix() || tensor.codec.float().is_none() {
-            return fail(format!("is in {}, the plan says {}", tensor.codec, planned.codec));
+        if role.part.is_matrix() || rows.codec.float().is_none() {
+            return fail(format!("is in {}, the plan says {}", rows.codec, planned.codec));
         }
-        let converted = EncodedTensor::encode(planned.codec, &planned.shape, &tensor.decode(), None)?;
+        let converted = EncodedTensor::encode(planned.codec, &rows.shape, &rows.decode(), None)?;
         Ok((planned, Cow::Owned(converted)))
     }
+}
+
+/// Rows of a tensor: all dimensions but the last, multiplied.
+pub(crate) fn n_rows(shape: &[usize]) -> usize {
+    shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
 }

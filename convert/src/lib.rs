@@ -1,22 +1,25 @@
 //! One model description, many containers: names, metadata and tokenizers carried between them.
 //!
 //! This crate knows what a container wants to be told about a model and under which names its tensors go; the tensors
-//! themselves come encoded from the caller, one at a time and in any order. A plan ([`GgufPlan`], [`MlxPlan`]) says what will be
+//! themselves come encoded from the caller, one at a time and in any order. A plan ([`GgufPlan`], [`MlxPlan`], [`PackedPlan`]) says what will be
 //! written and how large it will be; its writer takes [`EncodedTensor`]s by [`Role`], in Hugging Face's row order, and the
 //! artifact appears under its final name when it is whole.
 
 mod about;
 mod check;
+mod folder;
 pub mod gguf;
 mod layout;
 pub mod mlx;
 pub mod names;
+pub mod packed;
 mod sidecars;
 
 pub use about::ModelAbout;
 pub use gguf::{GgufPlan, permute_rows};
 pub use layout::PlannedTensor;
 pub use mlx::MlxPlan;
+pub use packed::PackedPlan;
 
 use bitsmith_formats::{EncodedTensor, Result};
 use bitsmith_runtime::Role;
@@ -27,6 +30,13 @@ pub trait ArtifactWriter: Send + Sync {
     /// Writes one planned tensor, exactly once, in any order and from any thread. Rows are in Hugging Face's order; a norm or
     /// bias may come in any float type.
     fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()>;
+    /// Writes consecutive rows of one planned tensor from row `first_row` on, for tensors that come in parts: in any order, from
+    /// any thread, each row exactly once, in Hugging Face's order. `rows` has the shape (rows, columns); of tensors with more
+    /// dimensions, all but the last make rows. A vector is one row. Parts start at multiples of [`ArtifactWriter::row_align`] and
+    /// end there or at the tensor's end.
+    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()>;
+    /// Rows that this container rearranges together, so that [`ArtifactWriter::put_rows`] needs them in one part: 1 for most tensors.
+    fn row_align(&self, role: Role) -> usize;
     /// Completes the artifact: checks that nothing is missing, writes what belongs beside the tensors, reads the headers back, and
     /// gives it its final name.
     fn finish(self: Box<Self>) -> Result<Artifact>;

@@ -1,14 +1,14 @@
 //! MLX folders: the source's configuration and tokenizer with weights packed for mlx-lm.
 
-use crate::about::{ModelAbout, yaml};
+use crate::about::ModelAbout;
+use crate::folder::{self, Kind, read_json};
 use crate::layout::{Layout, PlannedTensor};
-use crate::{Artifact, ArtifactWriter, check, sidecars};
+use crate::{Artifact, ArtifactWriter, check};
 use bitsmith_formats::atomic::AtomicDir;
 use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter, quantization_block};
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result, TensorStore};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Role, RopeScaling};
-use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,13 +27,7 @@ impl MlxPlan {
     /// Plans a folder for the checkpoint folder `source`. `codecs` must name every matrix of the model: MLX codecs, or floats for
     /// those that stay dense (all of them, for a dense folder). Norms and biases are stored as `dense`.
     pub fn new(spec: &ModelSpec, source: &Path, about: &ModelAbout, dense: Float, codecs: &[(Role, CodecId)]) -> Result<Self> {
-        if !source.is_dir() {
-            return Err(Error::unsupported(
-                "an MLX folder can be made from a checkpoint folder only: it carries on config.json and the tokenizer's files",
-            )
-            .file(source)
-            .hint("name the Hugging Face checkpoint that this file was made from"));
-        }
+        folder::check_source(source, "an MLX")?;
         let layout = Layout::new(spec, ContainerKind::Mlx, codecs, dense)?;
         if let Some(t) =
             layout.tensors.iter().find(|t| t.codec.float().is_none() && !matches!(t.codec, CodecId::MlxAffine { .. }))
@@ -41,7 +35,8 @@ impl MlxPlan {
             return Err(Error::unsupported(format!("MLX has no codec {}", t.codec)).tensor(&t.name));
         }
         let config = config(spec, source, dense, &layout.tensors)?;
-        let card = card(about, &layout);
+        let commands = "pip install mlx-lm\nmlx_lm.generate --model <this folder> --prompt \"hello\"";
+        let card = folder::card(about, &layout, &Kind { library: "mlx", tag: "mlx", format: "MLX", commands });
         Ok(MlxPlan { source: source.to_path_buf(), config, card, layout, max_shard_bytes: MAX_SHARD_BYTES })
     }
 
@@ -96,51 +91,30 @@ struct Writing {
 
 impl ArtifactWriter for Writing {
     fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
-        let (planned, tensor) = self.plan.layout.accept(role, tensor).map_err(|e| e.file(self.dir.target()))?;
-        self.weights.write(&planned.name, &tensor)
+        self.plan.layout.check_whole(role, tensor).map_err(|e| e.file(self.dir.target()))?;
+        self.put_rows(role, 0, tensor)
+    }
+
+    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
+        self.weights.write_rows(&planned.name, first_row, &rows)
+    }
+
+    fn row_align(&self, _: Role) -> usize {
+        1
     }
 
     fn finish(self: Box<Self>) -> Result<Artifact> {
         let Writing { plan, weights, dir } = *self;
         weights.finish()?;
-        sidecars::copy(&plan.source, dir.path())?;
-        let write = |name: &str, text: &str| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, text).map_err(|e| Error::write(path, e))
-        };
-        write("README.md", &plan.card)?;
-        write(CONFIG_FILE, &pretty(&plan.config)?)?;
-        let store: Box<dyn TensorStore> = match plan.config.get("quantization") {
-            Some(_) => Box::new(MlxStore::open(dir.path())?),
-            None => Box::new(SafetensorsStore::open(dir.path())?),
-        };
-        check::tensors(&*store, &plan.layout.tensors, 0)?;
-        drop(store);
-        let path = dir.target().to_path_buf();
-        dir.commit()?;
-        let mut files = Vec::new();
-        sizes(&path, &mut files)?;
-        files.sort();
-        Ok(Artifact { path, files })
+        folder::finish(&plan.source, dir, &plan.card, &plan.config, |folder| {
+            let store: Box<dyn TensorStore> = match plan.config.get("quantization") {
+                Some(_) => Box::new(MlxStore::open(folder)?),
+                None => Box::new(SafetensorsStore::open(folder)?),
+            };
+            check::tensors(&*store, &plan.layout.tensors, 0)
+        })
     }
-}
-
-fn sizes(folder: &Path, out: &mut Vec<(PathBuf, u64)>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|e| Error::read(folder, e))? {
-        let path = entry.map_err(|e| Error::read(folder, e))?.path();
-        let meta = std::fs::metadata(&path).map_err(|e| Error::read(&path, e))?;
-        if meta.is_dir() {
-            sizes(&path, out)?;
-        } else {
-            out.push((path, meta.len()));
-        }
-    }
-    Ok(())
-}
-
-fn read_json(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::read(path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(format!("not a JSON object: {e}")).file(path).with_source(e))
 }
 
 /// The source's configuration with the `quantization` block, keys sorted as mlx-lm sorts them.
@@ -150,11 +124,7 @@ fn config(spec: &ModelSpec, source: &Path, dense: Float, tensors: &[PlannedTenso
         config.remove(key);
     }
     complete(&mut config, spec);
-    let dtype = match dense {
-        Float::F32 => "float32",
-        Float::F16 => "float16",
-        Float::BF16 => "bfloat16",
-    };
+    let dtype = folder::dtype(dense);
     // mlx-lm reads the older key only.
     config.insert("torch_dtype".into(), dtype.into());
     if let Some(newer) = config.get_mut("dtype") {
@@ -216,32 +186,4 @@ fn quantization(tensors: &[PlannedTensor]) -> Result<Option<Value>> {
         *entries = std::mem::take(entries).into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
     }
     Ok(Some(block))
-}
-
-/// JSON with four spaces of indentation, as Python's `json.dump(indent=4)` writes it.
-fn pretty(value: &Value) -> Result<String> {
-    let mut out = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut out, serde_json::ser::PrettyFormatter::with_indent(b"    "));
-    value.serialize(&mut serializer).map_err(|e| Error::failed(e.to_string()).with_source(e))?;
-    String::from_utf8(out).map_err(|e| Error::failed(e.to_string()).with_source(e))
-}
-
-fn card(about: &ModelAbout, layout: &Layout) -> String {
-    let mut lines = vec!["---".to_string(), "library_name: mlx".into()];
-    lines.push(format!("pipeline_tag: {}", yaml(about.pipeline_tag.as_deref().unwrap_or("text-generation"))));
-    lines.extend(about.card_lines(layout.tensors.iter().any(|t| t.codec.float().is_none())));
-    lines.push("tags:".into());
-    lines.push("- mlx".into());
-    lines.extend(about.tags.iter().filter(|t| *t != "mlx").map(|t| format!("- {}", yaml(t))));
-    lines.push("---".into());
-    let (bpw, _) = layout.bits_per_weight();
-    let origin = match &about.repo {
-        Some(repo) => format!("[{repo}](https://huggingface.co/{repo})"),
-        None => about.name.clone(),
-    };
-    let version = env!("CARGO_PKG_VERSION");
-    lines.push(format!("\n# {}\n", about.name));
-    lines.push(format!("{origin} in MLX format, {bpw:.2} bits per weight, made with bitsmith {version}.\n"));
-    lines.push("```sh\npip install mlx-lm\nmlx_lm.generate --model <this folder> --prompt \"hello\"\n```\n".into());
-    lines.join("\n")
 }

@@ -33,6 +33,11 @@ pub fn mlx_folder(model: &str, encoding: &str) -> String {
     format!("{model}-{}", encoding.strip_suffix("-g64").unwrap_or(&encoding))
 }
 
+/// `lab-5m`, `gptq`, `4bit-g128` → `lab-5m-gptq-4bit-g128`.
+pub fn packed_folder(model: &str, container: &str, encoding: &str) -> String {
+    format!("{model}-{container}-{}", plain(encoding).to_lowercase())
+}
+
 /// Only what is safe in a file name: `auto@4.5bpw` → `auto-4.5bpw`.
 fn plain(encoding: &str) -> String {
     encoding.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' }).collect()
@@ -107,6 +112,7 @@ mod tests {
         assert_eq!(mlx_folder("Lab-5M", "4bit-g64"), "Lab-5M-4bit");
         assert_eq!(mlx_folder("Lab-5M", "4bit-g32"), "Lab-5M-4bit-g32");
         assert_eq!(mlx_folder("Lab-5M", "bf16"), "Lab-5M-bf16");
+        assert_eq!(packed_folder("Lab-5M", "gptq", "4bit-g128"), "Lab-5M-gptq-4bit-g128");
     }
 
     #[test]

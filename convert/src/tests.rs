@@ -1,6 +1,6 @@
 //! A tiny model in memory, written and read back.
 
-use crate::{GgufPlan, MlxPlan, ModelAbout, gguf, permute_rows};
+use crate::{ArtifactWriter, GgufPlan, MlxPlan, ModelAbout, gguf, permute_rows};
 use bitsmith_formats::gguf::{GgufStore, Metadata};
 use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore};
@@ -162,6 +162,56 @@ fn an_unfinished_gguf_leaves_nothing() {
     assert!(writer.put(Role::layer(0, Part::AttnK), &wrong).is_err());
     assert!(writer.finish().is_err());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Writes every tensor in parts of about `rows` rows, last part first.
+fn put_in_parts(writer: &dyn ArtifactWriter, spec: &ModelSpec, rows: usize, codec: impl Fn(Role) -> CodecId) {
+    for role in spec.roles() {
+        let t = encoded(spec, role, if role.part.is_matrix() { codec(role) } else { CodecId::F32 });
+        let n: usize = t.shape.iter().rev().skip(1).product();
+        let (row_len, row_bytes, step) =
+            (*t.shape.last().unwrap(), t.bytes.len() / n, rows.next_multiple_of(writer.row_align(role)));
+        for first in (0..n).step_by(step).rev() {
+            let end = (first + step).min(n);
+            let part = EncodedTensor::new(&[end - first, row_len], t.codec, t.bytes[first * row_bytes..end * row_bytes].to_vec());
+            let part = if t.shape.len() == 1 { t.clone() } else { part };
+            writer.put_rows(role, first, &part).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tensors_can_come_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec();
+    let (whole, parts) = (dir.path().join("whole.gguf"), dir.path().join("parts.gguf"));
+    let plan = || GgufPlan::new(&spec, &vocab(70), &about(), "q8_0", &codecs(&spec, |_| CodecId::Q8_0)).unwrap();
+    let codec = |role: Role| if role.part.is_matrix() { CodecId::Q8_0 } else { CodecId::F32 };
+    plan().write(&whole, |role| Ok(encoded(&spec, role, codec(role)))).unwrap();
+    let writer = plan().start(&parts).unwrap();
+    assert_eq!([Part::AttnQ, Part::AttnV, Part::AttnQBias].map(|p| writer.row_align(Role::layer(0, p))), [16, 1, 1]);
+    // Half a head of q cannot be put into its place.
+    let half = EncodedTensor::encode(CodecId::Q8_0, &[8, 64], &[0.0; 512], None).unwrap();
+    assert!(writer.put_rows(Role::layer(0, Part::AttnQ), 0, &half).is_err());
+    assert!(writer.put_rows(Role::layer(0, Part::AttnV), 30, &half).is_err());
+    assert!(writer.put(Role::layer(0, Part::AttnV), &half).is_err());
+    put_in_parts(&*writer, &spec, 5, codec);
+    writer.finish().unwrap();
+    assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&parts).unwrap());
+
+    let src = dir.path().join("src");
+    std::fs::create_dir(&src).unwrap();
+    source(&src);
+    let four = CodecId::MlxAffine { bits: 4, group: 64, scale: Float::F32 };
+    let plan = || MlxPlan::new(&spec, &src, &about(), Float::F32, &codecs(&spec, |_| four)).unwrap();
+    let codec = |role: Role| if role.part.is_matrix() { four } else { CodecId::F32 };
+    let whole = plan().write(dir.path().join("whole"), |role| Ok(encoded(&spec, role, codec(role)))).unwrap();
+    let writer = plan().start(dir.path().join("parts")).unwrap();
+    put_in_parts(&*writer, &spec, 7, codec);
+    let parts = writer.finish().unwrap();
+    for ((a, _), (b, _)) in whole.files.iter().zip(&parts.files) {
+        assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap(), "{}", a.display());
+    }
 }
 
 #[test]

@@ -126,6 +126,8 @@ pub enum CodecId {
         group: u32,
         /// Storage type of the scales.
         scale: Float,
+        /// Whether encoders keep to zero points in the middle, 2^(bits − 1). Bytes are read alike.
+        symmetric: bool,
     },
     /// e4m3 bytes with a scale per group of a row: the bytes, then the scale. FP8 checkpoints.
     Fp8Group {
@@ -155,8 +157,23 @@ pub enum Micro {
 
 impl CodecId {
     /// The ggml block formats that have a grid, widest last.
-    pub const GGML: [CodecId; 8] =
-        [CodecId::Q4_0, CodecId::Q4K, CodecId::Q4_1, CodecId::Q5_0, CodecId::Q5K, CodecId::Q5_1, CodecId::Q6K, CodecId::Q8_0];
+    pub const GGML: [CodecId; 15] = [
+        CodecId::IQ1S,
+        CodecId::IQ1M,
+        CodecId::IQ2XXS,
+        CodecId::IQ2XS,
+        CodecId::IQ2S,
+        CodecId::Q2K,
+        CodecId::Q3K,
+        CodecId::Q4_0,
+        CodecId::Q4K,
+        CodecId::Q4_1,
+        CodecId::Q5_0,
+        CodecId::Q5K,
+        CodecId::Q5_1,
+        CodecId::Q6K,
+        CodecId::Q8_0,
+    ];
 
     /// The codec itself.
     pub fn codec(self) -> &'static dyn Codec {
@@ -220,7 +237,9 @@ impl fmt::Display for CodecId {
             CodecId::Micro(Micro::Mxfp4) => "mlx-mxfp4",
             CodecId::Micro(Micro::Mxfp8) => "mlx-mxfp8",
             CodecId::Micro(Micro::Nvfp4) => "mlx-nvfp4",
-            CodecId::IntGroup { bits, group, scale } => return write!(f, "int{bits}-g{group}-{}", scale.codec()),
+            CodecId::IntGroup { bits, group, scale, symmetric } => {
+                return write!(f, "int{bits}-g{group}-{}{}", scale.codec(), if *symmetric { "-sym" } else { "" });
+            }
             CodecId::Fp8Group { group, scale } => return write!(f, "fp8-g{group}-{}", scale.codec()),
             CodecId::Nf4 { group } => return write!(f, "nf4-g{group}"),
             CodecId::MlxAffine { bits, group, scale } => {
@@ -252,7 +271,7 @@ impl FromStr for CodecId {
     }
 }
 
-/// Names with parameters: `mlx-4bit-g64-f16`, `int4-g128-f16`, `fp8-g128-f32`, `nf4-g64`.
+/// Names with parameters: `mlx-4bit-g64-f16`, `int4-g128-f16-sym`, `fp8-g128-f32`, `nf4-g64`.
 fn parse_grouped(name: &str) -> Option<CodecId> {
     let float = |p: &str| [Float::F32, Float::F16, Float::BF16].into_iter().find(|f| f.codec().to_string() == p);
     if let Some(rest) = name.strip_prefix("mlx-") {
@@ -265,12 +284,13 @@ fn parse_grouped(name: &str) -> Option<CodecId> {
     let mut parts = name.split('-');
     let kind = parts.next()?;
     let group = parts.next()?.strip_prefix('g')?.parse().ok()?;
-    let scale = parts.next();
-    match (kind, scale) {
-        ("nf4", None) => Some(CodecId::Nf4 { group }),
-        ("fp8", Some(scale)) => Some(CodecId::Fp8Group { group, scale: float(scale)? }),
-        (int, Some(scale)) => {
-            Some(CodecId::IntGroup { bits: int.strip_prefix("int")?.parse().ok()?, group, scale: float(scale)? })
+    let (scale, kept) = (parts.next(), parts.next());
+    match (kind, scale, kept) {
+        ("nf4", None, None) => Some(CodecId::Nf4 { group }),
+        ("fp8", Some(scale), None) => Some(CodecId::Fp8Group { group, scale: float(scale)? }),
+        (int, Some(scale), None | Some("sym")) => {
+            let bits = int.strip_prefix("int")?.parse().ok()?;
+            Some(CodecId::IntGroup { bits, group, scale: float(scale)?, symmetric: kept.is_some() })
         }
         _ => None,
     }
@@ -431,6 +451,11 @@ impl EncodedTensor {
         }
         values
     }
+}
+
+/// Encodes rows with the reference encoder, on this thread. `out` has the rows' bytes.
+pub fn encode_rows(codec: CodecId, weights: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+    codec.codec().encode_rows(weights, row_len, importance, out);
 }
 
 /// Weights that a thread encodes at a time: enough for lanes to fill across rows, few enough for threads to share a matrix.

@@ -1,7 +1,8 @@
 //! What every container offers: named tensors with a shape, a codec and bytes.
 
-use crate::codec::{CodecId, decode_all};
+use crate::codec::CodecId;
 use crate::error::{Error, Result};
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
@@ -51,6 +52,11 @@ impl TensorInfo {
     pub fn row_len(&self) -> usize {
         *self.shape.last().unwrap_or(&1)
     }
+    /// Where some rows are in the tensor's `len` bytes.
+    pub(crate) fn rows_within(&self, len: usize, rows: Range<usize>) -> Range<usize> {
+        let row = len / self.n_rows().max(1);
+        rows.start * row..rows.end * row
+    }
     /// Rows: all dimensions but the last, multiplied.
     pub fn n_rows(&self) -> usize {
         self.n_weights() / self.row_len().max(1)
@@ -77,11 +83,9 @@ pub trait TensorStore: Send + Sync {
     /// The blocks of some rows only, for work in bounded memory. Containers that rearrange bytes do so for these rows alone.
     fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
         let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
-        let n_rows = info.n_rows().max(1);
-        let part = |len: usize| rows.start * (len / n_rows)..rows.end * (len / n_rows);
         Ok(match self.bytes(name)? {
-            Cow::Borrowed(all) => Cow::Borrowed(&all[part(all.len())]),
-            Cow::Owned(all) => Cow::Owned(all[part(all.len())].to_vec()),
+            Cow::Borrowed(all) => Cow::Borrowed(&all[info.rows_within(all.len(), rows)]),
+            Cow::Owned(all) => Cow::Owned(all[info.rows_within(all.len(), rows)].to_vec()),
         })
     }
 
@@ -104,17 +108,36 @@ pub trait TensorStore: Send + Sync {
                 return Err(Error::unsupported(format!("cannot decode {}", info.encoding)).file(self.file_of(name)).tensor(name));
             }
         };
-        let mut values = decode_all(codec, &self.row_bytes(name, rows.clone())?);
-        if info.scale != 1.0 {
-            values.iter_mut().for_each(|v| *v *= info.scale);
-        }
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            let (row_len, value) = (info.row_len(), values[i]);
-            return Err(Error::corrupt(format!("value {value} in row {}, column {}", rows.start + i / row_len, i % row_len))
-                .file(self.file_of(name))
-                .tensor(name)
-                .hint("the checkpoint is damaged or was saved after training diverged; download it again or choose another revision"));
-        }
+        let row_len = info.row_len().max(1);
+        let mut values = vec![0f32; rows.len() * row_len];
+        let per_chunk = (DECODE_CHUNK / row_len).max(1);
+        values.par_chunks_mut(per_chunk * row_len).enumerate().try_for_each(|(i, values)| {
+            let first = rows.start + i * per_chunk;
+            codec.codec().decode(&self.row_bytes(name, first..first + values.len() / row_len)?, values);
+            if info.scale != 1.0 {
+                values.iter_mut().for_each(|v| *v *= info.scale);
+            }
+            match all_finite(values) {
+                true => Ok(()),
+                false => Err(not_finite(values, first, row_len).file(self.file_of(name)).tensor(name)),
+            }
+        })?;
         Ok(values)
     }
+}
+
+/// Weights that are decoded at a time.
+const DECODE_CHUNK: usize = 1 << 18;
+
+/// Whether there is neither NaN nor infinity among the values.
+fn all_finite(values: &[f32]) -> bool {
+    // Of the magnitudes' bit patterns, infinity's is the least that is not finite. A maximum, and not a search that may end early,
+    // keeps the loop in vector registers.
+    values.iter().fold(0, |most, v| u32::max(most, v.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
+}
+
+fn not_finite(values: &[f32], first_row: usize, row_len: usize) -> Error {
+    let i = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    Error::corrupt(format!("value {} in row {}, column {}", values[i], first_row + i / row_len, i % row_len))
+        .hint("the checkpoint is damaged or was saved after training diverged; download it again or choose another revision")
 }

@@ -16,7 +16,7 @@ mod simd;
 mod slots;
 pub mod store;
 
-pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, Micro, decode_all, encode_all};
+pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, Micro, decode_all, encode_all, encode_rows};
 pub use container::{Encoding, TensorInfo, TensorStore};
 pub use error::{Error, ErrorKind, Result};
 pub use hash::{sha256_bytes, sha256_file};

@@ -350,18 +350,38 @@ impl MlxWriter {
 
     /// Writes one planned tensor, exactly once.
     pub fn write(&self, name: &str, tensor: &EncodedTensor) -> Result<()> {
-        let fail = |message: String| Err(Error::new(ErrorKind::Failed, message).file(&self.folder).tensor(name));
-        match self.plans.get(name) {
-            None => return fail("is not in the plan".into()),
-            Some((codec, shape)) if (*codec, shape) != (tensor.codec, &tensor.shape) => {
-                return fail(format!("is {} of {:?}, but the plan says {codec} of {shape:?}", tensor.codec, tensor.shape));
-            }
-            Some(_) => {}
+        let (codec, shape) = self.planned(name)?;
+        if (*codec, shape) != (tensor.codec, &tensor.shape) {
+            let message = format!("is {} of {:?}, but the plan says {codec} of {shape:?}", tensor.codec, tensor.shape);
+            return Err(self.error(name, message));
         }
         for (plane, bytes) in split_planes(name, tensor)? {
             self.inner.write(&plane, &bytes)?;
         }
         Ok(())
+    }
+
+    /// Writes consecutive rows of one planned tensor from row `first_row` on (all dimensions but the last make rows), in any order
+    /// and from any thread, each row exactly once. The last dimension of `rows` is that of the plan.
+    pub fn write_rows(&self, name: &str, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+        let (codec, shape) = self.planned(name)?;
+        let n = rows.shape.split_last().map_or(1, |(_, outer)| outer.iter().product::<usize>());
+        if (*codec, shape.last()) != (rows.codec, rows.shape.last()) || n == 0 {
+            let message = format!("rows are {} of {:?}, but the plan says {codec} of {shape:?}", rows.codec, rows.shape);
+            return Err(self.error(name, message));
+        }
+        for (plane, bytes) in split_planes(name, rows)? {
+            self.inner.write_at(&plane, (first_row as u64).saturating_mul((bytes.len() / n) as u64), &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn planned(&self, name: &str) -> Result<&(CodecId, Vec<usize>)> {
+        self.plans.get(name).ok_or_else(|| self.error(name, "is not in the plan".into()))
+    }
+
+    fn error(&self, name: &str, message: String) -> Error {
+        Error::new(ErrorKind::Failed, message).file(&self.folder).tensor(name)
     }
 
     /// Checks that all tensors were written and gives the files their names, the index last.

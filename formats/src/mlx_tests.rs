@@ -56,6 +56,35 @@ fn a_folder_round_trips() {
 }
 
 #[test]
+fn rows_in_parts_give_the_same_folder() {
+    let (whole, tensors) = folder(&config(good()));
+    let dir = tempfile::tempdir().unwrap();
+    let plan: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.codec, t.shape.clone())).collect();
+    let writer = MlxWriter::create(dir.path(), &plan, 200).unwrap();
+    for (name, t) in &tensors {
+        let (row_len, rows) = (*t.shape.last().unwrap(), t.shape.iter().rev().skip(1).product::<usize>());
+        let row_bytes = t.bytes.len() / rows;
+        let part = |rows: std::ops::Range<usize>| {
+            EncodedTensor::new(&[rows.len(), row_len], t.codec, t.bytes[rows.start * row_bytes..rows.end * row_bytes].to_vec())
+        };
+        let middle = rows / 2;
+        writer.write_rows(name, middle, &part(middle..rows)).unwrap();
+        if middle > 0 {
+            writer.write_rows(name, 0, &part(0..middle)).unwrap();
+        }
+        assert!(writer.write_rows(name, rows, &part(0..1)).is_err());
+        assert!(writer.write_rows(name, 0, &part(0..1)).is_err());
+    }
+    assert!(writer.write_rows("m.a.weight", 0, &tensor(Q4, &[1, 64])).is_err());
+    assert!(writer.write_rows("m.x.weight", 0, &tensor(Q4, &[1, 128])).is_err());
+    writer.finish().unwrap();
+    for file in fs::read_dir(dir.path()).unwrap() {
+        let name = file.unwrap().file_name();
+        assert_eq!(fs::read(dir.path().join(&name)).unwrap(), fs::read(whole.path().join(&name)).unwrap(), "{name:?}");
+    }
+}
+
+#[test]
 fn planes_have_the_shapes_and_types_of_mlx() {
     let planes = plan_planes("m.a.weight", Q4, &[3, 128]).unwrap();
     let seen: Vec<_> = planes.iter().map(|p| (p.name.as_str(), p.dtype(), p.shape.clone())).collect();

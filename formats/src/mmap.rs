@@ -3,12 +3,14 @@
 use crate::error::{Error, Result};
 use memmap2::Mmap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A file mapped for reading.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     path: PathBuf,
+    file: File,
     /// `None` for an empty file, which cannot be mapped.
     map: Option<Mmap>,
 }
@@ -22,7 +24,7 @@ impl Mapped {
             return Err(Error::usage("not a regular file").file(path));
         }
         if meta.len() == 0 {
-            return Ok(Mapped { path: path.to_path_buf(), map: None });
+            return Ok(Mapped { path: path.to_path_buf(), file, map: None });
         }
         // SAFETY: the map is read-only and its bytes are only ever read as `u8` (or copied into wider types), for which every
         // bit pattern is valid. What the language cannot rule out is another process changing the file meanwhile: a change in
@@ -30,7 +32,7 @@ impl Mapped {
         // taken once), and a truncation raises a fault that ends the process instead of giving wrong results. This crate's
         // own writers never truncate or change a file in place under its final name; they rename a new one over it.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::read(path, e))?;
-        Ok(Mapped { path: path.to_path_buf(), map: Some(map) })
+        Ok(Mapped { path: path.to_path_buf(), file, map: Some(map) })
     }
 
     /// The file's contents.
@@ -38,10 +40,36 @@ impl Mapped {
         self.map.as_deref().unwrap_or(&[])
     }
 
+    /// A copy of some bytes, read and not mapped: pages that were only passed through do not stay in this process's memory, and
+    /// a file that was cut short meanwhile gives an error.
+    pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0u8; range.len()];
+        read_exact_at(&self.file, &mut bytes, range.start as u64).map_err(|e| Error::read(&self.path, e))?;
+        Ok(bytes)
+    }
+
     /// The file's path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, bytes, at)?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes = &mut bytes[n..];
+        at += n as u64;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -54,7 +82,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         std::fs::write(&path, b"abc").unwrap();
-        assert_eq!(Mapped::open(&path).unwrap().bytes(), b"abc");
+        let mapped = Mapped::open(&path).unwrap();
+        assert_eq!(mapped.bytes(), b"abc");
+        assert_eq!(mapped.read(1..3).unwrap(), b"bc");
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(2).unwrap();
+        assert!(mapped.read(1..3).is_err());
     }
 
     #[test]

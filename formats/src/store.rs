@@ -42,7 +42,7 @@ impl Container {
             if !path.join(mlx::CONFIG_FILE).is_file() {
                 return Ok(Container::Safetensors);
             }
-            let (_, config) = mlx::read_config(path)?;
+            let (_, config) = packed::config_of(path)?;
             let quantized = config.get("quantization").is_some_and(|q| q.get("bits").is_some());
             return Ok(match quantized {
                 true => Container::Mlx,
@@ -101,7 +101,8 @@ mod tests {
         assert_eq!(Container::detect(dir.path()).unwrap(), Container::Safetensors);
         for (config, expected) in [
             (r#"{"quantization":{"bits":4,"group_size":64}}"#, Container::Mlx),
-            (r#"{"quantization_config":{"bits":4,"quant_method":"gptq"}}"#, Container::Safetensors),
+            (r#"{"quantization_config":{"bits":4,"quant_method":"gptq"}}"#, Container::Packed),
+            (r#"{"quantization_config":{"bits":4,"quant_method":"unheard of"}}"#, Container::Safetensors),
             (r#"{"model_type":"llama"}"#, Container::Safetensors),
         ] {
             fs::write(dir.path().join("config.json"), config).unwrap();

@@ -5,13 +5,24 @@ use bitsmith_formats::{BlockScales, Codec, CodecId, Float, Gram, Grid};
 use proptest::prelude::*;
 
 fn all() -> Vec<CodecId> {
-    let mut ids = CodecId::GGML.to_vec();
+    // Codebooks of eight weights have tests of their own.
+    let mut ids: Vec<CodecId> = CodecId::GGML.into_iter().filter(|id| id.codec().grid().is_some_and(|g| g.step() < 8)).collect();
     for bits in [4, 8] {
         for group in [32, 64, 128] {
             for scale in [Float::F32, Float::F16, Float::BF16] {
                 ids.push(CodecId::MlxAffine { bits, group, scale });
             }
         }
+    }
+    for (bits, group, scale) in [
+        (2, 32, Float::F16),
+        (3, 32, Float::BF16),
+        (4, 128, Float::F16),
+        (4, 8, Float::F32),
+        (4, 200, Float::BF16),
+        (8, 64, Float::F16),
+    ] {
+        ids.extend([false, true].map(|symmetric| CodecId::IntGroup { bits, group, scale, symmetric }));
     }
     ids
 }
@@ -249,6 +260,7 @@ fn refit_recovers_disturbed_scales() {
 #[test]
 fn fits_gain_on_the_reference() {
     let mlx = |bits| CodecId::MlxAffine { bits, group: 64, scale: Float::BF16 };
+    let int = |bits, symmetric| CodecId::IntGroup { bits, group: 128, scale: Float::F16, symmetric };
     let expected = [
         (CodecId::Q4_0, 0.96),
         (CodecId::Q4_1, 0.94),
@@ -260,6 +272,14 @@ fn fits_gain_on_the_reference() {
         (CodecId::Q6K, 0.89),
         (mlx(4), 0.70),
         (mlx(8), 0.45),
+        (int(2, false), 0.55),
+        (int(3, false), 0.71),
+        (int(4, false), 0.84),
+        (int(8, false), 0.88),
+        (int(2, true), 0.48),
+        (int(3, true), 0.61),
+        (int(4, true), 0.74),
+        (int(8, true), 0.84),
     ];
     let mut random = 88_172_645_463_325_252u64;
     let mut uniform = || {

@@ -3,11 +3,11 @@
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_convert::{GgufPlan, MlxPlan, names};
-use bitsmith_formats::{EncodedTensor, Error, ErrorKind, Float, Result};
+use bitsmith_convert::{ArtifactWriter, GgufPlan, MlxPlan, PackedPlan, names};
+use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
-use bitsmith_runtime::{ContainerKind, Role, Tokenizer, WeightSource};
+use bitsmith_runtime::{ContainerKind, Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
 
 /// Where the user wants artifacts.
@@ -40,7 +40,8 @@ impl Output {
                 .iter()
                 .map(|t| match t.container() {
                     "gguf" => dir.join(names::gguf_file(model, &t.encoding())),
-                    _ => dir.join(names::mlx_folder(model, &t.encoding())),
+                    "mlx" => dir.join(names::mlx_folder(model, &t.encoding())),
+                    packed => dir.join(names::packed_folder(model, packed, &t.encoding())),
                 })
                 .collect(),
         };
@@ -64,8 +65,9 @@ fn refuse_clobber(path: &Path, target: &Target, source: &Path) -> Result<()> {
     }
     match target.container() {
         "gguf" if path.is_dir() => refuse("a folder of this name exists"),
-        "mlx" if path.is_file() => refuse("a file of this name exists"),
-        "mlx" if path.is_dir() && !is_replaceable(path) => refuse("the folder exists and is not an artifact that bitsmith wrote"),
+        "gguf" => Ok(()),
+        _ if path.is_file() => refuse("a file of this name exists"),
+        _ if path.is_dir() && !is_replaceable(path) => refuse("the folder exists and is not an artifact that bitsmith wrote"),
         _ => Ok(()),
     }
 }
@@ -93,7 +95,7 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
             verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())
         }
         _ if model.checkpoint.kind() == ContainerKind::Gguf => {
-            Err(Error::unsupported("an MLX folder cannot be made from a GGUF file")
+            Err(Error::unsupported(format!("a folder for {target} cannot be made from a GGUF file"))
                 .file(model.checkpoint.path())
                 .hint("start from the Hugging Face checkpoint, which has config.json and tokenizer.json"))
         }
@@ -101,29 +103,34 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
     }
 }
 
-/// Writes the artifact, asking for one tensor at a time. It appears under its name when it is whole.
-pub fn write(
+/// Plans the artifact, claims its disk space and opens it for its tensors. It appears under its name when it is whole.
+pub fn start(
     model: &Opened,
     target: Target,
     plan: &Plan,
     dense: Float,
     path: &Path,
     shard_size: Option<u64>,
-    tensor: &dyn Fn(Role) -> Result<EncodedTensor>,
-) -> Result<()> {
+) -> Result<Box<dyn ArtifactWriter>> {
     let spec = model.checkpoint.spec();
     let codecs = plan.pairs();
     match target {
-        Target::Gguf(_) => {
-            GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.write(path, tensor)?
-        }
+        Target::Gguf(_) => GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.start(path),
         Target::Mlx { .. } | Target::MlxDense(_) => {
             let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
             if let Some(bytes) = shard_size {
                 mlx = mlx.shard_bytes(bytes);
             }
-            mlx.write(path, tensor)?
+            mlx.start(path)
         }
-    };
-    Ok(())
+        Target::Gptq { .. } | Target::Awq { .. } => {
+            let format = target.packed().expect("these targets are packed");
+            let (base, vectors) = (target.base(dense), target.vector_type(dense));
+            let mut packed = PackedPlan::new(spec, model.checkpoint.folder(), &model.about, format, base, vectors, &codecs)?;
+            if let Some(bytes) = shard_size {
+                packed = packed.shard_bytes(bytes);
+            }
+            packed.start(path)
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use crate::spool::Spool;
+use crate::stream::check_range;
 use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
 use bitsmith_formats::{EncodedTensor, Error, Float, Result};
 use bitsmith_quantize::transform::{self, DenseLayer};
@@ -288,9 +289,8 @@ impl Encoder<'_> {
         let shape = self.source.spec().shape(role.part);
         if let Some(float) = codec.float() {
             let values = weights.as_slice().expect("standard layout");
-            let tensor = EncodedTensor::encode(codec, &shape, values, None)?;
-            check_overflow(role, float, values, &tensor)?;
-            return Ok(tensor);
+            check_range(role, float, values)?;
+            return EncodedTensor::encode(codec, &shape, values, None);
         }
         let problem = Problem { weights: weights.view(), codec, importance, hessian };
         let solution = self.method.solver.solve(&problem).map_err(|e| e.tensor(role.to_string()))?;
@@ -321,19 +321,6 @@ fn layer_roles(source: &dyn WeightSource, layer: usize) -> Vec<Role> {
 
 fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec(data, shape, &Device::Cpu).map_err(|e| Error::failed(e.to_string()))
-}
-
-/// F16 ends at 65504: a weight beyond it must not become infinity without a word.
-fn check_overflow(role: Role, float: Float, values: &[f32], tensor: &EncodedTensor) -> Result<()> {
-    if float == Float::F32 {
-        return Ok(());
-    }
-    match tensor.decode().iter().position(|v| !v.is_finite()) {
-        None => Ok(()),
-        Some(i) => Err(Error::corrupt(format!("weight {} does not fit into {}", values[i], float.codec()))
-            .tensor(role.to_string())
-            .hint("choose bf16 or f32 for this tensor, with --tensor-type")),
-    }
 }
 
 /// Statistics of a whole dense model.

@@ -17,6 +17,7 @@ pub mod pull;
 pub mod quantize;
 pub mod run;
 mod spool;
+mod stream;
 pub mod target;
 pub mod text;
 

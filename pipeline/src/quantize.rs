@@ -9,6 +9,7 @@ use crate::manifest::{InputFile, Manifest, Recipe, hash_inputs};
 use crate::memory;
 use crate::opened::Opened;
 use crate::spool::Spool;
+use crate::stream;
 use crate::target::Target;
 use bitsmith_calibrate::Detail;
 use bitsmith_formats::{Encoding, Error, Float, Result};
@@ -63,6 +64,13 @@ pub struct Artifact {
     pub reused: bool,
     /// What transforms, solvers and fallbacks reported.
     pub notes: Vec<String>,
+}
+
+/// One target of a job, planned.
+struct Work<'a> {
+    target: Target,
+    plan: &'a Plan,
+    path: &'a Path,
 }
 
 /// A job ready to run: everything read but the weights.
@@ -144,42 +152,135 @@ impl<'a> Job<'a> {
             self.mlx_dtype.get_or_init(|| found);
         }
         let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
-        let inputs = hash_inputs(self.model.checkpoint.path())?;
-        let mut artifacts = Vec::new();
-        for ((&target, plan), path) in self.options.targets.iter().zip(&plans).zip(&paths) {
-            artifacts.push(self.make(target, plan, path, &inputs)?);
+        let works: Vec<Work> = self
+            .options
+            .targets
+            .iter()
+            .zip(&plans)
+            .zip(&paths)
+            .map(|((&target, plan), path)| Work { target, plan, path })
+            .collect();
+        if self.streams() {
+            return self.stream(&works);
         }
-        Ok(artifacts)
+        let inputs = hash_inputs(self.model.checkpoint.path())?;
+        works.iter().map(|work| self.make(work, &inputs)).collect()
     }
 
-    fn make(&self, target: Target, plan: &Plan, path: &Path, inputs: &[InputFile]) -> Result<Artifact> {
+    /// Whether every tensor can be encoded by itself, as soon as it is read.
+    fn streams(&self) -> bool {
+        let method = &self.options.method;
+        method.transforms.is_empty() && !method.solver.needs_hessian() && !matches!(self.evidence, Loaded::Windows(_))
+    }
+
+    /// All targets in one pass over the source.
+    fn stream(&self, works: &[Work<'_>]) -> Result<Vec<Artifact>> {
         let start = Instant::now();
         memory::reset_peak();
-        // Plain floating-point targets are stored as they are: no method applies unless a transform is asked for.
-        let method = &self.options.method;
-        let recipe = Recipe {
+        let model = self.model.checkpoint.path();
+        // Hashing the source means reading it: beforehand only where an artifact may turn out to be finished, and otherwise beside
+        // the pass that reads it anyway.
+        let known = match works.iter().any(|w| Manifest::load(w.path).is_some()) {
+            true => Some(hash_inputs(model)?),
+            false => None,
+        };
+        let mut finished: Vec<Option<Artifact>> = Vec::new();
+        for work in works {
+            finished.push(match &known {
+                Some(inputs) => self.reused(work, &self.recipe(work, inputs)?),
+                None => None,
+            });
+        }
+        let todo: Vec<&Work> = works.iter().zip(&finished).filter(|(_, f)| f.is_none()).map(|(w, _)| w).collect();
+        if todo.is_empty() {
+            return Ok(finished.into_iter().flatten().collect());
+        }
+        let mut outputs = Vec::new();
+        for Work { target, plan, path } in &todo {
+            for line in plan.fallbacks() {
+                self.context.progress.warn(&format!("{target}: {line}"));
+            }
+            let shard_size = self.options.shard_size;
+            let writer = artifact::start(self.model, *target, plan, self.dense_for(*target), path, shard_size)?;
+            outputs.push(stream::Output { plan, writer });
+        }
+        let (inputs, passed) = std::thread::scope(|scope| {
+            let hashing = scope.spawn(|| known.map_or_else(|| hash_inputs(model), Ok));
+            let passed = stream::run(&self.model.checkpoint, &outputs, &self.given_importance(), self.context);
+            (hashing.join().expect("hashing does not panic"), passed)
+        });
+        passed?;
+        let inputs = inputs?;
+        let mut made = Vec::new();
+        for (work, output) in todo.iter().zip(outputs) {
+            output.writer.finish()?;
+            let recipe = self.recipe(work, &inputs)?;
+            made.push(self.record(work, recipe, start, work.plan.fallbacks())?);
+        }
+        let mut made = made.into_iter();
+        Ok(finished.into_iter().filter_map(|f| f.or_else(|| made.next())).collect())
+    }
+
+    /// Importance that was given, if the solver weighs by it.
+    fn given_importance(&self) -> stream::Importance {
+        let roles = self.model.checkpoint.spec().roles();
+        match &self.evidence {
+            _ if self.options.method.solver.name() == "rtn" => stream::Importance::new(),
+            Loaded::Importance(map) => map.clone(),
+            Loaded::Stats(stats) => {
+                let of = |role: Role| Some((role, stats.sites.get(&role.site()?)?.importance()));
+                roles.into_iter().filter_map(of).collect()
+            }
+            Loaded::None | Loaded::Windows(_) => stream::Importance::new(),
+        }
+    }
+
+    /// What decides an artifact's bytes.
+    fn recipe(&self, work: &Work<'_>, inputs: &[InputFile]) -> Result<Recipe> {
+        Ok(Recipe {
             tool: concat!("bitsmith ", env!("CARGO_PKG_VERSION")).into(),
             inputs: inputs.to_vec(),
-            target: target.to_string(),
-            method: method.to_string(),
-            plan: serde_json::to_value(plan).map_err(|e| Error::failed(e.to_string()))?,
+            target: work.target.to_string(),
+            // Plain floating-point targets are stored as they are: no method applies unless a transform is asked for.
+            method: self.options.method.to_string(),
+            plan: serde_json::to_value(work.plan).map_err(|e| Error::failed(e.to_string()))?,
             calibration: self.calibration.clone(),
-            shard_size: self.options.shard_size.filter(|_| target.container() == "mlx"),
-        };
-        let key = recipe.key()?;
-        if let Some(m) = Manifest::load(path).filter(|m| m.proves(path, &recipe)) {
-            self.context.progress.note(&format!("{target}: {} is there already and unchanged", path.display()));
-            return Ok(self.artifact(target, path, m, 0, true));
+            shard_size: self.options.shard_size,
+        })
+    }
+
+    /// The artifact, if an identical job made it before.
+    fn reused(&self, work: &Work<'_>, recipe: &Recipe) -> Option<Artifact> {
+        let manifest = Manifest::load(work.path).filter(|m| m.proves(work.path, recipe))?;
+        self.context.progress.note(&format!("{}: {} is there already and unchanged", work.target, work.path.display()));
+        Some(self.artifact(work.target, work.path, manifest, 0, true))
+    }
+
+    /// Writes the manifest of an artifact that has just been finished.
+    fn record(&self, work: &Work<'_>, recipe: Recipe, start: Instant, notes: Vec<String>) -> Result<Artifact> {
+        let spec = self.model.checkpoint.spec();
+        let bpw = work.plan.bytes(spec) as f64 * 8.0 / spec.n_weights() as f64;
+        let manifest = Manifest::new(work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
+        manifest.save(work.path)?;
+        Ok(self.artifact(work.target, work.path, manifest, memory::peak_bytes(), false))
+    }
+
+    fn make(&self, work: &Work<'_>, inputs: &[InputFile]) -> Result<Artifact> {
+        let start = Instant::now();
+        memory::reset_peak();
+        let recipe = self.recipe(work, inputs)?;
+        if let Some(artifact) = self.reused(work, &recipe) {
+            return Ok(artifact);
         }
+        let &Work { target, plan, path } = work;
         for line in plan.fallbacks() {
             self.context.progress.warn(&format!("{target}: {line}"));
         }
-        let spool_dir = artifact::work_folder(path);
-        let spool = Spool::open(&spool_dir, &key)?;
+        let spool = Spool::open(&artifact::work_folder(path), &recipe.key()?)?;
         let encoder = Encoder {
             source: &self.model.checkpoint,
             plan,
-            method,
+            method: &self.options.method,
             vector_type: target.vector_type(self.dense_for(target)),
             evidence: self.evidence(),
             spool: &spool,
@@ -192,15 +293,15 @@ impl<'a> Job<'a> {
         }
         notes.extend(found);
         self.context.progress.start("write", 1);
-        artifact::write(self.model, target, plan, self.dense_for(target), path, self.options.shard_size, &|role| {
-            encoder.encoded(role)
-        })?;
+        let writer = artifact::start(self.model, target, plan, self.dense_for(target), path, self.options.shard_size)?;
+        for entry in &plan.entries {
+            writer.put(entry.role, &encoder.encoded(entry.role)?)?;
+        }
+        writer.finish()?;
         self.context.progress.finish();
-        let bpw = plan.bytes(self.model.checkpoint.spec()) as f64 * 8.0 / self.model.checkpoint.spec().n_weights() as f64;
-        let manifest = Manifest::new(path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
-        manifest.save(path)?;
+        let artifact = self.record(work, recipe, start, notes)?;
         spool.remove()?;
-        Ok(self.artifact(target, path, manifest, memory::peak_bytes(), false))
+        Ok(artifact)
     }
 
     fn evidence(&self) -> Evidence<'_> {

@@ -1,5 +1,6 @@
 //! `container:encoding`: what `--to` names.
 
+use bitsmith_formats::packed::{PackedFormat, ZeroPoints};
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_quantize::plan::PlanOptions;
@@ -22,10 +23,28 @@ pub enum Target {
     },
     /// An MLX folder of plain floating-point tensors.
     MlxDense(Float),
+    /// A GPTQ folder.
+    Gptq {
+        /// Bits per code.
+        bits: u8,
+        /// Weights per group.
+        group: u16,
+        /// Whether the zero point is always in the middle, as GPTQ's tools have it by default.
+        symmetric: bool,
+    },
+    /// An AWQ folder, 4 bits.
+    Awq {
+        /// Weights per group.
+        group: u16,
+    },
 }
 
 /// Groups that MLX's affine kernels take.
 const MLX_GROUPS: [u16; 3] = [32, 64, 128];
+/// Groups of GPTQ and AWQ.
+const PACKED_GROUPS: [u16; 3] = [128, 64, 32];
+/// Widths of GPTQ.
+const GPTQ_BITS: [u8; 4] = [4, 8, 3, 2];
 
 impl Target {
     /// Every target, default groups first.
@@ -36,14 +55,21 @@ impl Target {
             all.extend([64, 32, 128].map(|group| Target::Mlx { bits, group }));
         }
         all.extend([Float::BF16, Float::F16, Float::F32].map(Target::MlxDense));
+        for symmetric in [true, false] {
+            let gptq = |bits| PACKED_GROUPS.map(|group| Target::Gptq { bits, group, symmetric });
+            all.extend(GPTQ_BITS.into_iter().flat_map(gptq));
+        }
+        all.extend(PACKED_GROUPS.map(|group| Target::Awq { group }));
         all
     }
 
-    /// `gguf` or `mlx`.
+    /// `gguf`, `mlx`, `gptq` or `awq`.
     pub fn container(self) -> &'static str {
         match self {
             Target::Gguf(_) => "gguf",
             Target::Mlx { .. } | Target::MlxDense(_) => "mlx",
+            Target::Gptq { .. } => "gptq",
+            Target::Awq { .. } => "awq",
         }
     }
 
@@ -54,6 +80,19 @@ impl Target {
             Target::Mlx { bits, group: 64 } => format!("{bits}bit"),
             Target::Mlx { bits, group } => format!("{bits}bit-g{group}"),
             Target::MlxDense(float) => float.codec().to_string(),
+            Target::Gptq { bits, group, symmetric } => format!("{bits}bit-g{group}{}", if symmetric { "" } else { "-asym" }),
+            Target::Awq { group } => format!("4bit-g{group}"),
+        }
+    }
+
+    /// How packed weights are spread over tensors; `None` for containers that have none. GPTQ's first version cannot store zero
+    /// point 0, which symmetric groups never have.
+    pub fn packed(self) -> Option<PackedFormat> {
+        match self {
+            Target::Gptq { symmetric: true, .. } => Some(PackedFormat::Gptq(ZeroPoints::MinusOne)),
+            Target::Gptq { symmetric: false, .. } => Some(PackedFormat::Gptq(ZeroPoints::AsTheyAre)),
+            Target::Awq { .. } => Some(PackedFormat::Awq),
+            Target::Gguf(_) | Target::Mlx { .. } | Target::MlxDense(_) => None,
         }
     }
 
@@ -63,6 +102,11 @@ impl Target {
             Target::Gguf(preset) => preset.base(),
             Target::Mlx { bits, group } => CodecId::MlxAffine { bits, group, scale: dense },
             Target::MlxDense(float) => float.codec(),
+            // The tools keep scales in F16 whatever the rest is stored in.
+            Target::Gptq { bits, group, symmetric } => {
+                CodecId::IntGroup { bits, group: group.into(), scale: Float::F16, symmetric }
+            }
+            Target::Awq { group } => CodecId::IntGroup { bits: 4, group: group.into(), scale: Float::F16, symmetric: false },
         }
     }
 
@@ -77,6 +121,9 @@ impl Target {
             Target::Gguf(_) => Float::F32,
             Target::Mlx { .. } => dense,
             Target::MlxDense(float) => float,
+            // Their kernels compute in 16 bits, AWQ's in F16.
+            Target::Gptq { .. } if dense != Float::F32 => dense,
+            Target::Gptq { .. } | Target::Awq { .. } => Float::F16,
         }
     }
 
@@ -94,6 +141,11 @@ impl Target {
                 let options = PlanOptions { overrides: overrides.collect(), ..options.clone() };
                 Plan::mlx(spec, self.base(dense), scale, &options)?
             }
+            Target::Gptq { .. } | Target::Awq { .. } => {
+                let format = self.packed().expect("these targets are packed");
+                let fits = |rows, columns| format.fits(rows, columns);
+                Plan::linears(spec, self.base(dense), self.vector_type(dense), fits, options)?
+            }
         };
         // Only now, as a container may not have what the user wants for one tensor.
         match plan.pairs().into_iter().find(|(_, codec)| !self.can_hold(*codec)) {
@@ -109,6 +161,12 @@ impl Target {
     fn can_hold(self, codec: CodecId) -> bool {
         match codec {
             CodecId::MlxAffine { .. } => self.container() == "mlx",
+            // What the loaders take for granted does not differ between modules: the type of scales, and all of it in AWQ.
+            CodecId::IntGroup { scale, symmetric, .. } => match self {
+                Target::Gptq { symmetric: all, .. } => scale == Float::F16 && symmetric == all,
+                Target::Awq { .. } => codec == self.base(Float::F16),
+                _ => false,
+            },
             other => other.float().is_some() || self.container() == "gguf",
         }
     }
@@ -145,6 +203,25 @@ impl FromStr for Target {
                 let (Some(bits), Some(group)) = (bits, group) else { return Err(unknown()) };
                 Ok(Target::Mlx { bits, group })
             }
+            "gptq" | "awq" => {
+                let mut parts = encoding.split('-');
+                let bits = parts.next().and_then(|b| b.strip_suffix("bit")?.parse::<u8>().ok());
+                let mut next = parts.next();
+                let group = match next.and_then(|g| g.strip_prefix('g')) {
+                    Some(group) => {
+                        next = parts.next();
+                        group.parse().ok().filter(|g| PACKED_GROUPS.contains(g))
+                    }
+                    None => Some(PACKED_GROUPS[0]),
+                };
+                match (container, bits, group, next, parts.next()) {
+                    ("gptq", Some(bits), Some(group), None | Some("sym" | "asym"), None) if GPTQ_BITS.contains(&bits) => {
+                        Ok(Target::Gptq { bits, group, symmetric: next != Some("asym") })
+                    }
+                    ("awq", Some(4), Some(group), None, None) => Ok(Target::Awq { group }),
+                    _ => Err(unknown()),
+                }
+            }
             _ => Err(unknown()),
         }
     }
@@ -159,6 +236,14 @@ mod tests {
         let (gguf, mlx): (Target, Target) = ("gguf:q4_k_m".parse().unwrap(), "mlx:4bit".parse().unwrap());
         let affine = CodecId::MlxAffine { bits: 8, group: 64, scale: Float::BF16 };
         assert!(gguf.can_hold(CodecId::Q6K) && gguf.can_hold(CodecId::F16) && !gguf.can_hold(affine));
+        let int = |scale, symmetric| CodecId::IntGroup { bits: 4, group: 64, scale, symmetric };
+        let (gptq, awq): (Target, Target) = ("gptq:8bit".parse().unwrap(), "awq:4bit-g64".parse().unwrap());
+        assert!(gptq.can_hold(int(Float::F16, true)) && !gptq.can_hold(int(Float::F16, false)) && gptq.can_hold(CodecId::BF16));
+        assert!(
+            awq.can_hold(int(Float::F16, false))
+                && !awq.can_hold(int(Float::BF16, false))
+                && !mlx.can_hold(int(Float::F16, true))
+        );
         assert!(mlx.can_hold(affine) && mlx.can_hold(CodecId::F32) && !mlx.can_hold(CodecId::Q6K));
     }
 
@@ -168,7 +253,24 @@ mod tests {
             assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
         }
         assert_eq!("mlx:4bit-g64".parse::<Target>().unwrap().to_string(), "mlx:4bit");
-        for bad in ["gguf", "gguf:q3", "mlx:3bit", "mlx:4bit-g16", "gptq:4bit", "gguf:auto@4.5bpw", ":"] {
+        let packed = |s: &str| s.parse::<Target>().unwrap().to_string();
+        assert_eq!(
+            ["gptq:4bit", "gptq:3bit-g64-sym", "gptq:2bit-asym", "awq:4bit"].map(packed),
+            ["gptq:4bit-g128", "gptq:3bit-g64", "gptq:2bit-g128-asym", "awq:4bit-g128",]
+        );
+        for bad in [
+            "gguf",
+            "gguf:q3",
+            "mlx:3bit",
+            "mlx:4bit-g16",
+            "gptq:5bit",
+            "gptq:4bit-g16",
+            "gptq:4bit-sym-g32",
+            "awq:8bit",
+            "awq:4bit-sym",
+            "gguf:auto@4.5bpw",
+            ":",
+        ] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
     }

@@ -90,6 +90,9 @@ mod tests {
     fn nearest_is_what_the_grids_round_to() {
         for id in bitsmith_formats::CodecId::GGML {
             let grid = id.codec().grid().unwrap();
+            if !grid.is_linear() {
+                continue;
+            }
             let n = grid.block_len();
             let scales = grid.fit(&noise(n, 5), &vec![1.0; n]);
             for (i, x) in noise(n, 6).into_iter().enumerate() {

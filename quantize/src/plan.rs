@@ -55,26 +55,42 @@ impl Plan {
                 preset.choose(spec, role, options.importance)
             }
         };
-        Self::build(spec, options, wanted, fallback)
+        Self::build(spec, options, wanted, |_, _| true, fallback)
     }
 
     /// Every matrix in one MLX format, embedding and output included, as `mlx_lm.convert -q` does. Rows that are not whole
     /// groups stay dense in `dense`, as do norms and biases.
     pub fn mlx(spec: &ModelSpec, codec: CodecId, dense: Float, options: &PlanOptions) -> Result<Plan> {
         let wanted = |role: Role| if role.part.is_matrix() { codec } else { dense.codec() };
-        Self::build(spec, options, wanted, |_, _| dense.codec())
+        Self::build(spec, options, wanted, |_, _| true, |_, _| dense.codec())
+    }
+
+    /// The layers' matrices in one format, where `fits` allows their rows and columns; embedding, output, norms and biases stay
+    /// dense in `dense`. So are GPTQ and AWQ checkpoints.
+    pub fn linears(
+        spec: &ModelSpec,
+        codec: CodecId,
+        dense: Float,
+        fits: impl Fn(usize, usize) -> bool,
+        options: &PlanOptions,
+    ) -> Result<Plan> {
+        let wanted = |role: Role| if role.part.is_matrix() && role.layer.is_some() { codec } else { dense.codec() };
+        let fits = |codec: CodecId, shape: &[usize]| codec.float().is_some() || matches!(shape, &[r, c] if fits(r, c));
+        Self::build(spec, options, wanted, fits, |_, _| dense.codec())
     }
 
     fn build(
         spec: &ModelSpec,
         options: &PlanOptions,
         wanted: impl Fn(Role) -> CodecId,
+        fits: impl Fn(CodecId, &[usize]) -> bool,
         fall_back: impl Fn(CodecId, usize) -> CodecId,
     ) -> Result<Plan> {
         let mut used = vec![false; options.overrides.len()];
         let mut entries = Vec::new();
         for role in spec.roles() {
-            let row = *spec.shape(role.part).last().expect("tensors have dimensions");
+            let shape = spec.shape(role.part);
+            let row = *shape.last().expect("tensors have dimensions");
             let mut want = wanted(role);
             for (i, (name, codec)) in options.overrides.iter().enumerate() {
                 if names(name, role) {
@@ -84,15 +100,15 @@ impl Plan {
                     (want, used[i]) = (*codec, true);
                 }
             }
-            if row.is_multiple_of(want.codec().block_len()) {
+            if row.is_multiple_of(want.codec().block_len()) && fits(want, &shape) {
                 entries.push(PlanEntry { role, codec: want, instead_of: None });
                 continue;
             }
             let codec = fall_back(want, row);
             if options.no_fallback {
-                return Err(Error::unsupported(format!("rows of {row} weights cannot be {want}; it would become {codec}"))
+                return Err(Error::unsupported(format!("a tensor of {shape:?} cannot be {want}; it would become {codec}"))
                     .tensor(role.to_string())
-                    .hint("leave out --no-fallback, or choose a format whose blocks divide the row"));
+                    .hint("leave out --no-fallback, or choose a format that its dimensions allow"));
             }
             entries.push(PlanEntry { role, codec, instead_of: Some(want) });
         }
@@ -136,7 +152,7 @@ impl Plan {
         }
         let line = |(part, want, got, n): (Part, CodecId, CodecId, usize)| {
             let count = if n > 1 { format!(" ({n} tensors)") } else { String::new() };
-            format!("{part}{count}: {got} instead of {want}, whose blocks of {} do not divide the rows", want.codec().block_len())
+            format!("{part}{count}: {got} instead of {want}, which its dimensions do not allow")
         };
         kinds.into_iter().map(line).collect()
     }

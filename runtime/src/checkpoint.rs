@@ -10,6 +10,7 @@ use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::store::Container;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
 use serde_json::{Map, Value};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A tensor on the host, row-major f32.
@@ -168,6 +169,40 @@ impl Checkpoint {
     }
 }
 
+/// Parts of a tensor, for work in bounded memory.
+impl Checkpoint {
+    /// Rows of this tensor that the container may have rearranged among themselves: [`Checkpoint::read_rows`] takes them together.
+    pub fn row_align(&self, role: Role) -> usize {
+        if self.heads(role).is_some() && role.part.is_matrix() { self.spec.head_dim } else { 1 }
+    }
+
+    /// Some rows of a tensor decoded to f32, in Hugging Face's order. Of a tensor with more than two dimensions, all but the last
+    /// make rows; a vector is one row. Rows must start at a multiple of [`Checkpoint::row_align`] and end there or at the end.
+    pub fn read_rows(&self, role: Role, rows: Range<usize>) -> Result<Vec<f32>> {
+        let name = self.tensor_name(role)?;
+        let data = self.store().read_rows(name, rows.clone()).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
+        let Some(heads) = self.heads(role) else { return Ok(data) };
+        let order = gguf_row_order(heads, self.spec.head_dim);
+        if !role.part.is_matrix() {
+            return Ok(unpermute(&data, &order));
+        }
+        let local: Vec<usize> = order[rows.clone()].iter().map(|row| row - rows.start).collect();
+        Ok(unpermute(&data, &local))
+    }
+
+    /// The heads of a tensor whose rows GGUF interleaves.
+    fn heads(&self, role: Role) -> Option<usize> {
+        if self.kind != ContainerKind::Gguf || !self.spec.arch.gguf_permutes_qk {
+            return None;
+        }
+        match role.part {
+            Part::AttnQ | Part::AttnQBias => Some(self.spec.n_heads),
+            Part::AttnK | Part::AttnKBias => Some(self.spec.n_kv_heads),
+            _ => None,
+        }
+    }
+}
+
 impl WeightSource for Checkpoint {
     fn spec(&self) -> &ModelSpec {
         &self.spec
@@ -183,18 +218,10 @@ impl WeightSource for Checkpoint {
 
     fn read(&self, role: Role) -> Result<HostTensor> {
         let name = self.tensor_name(role)?;
-        let (shape, mut data) = self.store().read_f32(name).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
-        check_shape(&self.spec, role, &shape).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
-        if self.kind == ContainerKind::Gguf && self.spec.arch.gguf_permutes_qk {
-            let heads = match role.part {
-                Part::AttnQ | Part::AttnQBias => Some(self.spec.n_heads),
-                Part::AttnK | Part::AttnKBias => Some(self.spec.n_kv_heads),
-                _ => None,
-            };
-            if let Some(heads) = heads {
-                data = unpermute(&data, &gguf_row_order(heads, self.spec.head_dim));
-            }
-        }
+        let info = self.store().find(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
+        check_shape(&self.spec, role, &info.shape).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
+        let data = self.read_rows(role, 0..info.n_rows())?;
+        let shape = info.shape.clone();
         Ok(HostTensor { shape, data })
     }
 }

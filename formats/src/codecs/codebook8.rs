@@ -94,10 +94,10 @@ impl Codebook {
             all: 0,
         };
         // Distances come in two halves of the coordinates: of each lower half to all points, and of each upper half.
-        let halves = |of: &dyn Fn(usize) -> usize| -> Vec<Vec<u8>> {
-            (0..HALF).map(|a| ranks.iter().map(|&r| half_distance(a, of(r))).collect()).collect()
-        };
-        let (lower, upper) = (halves(&|r| r % HALF), halves(&|r| r / HALF));
+        let table: Vec<u8> = (0..HALF * HALF).map(|r| half_distance(r / HALF, r % HALF)).collect();
+        let row = |a: usize, half: fn(usize) -> usize| ranks.iter().map(|&r| table[a * HALF + half(r)]).collect();
+        let lower: Vec<Vec<u8>> = (0..HALF).map(|a| row(a, |r| r % HALF)).collect();
+        let upper: Vec<Vec<u8>> = (0..HALF).map(|a| row(a, |r| r / HALF)).collect();
         let mut distances = vec![0u8; ranks.len()];
         let mut list: Vec<u16> = Vec::new();
         for rank in 0..RANKS {
@@ -197,19 +197,19 @@ fn least<F: Lanes>(list: &[i32], len: usize, terms: &Terms, extra: Option<&Terms
     let mut best = F::splat(f32::MAX);
     let mut best_at = F::Int::splat(0);
     let mut at = 0;
-    let mut pairs = list;
-    // Below eight lanes, several loads make eight integers.
+    let mut stretch = list;
+    // Below eight lanes, several loads make a stretch.
     let per = F::N.max(HALVES);
     while at < len {
-        for part in (0..per).step_by(F::N) {
-            let mut levels = F::Int::load(pairs);
-            pairs = &pairs[F::N..];
-            let mut place = F::Int::load(&PLACES[part..]) + F::Int::splat(at as i32);
-            for half in 0..2 {
+        // Places must rise within a lane.
+        for half in 0..2 {
+            if half == 1 && at + HALVES >= len {
+                break;
+            }
+            for part in (0..per).step_by(F::N) {
+                let mut levels = F::Int::load(&stretch[part..]);
+                let mut place = F::Int::load(&PLACES[part..]) + F::Int::splat(at as i32);
                 if half == 1 {
-                    if at + HALVES >= len {
-                        break;
-                    }
                     levels = levels.shr::<16>();
                     place = place + F::Int::splat(HALVES as i32);
                 }
@@ -227,6 +227,7 @@ fn least<F: Lanes>(list: &[i32], len: usize, terms: &Terms, extra: Option<&Terms
                 best_at = F::Int::select(closer, place, best_at);
             }
         }
+        stretch = &stretch[per..];
         at += 2 * per;
     }
     let least = best.least();
@@ -308,7 +309,8 @@ mod tests {
 
     /// The definition, without any of the savings.
     fn plain_neighbours(book: &Codebook, levels: u16, rings: usize) -> Vec<u16> {
-        let distance = |p: &u16| (0..WIDTH).map(|i| ((p >> (2 * i) & 3) as i32 - (levels >> (2 * i) & 3) as i32).pow(2)).sum::<i32>();
+        let distance =
+            |p: &u16| (0..WIDTH).map(|i| ((p >> (2 * i) & 3) as i32 - (levels >> (2 * i) & 3) as i32).pow(2)).sum::<i32>();
         let mut sorted: Vec<(i32, u16)> = book.levels.iter().map(|p| (distance(p), *p)).collect();
         sorted.sort_by_key(|&(d, _)| d);
         let mut distances: Vec<i32> = sorted.iter().map(|&(d, _)| d).collect();

@@ -8,7 +8,7 @@
 use crate::kernels::{self, nearest_code};
 
 /// Larger weights are fitted as if they were this large, so that no sum of squares overflows.
-const LIMIT: f32 = 1e15;
+pub(super) const LIMIT: f32 = 1e15;
 
 /// A line that codes are laid on.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -41,7 +41,7 @@ fn each<const N: usize>(row: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u
 }
 
 /// The value of type `float` at the start of `bytes`.
-pub(super) fn read(float: Float, bytes: &[u8]) -> f32 {
+pub(crate) fn read(float: Float, bytes: &[u8]) -> f32 {
     match float {
         Float::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
         Float::F16 => half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),

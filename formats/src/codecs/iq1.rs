@@ -5,7 +5,7 @@
 
 use super::book8::{Block, DOWN, LEN, Marks, SCALES, SHIFT, Shape};
 use super::codebook8::{Codebook, Terms, WIDTH, fourfold, nearest_one, squares, weigh};
-use crate::simd::{IntLanes, Kernel, Lanes, MAX_LANES, MaskLanes, dispatch};
+use crate::simd::{IntLanes, Kernel, Lanes, MAX_LANES, MaskLanes, Portable, dispatch};
 
 /// Values of the levels shifted up.
 const UP: [f32; 3] = [-1.0 + SHIFT, SHIFT, 1.0 + SHIFT];
@@ -31,6 +31,8 @@ const MAX_SUB: usize = 32;
 const MAX_PARTS: usize = MAX_SUB / WIDTH;
 /// Places of a cut, filled up for any lanes.
 const CUTS: usize = MAX_SUB + 1 + MAX_LANES;
+/// The same for sub-blocks of two groups.
+const CUTS_OF_TWO: usize = 2 * WIDTH + 1 + MAX_LANES;
 
 /// The cuts and shifts of a sub-block.
 struct Cut {
@@ -149,6 +151,8 @@ struct OneShift {
 impl Sums<2> for OneShift {
     #[inline(always)]
     fn at<F: Lanes>(&self, low: usize, high: usize) -> [(F, F); 2] {
+        // No more than they are: the compiler sees that loads are inside.
+        let (low, high) = (low.min(MAX_SUB), high.min(MAX_SUB));
         // The middle's values are ±1/8: both shifts have the same square, and opposite sums, without rounding.
         let middle_x = (F::load(&self.x[high..]) - F::splat(self.x[low])) * F::splat(SHIFT);
         let middle_w = (F::load(&self.w[high..]) - F::splat(self.w[low])) * F::splat(SHIFT) * F::splat(SHIFT);
@@ -175,7 +179,7 @@ fn one_shift<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Opt
             sums.high_w[s][j] = (sums.w[n] - sums.w[j]) * top * top;
         }
     }
-    let (mut cut, shift) = best_cut::<F, 2>(n, &sums)?;
+    let (mut cut, shift) = best_cut::<F, 2>(n, &sums, guess_cuts(x, weights))?;
     cut.down = [if cut.scale < 0.0 { 1 - shift } else { shift }; MAX_PARTS];
     Some(cut)
 }
@@ -183,12 +187,12 @@ fn one_shift<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Opt
 /// Two groups, each with a shift of its own.
 struct TwoShifts {
     /// By group, sums of weight · x up to each place.
-    x: [[f32; CUTS]; 2],
+    x: [[f32; CUTS_OF_TWO]; 2],
     /// By group and shift: the sum of weight · x if all levels were high; weight · value² if there were no middle, and what the
     /// middle adds to it.
     all_x: [[f32; 2]; 2],
-    low_w: [[[f32; CUTS]; 2]; 2],
-    high_w: [[[f32; CUTS]; 2]; 2],
+    low_w: [[[f32; CUTS_OF_TWO]; 2]; 2],
+    high_w: [[[f32; CUTS_OF_TWO]; 2]; 2],
 }
 
 impl TwoShifts {
@@ -204,6 +208,8 @@ impl TwoShifts {
 impl Sums<4> for TwoShifts {
     #[inline(always)]
     fn at<F: Lanes>(&self, low: usize, high: usize) -> [(F, F); 4] {
+        // No more than they are: the compiler sees that loads are inside.
+        let (low, high) = (low.min(2 * WIDTH), high.min(2 * WIDTH));
         let [(ux, uw), (dx, dw)] = self.group::<F>(0, low, high);
         let [(vx, vw), (ex, ew)] = self.group::<F>(1, low, high);
         [(ux + vx, uw + vw), (ux + ex, uw + ew), (dx + vx, dw + vw), (dx + ex, dw + ew)]
@@ -214,7 +220,7 @@ impl Sums<4> for TwoShifts {
 #[inline(always)]
 fn two_shifts<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Option<Cut> {
     let n = x.len();
-    let mut w = [[0f32; CUTS]; 2];
+    let mut w = [[0f32; CUTS_OF_TWO]; 2];
     let mut sums = TwoShifts { x: w, all_x: [[0.0; 2]; 2], low_w: [w; 2], high_w: [w; 2] };
     for (j, i) in order.iter().map(|&i| usize::from(i)).take(n).enumerate() {
         for g in 0..2 {
@@ -232,7 +238,7 @@ fn two_shifts<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Op
             }
         }
     }
-    let (mut cut, shift) = best_cut::<F, 4>(n, &sums)?;
+    let (mut cut, shift) = best_cut::<F, 4>(n, &sums, guess_cuts(x, weights))?;
     let shift = if cut.scale < 0.0 { 3 - shift } else { shift };
     cut.down = [shift / 2, shift % 2, 0, 0];
     Some(cut)
@@ -273,15 +279,46 @@ fn sorted<F: Lanes>(x: &[f32], least: f32) -> Option<[u8; MAX_SUB]> {
 }
 
 /// The first of the best cuts of `n` sorted weights, in order of first cut, second cut and shift, and its shift; `None` if none
-/// has a scale.
+/// has a scale. `guess` is a cut that is likely to be good.
+///
+/// A cut wins if its score beats the best so far, both rounded to f32, so that among almost equal ones the order decides. Cuts
+/// whose score is well below the guess's have no say in that: they are passed over, and if after all no winner stood out from the
+/// guess, the search is made again from nothing.
 #[inline(always)]
-fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>) -> Option<(Cut, usize)> {
-    let mut best = -f32::MAX;
+fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>, guess: (usize, usize)) -> Option<(Cut, usize)> {
+    let mut bar = 0f32;
+    let mut least_q2 = f32::INFINITY;
+    for (qx, q2) in cuts.at::<Portable<1>>(guess.0, guess.1) {
+        let (qx, q2) = (qx.least(), q2.least());
+        bar = bar.max(qx / q2 * qx);
+        least_q2 = least_q2.min(q2);
+    }
+    // Where squares leave the range of normal numbers, roundings know no bounds.
+    if bar * least_q2 * 1e-3 > 1e-30 && bar.max(1.0) * bar * least_q2.max(1.0) < 1e30 {
+        if let (found, true) = cuts_above::<F, SHIFTS>(n, cuts, bar * (1.0 - 1e-5)) {
+            return found;
+        }
+    }
+    cuts_above::<F, SHIFTS>(n, cuts, -f32::MAX).0
+}
+
+/// The search of [`best_cut`] among the cuts that beat `best`; and whether one of them did so by more than roundings can.
+#[inline(always)]
+fn cuts_above<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>, mut best: f32) -> (Option<(Cut, usize)>, bool) {
     let mut found = None;
+    let (mut peak, mut sure) = (best, false);
     for low in 0..=n {
         for high in (low..=n).step_by(F::N) {
             let sums = cuts.at::<F>(low, high);
             let inside = if n + 1 - high >= F::N { u32::MAX } else { (1 << (n + 1 - high)) - 1 };
+            let bar = F::splat(best);
+            let mut any = (bar * sums[0].1).lt(sums[0].0 * sums[0].0);
+            for (qx, q2) in &sums[1..] {
+                any = any | (bar * *q2).lt(*qx * *qx);
+            }
+            if any.bits() & inside == 0 {
+                continue;
+            }
             let mut open = [inside; SHIFTS];
             loop {
                 let bar = F::splat(best);
@@ -301,8 +338,10 @@ fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>) -
                 let (mut qx, mut q2) = ([0f32; MAX_LANES], [0f32; MAX_LANES]);
                 sums[shift].0.store(&mut qx);
                 sums[shift].1.store(&mut q2);
+                sure |= qx[lane] * qx[lane] > peak * (1.0 + 2e-6) * q2[lane];
                 let scale = qx[lane] / q2[lane];
                 best = scale * qx[lane];
+                peak = peak.max(best);
                 found = Some((Cut { scale, low, high: high + lane, down: [0; MAX_PARTS] }, shift));
                 for (k, open) in open.iter_mut().enumerate() {
                     let passed = if k <= shift { 2u32 << lane } else { 1 << lane };
@@ -311,7 +350,33 @@ fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>) -
             }
         }
     }
-    found
+    (found, sure)
+}
+
+/// Where the cuts of a row of weights about lie: at half the scale on both sides of zero, the scale being what the weights beyond
+/// it have on average.
+#[inline(always)]
+fn guess_cuts(x: &[f32], weights: &[f32]) -> (usize, usize) {
+    let (mut sum_x, mut sum_w) = (0f32, 0f32);
+    for (x, w) in x.iter().zip(weights) {
+        sum_x += w * x.abs();
+        sum_w += w;
+    }
+    let mut half = 0.5 * sum_x / sum_w;
+    let (mut low, mut high) = (0, x.len());
+    for _ in 0..2 {
+        let (mut sum_x, mut sum_w) = (0f32, 0f32);
+        (low, high) = (0, x.len());
+        for (x, w) in x.iter().zip(weights) {
+            let w = if x.abs() > half { *w } else { 0.0 };
+            sum_x += w * x.abs();
+            sum_w += w;
+            low += usize::from(*x < -half);
+            high -= usize::from(*x > half);
+        }
+        half = 0.5 * sum_x / sum_w;
+    }
+    (low.min(high), high)
 }
 
 /// The points and scale for a cut: levels, turned round if the scale is negative; neighbours where the levels are not in the

@@ -9,9 +9,8 @@ use crate::codec::{CodecId, Float};
 
 pub(super) struct IQ1M;
 
-/// Weights and groups per sub-block.
+/// Weights per sub-block.
 const SUB: usize = 16;
-const PARTS: usize = 2;
 /// Where high bits and scales start.
 const HIGH_AT: usize = GROUPS;
 const SCALES_AT: usize = HIGH_AT + GROUPS / 2;

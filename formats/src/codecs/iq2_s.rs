@@ -14,15 +14,7 @@ const SIGNS_AT: usize = 2 + GROUPS;
 const HIGH_AT: usize = SIGNS_AT + GROUPS;
 const SCALES_AT: usize = HIGH_AT + GROUPS / 4;
 
-const RULES: Rules = Rules {
-    sigma: 2.0,
-    plain: Some(0.25),
-    least: 1e-8,
-    reach: 9,
-    thorough: false,
-    shrink: 0.9875,
-    keep: true,
-};
+const RULES: Rules = Rules { sigma: 2.0, plain: Some(0.25), least: 1e-8, reach: 9, thorough: false, shrink: 0.9875, keep: true };
 
 impl Layout for IQ2S {
     const ID: CodecId = CodecId::IQ2S;

@@ -15,15 +15,7 @@ pub(super) struct IQ2XS;
 /// Where the scales start.
 const SCALES_AT: usize = 2 + 2 * GROUPS;
 
-const RULES: Rules = Rules {
-    sigma: 1.0,
-    plain: None,
-    least: ALL_ZERO,
-    reach: 9,
-    thorough: false,
-    shrink: 1.0,
-    keep: false,
-};
+const RULES: Rules = Rules { sigma: 1.0, plain: None, least: ALL_ZERO, reach: 9, thorough: false, shrink: 1.0, keep: false };
 
 impl Layout for IQ2XS {
     const ID: CodecId = CodecId::IQ2XS;

@@ -17,15 +17,7 @@ const SUB: usize = 32;
 /// Groups per sub-block.
 const PARTS: usize = 4;
 
-const RULES: Rules = Rules {
-    sigma: 1.0,
-    plain: None,
-    least: ALL_ZERO,
-    reach: 6,
-    thorough: true,
-    shrink: 1.0,
-    keep: false,
-};
+const RULES: Rules = Rules { sigma: 1.0, plain: None, least: ALL_ZERO, reach: 6, thorough: true, shrink: 1.0, keep: false };
 
 impl Layout for IQ2XXS {
     const ID: CodecId = CodecId::IQ2XXS;

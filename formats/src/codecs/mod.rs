@@ -6,14 +6,25 @@
 //! | `q4_0.rs` `q5_0.rs` `q8_0.rs` | ggml, 32 weights | one f16 scale |
 //! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
+//! | `q2_k.rs` | ggml, 256 weights | f16 scale and minimum, 4-bit scales and minima of 16 sub-blocks |
+//! | `q3_k.rs` | ggml, 256 weights | f16 scale, 6-bit scales of 16 sub-blocks |
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
-//! | `mlx_affine.rs` | MLX affine, 4 and 8 bits, groups of 32, 64, 128 | scale and bias |
+//! | `fp8_group.rs` | e4m3 in groups of any length | one per group; shared part in `levels.rs` |
+//! | `nf4.rs` | bitsandbytes' NF4, groups of any even length | one f32 per group |
+//! | `iq2_xxs.rs` `iq2_xs.rs` `iq2_s.rs` | ggml, 256 weights, points of a codebook and signs | f16 scale, 4-bit scales of 8 or 16 sub-blocks; encoder in `iq2.rs` |
+//! | `iq1_s.rs` `iq1_m.rs` | ggml, 256 weights, ternary points of a codebook and shifts | f16 scale, 3-bit scales of 8 or 16 sub-blocks; encoder in `iq1.rs` |
+//! | `mlx_affine.rs` | MLX affine, 2 to 8 bits, groups of 32, 64, 128 | scale and bias |
+//! | `micro.rs` | MXFP4, MXFP8, NVFP4 as MLX has them; the small floats themselves in `minifloat.rs` | one byte |
+//! | `int_group.rs` | GPTQ and AWQ, 2, 3, 4 and 8 bits, any group | scale and integer zero point |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
-//! with `super_fit.rs` and `super_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
+//! with `super_fit.rs` and `super_refit.rs` for their grids. `codebook8.rs` holds the eight-wide codebooks
+//! (points in `codebook8_points.rs`), `book8.rs` what their formats have in common, with `book8_fit.rs` and `book8_refit.rs` for their
+//! grids. `search.rs` has ggml's own searches, for encoding as ggml does;
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
+pub(crate) mod bits;
 mod book8;
 mod book8_fit;
 mod book8_refit;
@@ -22,7 +33,9 @@ mod codebook8_points;
 mod fit;
 mod flat;
 mod float;
+mod fp8_group;
 mod gram;
+mod int_group;
 mod iq1;
 mod iq1_m;
 mod iq1_s;
@@ -32,7 +45,13 @@ mod iq2_xs;
 mod iq2_xxs;
 mod k_affine;
 mod legacy;
+mod levels;
+mod micro;
+mod minifloat;
 mod mlx_affine;
+pub(crate) mod nf4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -41,18 +60,20 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod registry;
 mod search;
 mod side_by_side;
 mod super_fit;
 mod super_refit;
 mod superblock;
 
-use crate::codec::{Codec, CodecId, Float};
+use crate::codec::{Codec, CodecId, Float, Micro};
+pub(crate) use float::read as read_float;
 
 /// The codec with this id.
 ///
 /// # Panics
-/// If `id` is an MLX format of bits or group size that does not exist here; [`find`] asks first. Ids from
+/// If `id` has bits or a group size that do not exist here; [`find`] asks first. Ids from
 /// [`CodecId::from_str`](std::str::FromStr) and from the container readers always exist.
 pub fn lookup(id: CodecId) -> &'static dyn Codec {
     find(id).unwrap_or_else(|| panic!("no such encoding: {id}"))
@@ -68,6 +89,8 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q5_0: flat::Flat<q5_0::Q5_0> = flat::Flat(q5_0::Q5_0);
     static Q4_1: flat::Flat<q4_1::Q4_1> = flat::Flat(q4_1::Q4_1);
     static Q5_1: flat::Flat<q5_1::Q5_1> = flat::Flat(q5_1::Q5_1);
+    static Q2_K: superblock::KQuant<q2_k::Q2K> = superblock::KQuant::new();
+    static Q3_K: superblock::KQuant<q3_k::Q3K> = superblock::KQuant::new();
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
@@ -76,6 +99,7 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static IQ2_XXS: book8::Book8<iq2_xxs::IQ2XXS> = book8::Book8::new();
     static IQ1_S: book8::Book8<iq1_s::IQ1S> = book8::Book8::new();
     static IQ1_M: book8::Book8<iq1_m::IQ1M> = book8::Book8::new();
+    static MICRO: [micro::Group; 3] = [micro::Group(Micro::Mxfp4), micro::Group(Micro::Mxfp8), micro::Group(Micro::Nvfp4)];
     Some(match id {
         CodecId::F32 => &F32,
         CodecId::F16 => &F16,
@@ -85,12 +109,12 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::Q5_0 => &Q5_0,
         CodecId::Q4_1 => &Q4_1,
         CodecId::Q5_1 => &Q5_1,
+        CodecId::Q2K => &Q2_K,
+        CodecId::Q3K => &Q3_K,
         CodecId::Q4K => &Q4_K,
         CodecId::Q5K => &Q5_K,
         CodecId::Q6K => &Q6_K,
         CodecId::MlxAffine { bits, group, scale } => return mlx_affine::find(bits, group, scale),
-        CodecId::Q2K => return None,
-        CodecId::Q3K => return None,
         CodecId::IQ4NL => return None,
         CodecId::IQ4XS => return None,
         CodecId::IQ3S => return None,
@@ -106,9 +130,11 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::NVFP4 => return None,
         CodecId::Q1_0 => return None,
         CodecId::Q2_0 => return None,
-        CodecId::Micro(_) => return None,
-        CodecId::IntGroup { .. } => return None,
-        CodecId::Fp8Group { .. } => return None,
-        CodecId::Nf4 { .. } => return None,
+        CodecId::Micro(Micro::Mxfp4) => &MICRO[0],
+        CodecId::Micro(Micro::Mxfp8) => &MICRO[1],
+        CodecId::Micro(Micro::Nvfp4) => &MICRO[2],
+        CodecId::IntGroup { bits, group, scale, symmetric } => return int_group::find(bits, group, scale, symmetric),
+        CodecId::Fp8Group { group, scale } => return fp8_group::find(group, scale),
+        CodecId::Nf4 { group } => return nf4::find(group),
     })
 }

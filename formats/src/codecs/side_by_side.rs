@@ -141,3 +141,102 @@ fn row_mean_squares(rows: &[f32], row_len: usize) -> Vec<f32> {
     }
     means
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::simd::Portable;
+
+    /// Rows of many kinds: bell-shaped, heavy tails, sparse, one-sided, coarse, constant, of all magnitudes.
+    pub fn varied_rows(rows: usize, row_len: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut uniform = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u32 << 24) as f32
+        };
+        let mut out = Vec::with_capacity(rows * row_len);
+        for row in 0..rows {
+            let scale = if row % 8 == 5 { 10f32.powf(40.0 * uniform() - 36.0) } else { 0.02 };
+            for _ in 0..row_len {
+                let bell = (0..6).map(|_| uniform()).sum::<f32>() - 3.0;
+                out.push(
+                    scale
+                        * match row % 8 {
+                            0 | 5 => bell,
+                            1 => bell / (uniform() + 1e-3),
+                            2 => {
+                                if uniform() < 0.05 {
+                                    bell
+                                } else {
+                                    0.0
+                                }
+                            }
+                            3 => -bell.abs(),
+                            4 => (2.0 * bell).round(),
+                            6 => 1.0,
+                            _ => bell + 3.0,
+                        },
+                );
+            }
+        }
+        out
+    }
+
+    /// The widest lanes and a single one must give the same bytes.
+    pub fn assert_twins_agree(encoder: &impl SideBySide, rows: usize, row_len: usize, seed: u64) {
+        let x = varied_rows(rows, row_len, seed);
+        let importance: Vec<f32> = varied_rows(1, row_len, seed + 1).iter().map(|w| w * w).collect();
+        for importance in [None, Some(&importance[..])] {
+            let bytes = x.len() / encoder.len() * encoder.bytes();
+            let (mut one, mut many) = (vec![0xaa; bytes], vec![0x55; bytes]);
+            Rows { encoder, rows: &x, row_len, importance, out: &mut one }.run::<Portable<1>>();
+            encode_rows(encoder, &x, row_len, importance, &mut many);
+            for (b, (one, many)) in one.chunks(encoder.bytes()).zip(many.chunks(encoder.bytes())).enumerate() {
+                assert_eq!(one, many, "block {b} of rows of {row_len}, importance: {}", importance.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn importance_and_rows_follow_the_blocks() {
+        /// Writes the sum of weight × importance and the row's mean square of each block of 16.
+        struct Probe;
+        impl SideBySide for Probe {
+            fn len(&self) -> usize {
+                16
+            }
+            fn bytes(&self) -> usize {
+                8
+            }
+            fn needs_row_squares(&self) -> bool {
+                true
+            }
+            #[inline(always)]
+            fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]) {
+                let (mut x, mut q) = ([F::zero(); 16], [F::zero(); 16]);
+                group.weights(0, &mut x);
+                Group::importance(group.importance.as_ref().expect("importance"), 0, &mut q);
+                let sum = x.iter().zip(&q).fold(F::zero(), |s, (&x, &q)| s + x * q);
+                let mut sums = [0f32; MAX_LANES];
+                sum.store(&mut sums);
+                for (lane, out) in out.chunks_exact_mut(8).enumerate() {
+                    out[..4].copy_from_slice(&sums[lane].to_le_bytes());
+                    out[4..].copy_from_slice(&group.row_mean_squares[lane].to_le_bytes());
+                }
+            }
+        }
+        let (rows, row_len) = (11, 48);
+        let (x, q) = (varied_rows(rows, row_len, 3), varied_rows(1, row_len, 4));
+        let mut out = vec![0u8; rows * 3 * 8];
+        encode_rows(&Probe, &x, row_len, Some(&q), &mut out);
+        for (b, out) in out.chunks_exact(8).enumerate() {
+            let (x, q) = (&x[b * 16..][..16], &q[b % 3 * 16..][..16]);
+            let sum = x.iter().zip(q).fold(0f32, |s, (x, q)| s + x * q);
+            let row = &varied_rows(rows, row_len, 3)[b / 3 * row_len..][..row_len];
+            let mean = row.iter().fold(0f32, |s, x| s + x * x) / row_len as f32;
+            assert_eq!([out[..4].try_into().unwrap(), out[4..].try_into().unwrap()].map(f32::from_le_bytes), [sum, mean]);
+        }
+    }
+}

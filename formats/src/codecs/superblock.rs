@@ -10,8 +10,7 @@ use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::super_fit;
 use super::super_refit;
 use crate::codec::{BlockScales, Codec, CodecId, Gram, Grid};
-use crate::kernels::MAGIC;
-use crate::simd::{Lanes, MAX_LANES};
+use crate::simd::{IntLanes, Lanes, MAX_LANES, nearest};
 use std::marker::PhantomData;
 
 /// Weights per super-block.
@@ -60,20 +59,24 @@ pub(super) trait Layout: Send + Sync + 'static {
 /// ggml's last step: with the scales as they are stored, the code nearest to each weight. Sub-blocks with a step of 0 keep the
 /// codes they have.
 #[inline(always)]
-fn requantize<L: Layout>(block: &mut Block, x: &[f32]) {
+fn requantize<F: Lanes, L: Layout>(block: &mut Block, x: &[f32]) {
     let scales = Scales::<L>::of(block);
-    let (low, high) = (-i32::from(L::ZERO), i32::from(L::MAX) - i32::from(L::ZERO));
+    let zero = F::Int::splat(i32::from(L::ZERO));
+    let (least, most) = (F::Int::splat(0) - zero, F::Int::splat(i32::from(L::MAX)) - zero);
+    let mut lanes = [0i32; MAX_LANES];
     for s in 0..Scales::<L>::SUBS {
         let (step, min) = (scales.step(s), scales.min(s));
         if step == 0.0 {
             continue;
         }
-        let codes = &mut block.codes[s * L::SUB..][..L::SUB];
-        for (code, &x) in codes.iter_mut().zip(&x[s * L::SUB..]) {
-            let t = (x + min) / step;
-            // As `simd::nearest`.
-            let l = ((t + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000;
-            *code = (l.clamp(low, high) - low) as u8;
+        let (step, min) = (F::splat(step), F::splat(min));
+        let codes = block.codes[s * L::SUB..][..L::SUB].chunks_exact_mut(F::N);
+        for (codes, x) in codes.zip(x[s * L::SUB..].chunks_exact(F::N)) {
+            let level = nearest((F::load(x) + min) / step).max(least).min(most);
+            (level + zero).store(&mut lanes);
+            for (code, &lane) in codes.iter_mut().zip(&lanes) {
+                *code = lane as u8;
+            }
         }
     }
 }
@@ -108,7 +111,7 @@ impl<L: Layout> SideBySide for KQuant<L> {
         let blocks = &mut blocks[..group.used()];
         L::reference::<F>(group, blocks);
         for (lane, (block, out)) in blocks.iter_mut().zip(out.chunks_exact_mut(L::BYTES)).enumerate() {
-            requantize::<L>(block, group.block(lane));
+            requantize::<F, L>(block, group.block(lane));
             L::write(block, out);
         }
     }
@@ -254,5 +257,25 @@ impl<L: Layout> Grid for KQuant<L> {
         let block = L::read(bytes);
         codes.copy_from_slice(&block.codes);
         Scales::<L>::of(&block).to_block_scales()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::side_by_side::tests::assert_twins_agree;
+    use super::super::{q2_k::Q2K, q3_k::Q3K, q4_k::Q4K, q5_k::Q5K, q6_k::Q6K};
+    use super::*;
+
+    fn compare(rows: usize, seed: u64) {
+        assert_twins_agree(&KQuant::<Q2K>::new(), rows, 3 * LEN, seed);
+        assert_twins_agree(&KQuant::<Q3K>::new(), rows, 3 * LEN, seed);
+        assert_twins_agree(&KQuant::<Q4K>::new(), rows, 3 * LEN, seed);
+        assert_twins_agree(&KQuant::<Q5K>::new(), rows, 3 * LEN, seed);
+        assert_twins_agree(&KQuant::<Q6K>::new(), rows, 3 * LEN, seed);
+    }
+
+    #[test]
+    fn all_lanes_encode_alike() {
+        compare(50, 1);
     }
 }

@@ -250,15 +250,15 @@ fn rejects_rows_that_are_not_whole_blocks() {
 fn unknown_types_are_opaque_up_to_the_next_tensor() {
     let header = Raw::new(3, 3, 0)
         .tensor("new", &[5, 7], 77, 0)
-        .tensor("old", &[256, 1], 16, 96)
+        .tensor("old", &[64, 1], 9, 96)
         .tensor("last", &[5], 4, 192)
         .data(32, 200)
         .parse()
         .unwrap();
     let lens: Vec<usize> = header.tensors.iter().map(|t| t.range.len()).collect();
-    assert_eq!(lens, [96, 66, 8]);
+    assert_eq!(lens, [96, 72, 8]);
     assert_eq!(header.tensors[0].ty.encoding(), Encoding::Opaque("ggml type 77".into()));
-    assert_eq!(header.tensors[1].ty.encoding(), Encoding::Opaque("IQ2_XXS".into()));
+    assert_eq!(header.tensors[1].ty.encoding(), Encoding::Opaque("Q8_1".into()));
 }
 
 #[test]
@@ -356,6 +356,26 @@ fn any_order_of_writing_gives_the_same_file() {
     writer.finish().unwrap();
     assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap());
     assert_eq!(fs::metadata(&b).unwrap().len(), planned_bytes(&all_types(), &plans).unwrap());
+}
+
+#[test]
+fn rows_in_parts_give_the_same_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let values: Vec<f32> = (0..3 * 2 * 32).map(|i| i as f32).collect();
+    let t = EncodedTensor::encode(CodecId::Q8_0, &[3, 2, 32], &values, None).unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    write_gguf(&whole, &Metadata::new(), &[("t".into(), t.clone())]).unwrap();
+    let plans = vec![TensorPlan::new("t", t.codec, &t.shape).unwrap()];
+    let writer = GgufWriter::create(&parts, &Metadata::new(), plans).unwrap();
+    for rows in [4..6usize, 0..1, 1..4] {
+        writer.write_rows("t", rows.start, &t.bytes[rows.start * 34..rows.end * 34]).unwrap();
+    }
+    assert!(writer.write_rows("t", 5, &t.bytes[..34]).is_err());
+    assert!(writer.write_rows("t", 6, &t.bytes[..34]).is_err());
+    assert!(writer.write_rows("t", 0, &t.bytes[..33]).is_err());
+    assert!(writer.write_rows("u", 0, &t.bytes[..34]).is_err());
+    writer.finish().unwrap();
+    assert_eq!(std::fs::read(whole).unwrap(), std::fs::read(parts).unwrap());
 }
 
 #[test]

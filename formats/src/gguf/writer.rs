@@ -138,6 +138,17 @@ impl GgufWriter {
         self.file.write(name, bytes)
     }
 
+    /// Writes consecutive rows of one planned tensor from row `first_row` on (all dimensions but the last make rows), in any order
+    /// and from any thread, each row exactly once.
+    pub fn write_rows(&self, name: &str, first_row: usize, bytes: &[u8]) -> Result<()> {
+        let row_bytes =
+            self.plans.get(name).map_or(1, |p| p.n_bytes / p.shape[..p.shape.len() - 1].iter().product::<usize>().max(1));
+        if row_bytes == 0 || !bytes.len().is_multiple_of(row_bytes) {
+            return Err(Error::failed(format!("{} bytes are not whole rows of {row_bytes}", bytes.len())).tensor(name));
+        }
+        self.file.write_at(name, (first_row as u64).saturating_mul(row_bytes as u64), bytes)
+    }
+
     /// Writes one planned tensor, whose shape and codec must be the planned ones.
     pub fn write_tensor(&self, name: &str, tensor: &EncodedTensor) -> Result<()> {
         if let Some(p) = self.plans.get(name)

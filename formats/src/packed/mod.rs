@@ -3,6 +3,26 @@
 //!
 //! A new layout is a file here with a [`Layout`], and a line in [`LAYOUTS`].
 
+mod awq;
+mod bitsandbytes;
+mod bytes;
+mod compressed;
+mod compressed_write;
+mod fp8;
+mod gptq;
+mod int_planes;
+mod micro;
+mod modelopt;
+mod mxfp4;
+mod planes;
+mod targets;
+mod writer;
+
+pub use compressed_write::{Described, quantization_config as compressed_tensors_config};
+pub use gptq::ZeroPoints;
+pub use modelopt::quantization_config as modelopt_config;
+pub use writer::{PackedFormat, PackedWriter};
+
 use crate::container::{Encoding, TensorInfo, TensorStore};
 use crate::error::{Error, Result};
 use crate::mlx::read_config;
@@ -12,7 +32,9 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+const WEIGHT: &str = ".weight";
 
 /// How one kind of checkpoint spreads a quantized weight over tensors.
 pub(crate) trait Layout: Debug + Send + Sync {
@@ -38,7 +60,43 @@ pub(crate) struct Weight {
 type FromConfig = fn(&Value) -> Result<Option<Box<dyn Layout>>>;
 
 /// All layouts.
-const LAYOUTS: &[FromConfig] = &[];
+const LAYOUTS: &[FromConfig] = &[
+    awq::from_config,
+    bitsandbytes::from_config,
+    compressed::from_config,
+    fp8::from_config,
+    gptq::from_config,
+    modelopt::from_config,
+    mxfp4::from_config,
+];
+
+/// Files beside a `config.json` that knows nothing of the quantization: AutoGPTQ's own, as older checkpoints have it, and ModelOpt's.
+/// Each with the method that it belongs to and where in it the description lies.
+const OTHER_CONFIGS: [(&str, &str, &str); 2] =
+    [("quantize_config.json", "gptq", ""), ("hf_quant_config.json", "modelopt", "/quantization")];
+
+/// Path and contents of a folder's `config.json`, with the `quantization_config` that some checkpoints keep in a file of its own.
+pub(crate) fn config_of(folder: &Path) -> Result<(PathBuf, Value)> {
+    let (path, mut config) = read_config(folder)?;
+    if !config.is_object() || config.get("quantization_config").is_some_and(|q| !q.is_null()) {
+        return Ok((path, config));
+    }
+    for (file, method, pointer) in OTHER_CONFIGS {
+        let other = folder.join(file);
+        if !other.is_file() {
+            continue;
+        }
+        let json = std::fs::read(&other).map_err(|e| Error::read(&other, e))?;
+        let mut whole: Value =
+            serde_json::from_slice(&json).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(&other).with_source(e))?;
+        if let Some(Value::Object(block)) = whole.pointer_mut(pointer) {
+            block.entry("quant_method").or_insert(method.into());
+            config["quantization_config"] = Value::Object(std::mem::take(block));
+            break;
+        }
+    }
+    Ok((path, config))
+}
 
 /// The layout that a `config.json` asks for; `None` if the checkpoint is not quantized, or in a way that is unknown here.
 pub(crate) fn layout_of(config: &Value) -> Result<Option<Box<dyn Layout>>> {
@@ -64,7 +122,7 @@ pub struct PackedStore {
 impl PackedStore {
     /// Opens a folder whose `config.json` has a `quantization_config`. Headers are read and checked, no data.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        let (config_path, config) = read_config(folder.as_ref())?;
+        let (config_path, config) = config_of(folder.as_ref())?;
         let layout = layout_of(&config).map_err(|e| e.file(&config_path))?.ok_or_else(|| {
             let method = config.pointer("/quantization_config/quant_method").map_or("?".into(), Value::to_string);
             Error::unsupported(format!("checkpoints quantized with {method} cannot be read"))
@@ -134,8 +192,17 @@ impl TensorStore for PackedStore {
     }
 }
 
+/// The module that a packed weight belongs to.
+fn module_of(weight: &Weight) -> &str {
+    weight.info.name.strip_suffix(WEIGHT).unwrap_or(&weight.info.name)
+}
+
+/// The module of a weight to be written.
+fn module_name(name: &str) -> Result<&str> {
+    name.strip_suffix(WEIGHT).ok_or_else(|| Error::failed("only tensors named `….weight` can be packed").tensor(name))
+}
+
 /// A plane of `module` that must be there.
-#[allow(dead_code)] // until the first layout is registered
 pub(crate) fn plane<'a>(store: &'a SafetensorsStore, module: &str, name: &str) -> Result<&'a TensorInfo> {
     let full = format!("{module}.{name}");
     store.find(&full).ok_or_else(|| {
@@ -147,7 +214,6 @@ pub(crate) fn plane<'a>(store: &'a SafetensorsStore, module: &str, name: &str) -
 }
 
 /// The dtype of a plane as its container names it: `I32`, `F8_E4M3`, `f16`, ….
-#[allow(dead_code)] // until the first layout is registered
 pub(crate) fn dtype(info: &TensorInfo) -> String {
     match &info.encoding {
         Encoding::Codec(codec) => codec.to_string(),

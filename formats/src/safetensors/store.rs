@@ -114,6 +114,12 @@ impl TensorStore for SafetensorsStore {
         let (file, range) = &self.places[i];
         Ok(Cow::Borrowed(&self.files[*file].bytes()[range.clone()]))
     }
+    fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let i = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
+        let (file, range) = &self.places[i];
+        let within = self.tensors[i].rows_within(range.len(), rows);
+        self.files[*file].read(range.start + within.start..range.start + within.end).map(Cow::Owned).map_err(|e| e.tensor(name))
+    }
     fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }

@@ -58,10 +58,17 @@ impl ShardedWriter {
 
     /// Writes one planned tensor (row-major, little-endian), exactly once.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let Some(&i) = self.place.get(name) else {
-            return Err(Error::failed("is not in the plan").file(&self.folder).tensor(name));
-        };
-        self.files[i].write(name, bytes)
+        self.file_with(name)?.write(name, bytes)
+    }
+
+    /// Writes some of one planned tensor's bytes, `offset` bytes into it; every byte exactly once.
+    pub fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file_with(name)?.write_at(name, offset, bytes)
+    }
+
+    fn file_with(&self, name: &str) -> Result<&SlotFile> {
+        let place = self.place.get(name).map(|&i| &self.files[i]);
+        place.ok_or_else(|| Error::failed("is not in the plan").file(&self.folder).tensor(name))
     }
 
     /// Checks that all tensors were written and gives the files their names, the index last.

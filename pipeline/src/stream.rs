@@ -1,0 +1,126 @@
+//! One pass over the source for all targets whose tensors depend on nothing but themselves: conversions, and quantization with
+//! the formats' own encoders.
+//!
+//! Every tensor is cut into parts of whole rows. A thread reads and decodes a part once, encodes it for every target and writes
+//! it to its place, so memory follows the number of threads and not the model.
+
+use crate::context::Context;
+use bitsmith_convert::ArtifactWriter;
+use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result, encode_rows};
+use bitsmith_quantize::Plan;
+use bitsmith_runtime::{Checkpoint, Role, WeightSource};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Weights of a part, unless its rows belong together: enough for vector lanes to fill and system calls not to matter.
+const PART: usize = 1 << 19;
+
+/// Importance of the columns of each matrix.
+pub type Importance = BTreeMap<Role, Vec<f32>>;
+
+/// One target of a pass.
+pub struct Output<'a> {
+    /// The format of every tensor.
+    pub plan: &'a Plan,
+    /// Where the tensors go.
+    pub writer: Box<dyn ArtifactWriter>,
+}
+
+/// Rows of a tensor that are worked on together.
+struct Part {
+    role: Role,
+    rows: Range<usize>,
+    row_len: usize,
+}
+
+/// Reads every tensor of `source` once and writes it to all `outputs`, in their formats.
+pub fn run(source: &Checkpoint, outputs: &[Output<'_>], importance: &Importance, context: &Context) -> Result<()> {
+    let parts = parts(source, outputs);
+    context.progress.start("convert", parts.len() as u64);
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    rayon::broadcast(|_| {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = parts.get(i) else { break };
+            if let Err(e) = convert(source, part, outputs, importance) {
+                let mut failed = failed.lock().expect("no thread panics while it holds the lock");
+                // Of several errors the first in file order is reported, whichever thread was faster.
+                if failed.as_ref().is_none_or(|(earlier, _)| i < *earlier) {
+                    *failed = Some((i, e));
+                }
+                next.store(parts.len(), Ordering::Relaxed);
+                break;
+            }
+            context.progress.advance(1);
+        }
+    });
+    context.progress.finish();
+    match failed.into_inner().expect("no thread panics while it holds the lock") {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// All parts, in the source's order of tensors.
+fn parts(source: &Checkpoint, outputs: &[Output<'_>]) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for role in source.spec().roles() {
+        let shape = source.spec().shape(role.part);
+        let row_len = shape.last().copied().unwrap_or(1);
+        let n_rows = shape[..shape.len().saturating_sub(1)].iter().product::<usize>();
+        // Rows that any side rearranges among themselves stay together.
+        let align = outputs.iter().fold(source.row_align(role), |align, o| lcm(align, o.writer.row_align(role)));
+        let step = (PART / row_len.max(1)).max(1).next_multiple_of(align).min(n_rows.max(1));
+        parts.extend((0..n_rows).step_by(step).map(|first| Part { role, rows: first..(first + step).min(n_rows), row_len }));
+    }
+    parts
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    let gcd = |mut a: usize, mut b: usize| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    if a == b { a } else { a / gcd(a, b) * b }
+}
+
+fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance: &Importance) -> Result<()> {
+    let Part { role, rows, row_len } = part;
+    let weights = source.read_rows(*role, rows.clone())?;
+    for output in outputs {
+        let codec =
+            output.plan.codec(*role).ok_or_else(|| Error::failed("the plan lacks this tensor").tensor(role.to_string()))?;
+        if let Some(float) = codec.float() {
+            check_range(*role, float, &weights)?;
+        }
+        let encoded = encode(*role, codec, &weights, *row_len, importance)?;
+        output.writer.put_rows(*role, rows.start, &encoded)?;
+    }
+    Ok(())
+}
+
+fn encode(role: Role, codec: CodecId, weights: &[f32], row_len: usize, importance: &Importance) -> Result<EncodedTensor> {
+    let n_rows = weights.len() / row_len.max(1);
+    let mut bytes = vec![0u8; n_rows * codec.row_bytes(row_len).map_err(|e| e.tensor(role.to_string()))?];
+    encode_rows(codec, weights, row_len, importance.get(&role).map(Vec::as_slice), &mut bytes);
+    Ok(EncodedTensor::new(&[n_rows, row_len], codec, bytes))
+}
+
+/// F16 ends at 65504: a weight beyond it must not become infinity without a word.
+pub fn check_range(role: Role, float: Float, weights: &[f32]) -> Result<()> {
+    if float == Float::F32 {
+        return Ok(());
+    }
+    let most = weights.iter().fold(0f32, |most, w| f32::max(most, w.abs()));
+    if float.round(most).is_finite() {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("weight {most} does not fit into {}", float.codec()))
+        .tensor(role.to_string())
+        .hint("choose bf16 or f32 for this tensor, with --tensor-type"))
+}
