@@ -157,11 +157,16 @@ pub enum Micro {
 
 impl CodecId {
     /// The ggml block formats, narrowest first.
-    pub const GGML: [CodecId; 20] = [
+    pub const GGML: [CodecId; 25] = [
         CodecId::Q1_0,
+        CodecId::IQ1S,
         CodecId::TQ1_0,
+        CodecId::IQ1M,
         CodecId::TQ2_0,
+        CodecId::IQ2XXS,
         CodecId::Q2_0,
+        CodecId::IQ2XS,
+        CodecId::IQ2S,
         CodecId::Q2K,
         CodecId::IQ3XXS,
         CodecId::Q3K,

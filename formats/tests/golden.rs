@@ -8,6 +8,9 @@ use std::path::PathBuf;
 const ROWS: usize = 16;
 const COLS: usize = 1024;
 
+/// Formats that ggml does not encode without importance.
+const NEED_IMPORTANCE: [CodecId; 3] = [CodecId::IQ1S, CodecId::IQ2XXS, CodecId::IQ2XS];
+
 fn golden(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -51,6 +54,9 @@ fn ggml_encoders() {
     let mut wrong = Vec::new();
     for id in CodecId::GGML {
         for (suffix, importance) in [("", None), (".imatrix", Some(&importance[..]))] {
+            if suffix.is_empty() && NEED_IMPORTANCE.contains(&id) {
+                continue;
+            }
             let case = format!("{id}{suffix}");
             let want = golden(&format!("ggml/{case}.bin"));
             let name = format!("{}{suffix}", id.to_string().to_uppercase());
@@ -71,6 +77,9 @@ fn ggml_decoders() {
     let manifest = manifest("ggml/manifest.json");
     for id in CodecId::GGML {
         for suffix in ["", ".imatrix"] {
+            if suffix.is_empty() && NEED_IMPORTANCE.contains(&id) {
+                continue;
+            }
             let values = decode_all(id, &golden(&format!("ggml/{id}{suffix}.bin")));
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let name = format!("{}{suffix}", id.to_string().to_uppercase());

@@ -5,7 +5,8 @@ use bitsmith_formats::{BlockScales, Codec, CodecId, Float, Gram, Grid, Micro};
 use proptest::prelude::*;
 
 fn all() -> Vec<CodecId> {
-    let mut ids = CodecId::GGML.to_vec();
+    // Codebooks of eight weights have tests of their own.
+    let mut ids: Vec<CodecId> = CodecId::GGML.into_iter().filter(|id| id.codec().grid().is_some_and(|g| g.step() < 8)).collect();
     ids.extend([Micro::Mxfp4, Micro::Mxfp8, Micro::Nvfp4].map(CodecId::Micro));
     for bits in [2, 3, 4, 5, 6, 8] {
         for group in [32, 64, 128] {

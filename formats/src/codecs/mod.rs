@@ -14,6 +14,8 @@
 //! | `q6_k.rs` | ggml, 256 weights | f16 scale, 8-bit scales of 16 sub-blocks |
 //! | `fp8_group.rs` | e4m3 in groups of any length | one per group; shared part in `levels.rs` |
 //! | `nf4.rs` | bitsandbytes' NF4, groups of any even length | one f32 per group |
+//! | `iq2_xxs.rs` `iq2_xs.rs` `iq2_s.rs` | ggml, 256 weights, points of a codebook and signs | f16 scale, 4-bit scales of 8 or 16 sub-blocks; encoder in `iq2.rs` |
+//! | `iq1_s.rs` `iq1_m.rs` | ggml, 256 weights, ternary points of a codebook and shifts | f16 scale, 3-bit scales of 8 or 16 sub-blocks; encoder in `iq1.rs` |
 //! | `mlx_affine.rs` | MLX affine, 2 to 8 bits, groups of 32, 64, 128 | scale and bias |
 //! | `micro.rs` | MXFP4, MXFP8, NVFP4 as MLX has them; the small floats themselves in `minifloat.rs` | one byte |
 //! | `int_group.rs` | GPTQ and AWQ, 2, 3, 4 and 8 bits, any group | scale and integer zero point |
@@ -22,13 +24,20 @@
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
 //! with `super_fit.rs` and `super_refit.rs` for their grids, `tabled.rs` and `tabled_fit.rs` what the formats with tables of values
-//! have in common, `codebook.rs` and `codebook_nearest.rs` the searches of codebooks of 4 weights. `search.rs` has ggml's own searches, for encoding as ggml does;
+//! have in common, `codebook.rs` and `codebook_nearest.rs` the searches of codebooks of 4 weights. `codebook8.rs` holds the codebooks of 8 weights (points in
+//! `codebook8_points.rs`), `book8.rs` what their formats have in common, with `book8_fit.rs` and `book8_refit.rs` for their
+//! grids. `search.rs` has ggml's own searches, for encoding as ggml does;
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
 pub(crate) mod bits;
 mod codebook;
 mod codebook_nearest;
+mod book8;
+mod book8_fit;
+mod book8_refit;
+mod codebook8;
+mod codebook8_points;
 mod fit;
 mod flat;
 mod float;
@@ -44,6 +53,13 @@ mod iq3_xxs;
 mod iq4;
 mod iq4_nl;
 mod iq4_xs;
+mod iq1;
+mod iq1_m;
+mod iq1_s;
+mod iq2;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
 mod k_affine;
 mod legacy;
 mod levels;
@@ -105,6 +121,11 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
+    static IQ2_S: book8::Book8<iq2_s::IQ2S> = book8::Book8::new();
+    static IQ2_XS: book8::Book8<iq2_xs::IQ2XS> = book8::Book8::new();
+    static IQ2_XXS: book8::Book8<iq2_xxs::IQ2XXS> = book8::Book8::new();
+    static IQ1_S: book8::Book8<iq1_s::IQ1S> = book8::Book8::new();
+    static IQ1_M: book8::Book8<iq1_m::IQ1M> = book8::Book8::new();
     static MICRO: [micro::Group; 3] = [micro::Group(Micro::Mxfp4), micro::Group(Micro::Mxfp8), micro::Group(Micro::Nvfp4)];
     static IQ4_NL: tabled::Tabled<iq4_nl::IQ4NL> = tabled::Tabled::new();
     static IQ4_XS: tabled::Tabled<iq4_xs::IQ4XS> = tabled::Tabled::new();
@@ -129,11 +150,11 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::IQ4XS => &IQ4_XS,
         CodecId::IQ3S => &IQ3_S,
         CodecId::IQ3XXS => &IQ3_XXS,
-        CodecId::IQ2S => return None,
-        CodecId::IQ2XS => return None,
-        CodecId::IQ2XXS => return None,
-        CodecId::IQ1S => return None,
-        CodecId::IQ1M => return None,
+        CodecId::IQ2S => &IQ2_S,
+        CodecId::IQ2XS => &IQ2_XS,
+        CodecId::IQ2XXS => &IQ2_XXS,
+        CodecId::IQ1S => &IQ1_S,
+        CodecId::IQ1M => &IQ1_M,
         CodecId::Micro(Micro::Mxfp4) => &MICRO[0],
         CodecId::Micro(Micro::Mxfp8) => &MICRO[1],
         CodecId::Micro(Micro::Nvfp4) => &MICRO[2],

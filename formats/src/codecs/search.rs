@@ -267,8 +267,9 @@ pub(super) fn affine_code<F: Lanes>(inverse: F, origin: F, x: F, levels: i32) ->
     nearest(inverse * (x - origin)).max(F::Int::splat(0)).min(F::Int::splat(levels))
 }
 
-/// Scale of a grid `scale · code`, codes `0 ..= levels`, for non-negative `x` (the scales or minima of a super-block's
-/// sub-blocks): nine scales, then up to five rounds of moving single codes where that raises the correlation.
+/// Scale of a grid `scale · code`, codes `0 ..= levels`, for `x` that are seldom negative (the scales or minima of a super-block's
+/// sub-blocks, magnitudes): nine scales, then up to five rounds of moving single codes where that raises the correlation.
+/// ggml keeps codes in bytes, in which those of negative numbers wrap.
 #[inline(always)]
 pub(super) fn positive<F: Lanes>(x: &[F], weights: &[F], levels: i32, codes: &mut [F::Int]) -> F {
     let mut max = F::zero();
@@ -277,10 +278,11 @@ pub(super) fn positive<F: Lanes>(x: &[F], weights: &[F], levels: i32, codes: &mu
     }
     let limit = F::Int::splat(levels);
     let mut inverse = F::splat(levels as f32) / max;
-    let mut best = positive_error(x, weights, inverse, F::Int::splat(i32::MAX));
+    let byte = F::Int::splat(255);
+    let mut best = positive_error(x, weights, inverse, |code| code & byte);
     for step in (-4..=4).filter(|&s| s != 0) {
         let trial = F::splat(0.1 * step as f32 + levels as f32) / max;
-        let this_error = positive_error(x, weights, trial, limit);
+        let this_error = positive_error(x, weights, trial, |code| code.min(limit));
         let better = this_error.lt(best);
         best = F::select(better, this_error, best);
         inverse = F::select(better, trial, inverse);
@@ -288,8 +290,9 @@ pub(super) fn positive<F: Lanes>(x: &[F], weights: &[F], levels: i32, codes: &mu
 
     let (mut lx, mut l2) = (F::zero(), F::zero());
     for ((code, &v), &w) in codes.iter_mut().zip(x).zip(weights) {
-        *code = nearest(inverse * v).min(limit);
-        let l = F::from_int(*code);
+        let level = nearest(inverse * v).min(limit);
+        *code = level & byte;
+        let l = F::from_int(level);
         lx = lx + w * v * l;
         l2 = l2 + w * l * l;
     }
@@ -309,8 +312,7 @@ pub(super) fn positive<F: Lanes>(x: &[F], weights: &[F], levels: i32, codes: &mu
             let other_l2 = other_l2 + w * n * n;
             let better = moves & (other_lx * other_lx * l2).gt(lx * lx * other_l2);
             if better.any() {
-                // ggml keeps codes in bytes.
-                *code = F::Int::select(better, new & F::Int::splat(255), *code);
+                *code = F::Int::select(better, new & byte, *code);
                 lx = F::select(better, other_lx, lx);
                 l2 = F::select(better, other_l2, l2);
                 changed = true;
@@ -327,13 +329,13 @@ pub(super) fn positive<F: Lanes>(x: &[F], weights: &[F], levels: i32, codes: &mu
     F::select(l2.gt(F::zero()) & !empty, lx / l2, F::zero())
 }
 
-/// The weighted error of a scale of [`positive`], codes up to `limit`.
+/// The weighted error of a scale of [`positive`], codes limited by `code`.
 #[inline(always)]
-fn positive_error<F: Lanes>(x: &[F], weights: &[F], inverse: F, limit: F::Int) -> F {
+fn positive_error<F: Lanes>(x: &[F], weights: &[F], inverse: F, code: impl Fn(F::Int) -> F::Int) -> F {
     let scale = F::splat(1.0) / inverse;
     let mut error = F::zero();
     for (&v, &w) in x.iter().zip(weights) {
-        let diff = v - scale * F::from_int(nearest(inverse * v).min(limit));
+        let diff = v - scale * F::from_int(code(nearest(inverse * v)));
         error = error + w * diff * diff;
     }
     error

@@ -109,7 +109,7 @@ mod tests {
         let ty = GgmlType(999);
         assert_eq!(ty.encoding(), Encoding::Opaque("ggml type 999".into()));
         assert_eq!(ty.n_bytes(&[3, 5]).unwrap(), None);
-        assert_eq!(GgmlType(16).encoding(), Encoding::Opaque("IQ2_XXS".into()));
+        assert_eq!(GgmlType(9).encoding(), Encoding::Opaque("Q8_1".into()));
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl Lanes for Avx2 {
     const N: usize = LANES;
     type Int = Ints;
     type Mask = Mask;
+    type Quad = __m256;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -137,6 +138,25 @@ impl Lanes for Avx2 {
         index.check(table.len());
         // SAFETY: see the top of the file; every index is within the table.
         Avx2(unsafe { _mm256_i32gather_ps::<4>(table.as_ptr(), index.0) })
+    }
+    #[inline(always)]
+    fn quad(table: &[f32; 4]) -> __m256 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm256_broadcast_ps(&_mm_loadu_ps(table.as_ptr())) }
+    }
+    #[inline(always)]
+    fn pick(quad: __m256, index: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_permutevar_ps(quad, index.0) })
+    }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        // SAFETY: see the top of the file.
+        unsafe {
+            let four = _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        }
     }
 }
 

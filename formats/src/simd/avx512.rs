@@ -66,6 +66,7 @@ impl Lanes for Avx512 {
     const N: usize = LANES;
     type Int = Ints;
     type Mask = Mask;
+    type Quad = __m512;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -147,6 +148,21 @@ impl Lanes for Avx512 {
         index.check(table.len());
         // SAFETY: see the top of the file; every index is within the table.
         Avx512(unsafe { _mm512_i32gather_ps::<4>(index.0, table.as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn quad(table: &[f32; 4]) -> __m512 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(table.as_ptr())) }
+    }
+    #[inline(always)]
+    fn pick(quad: __m512, index: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_permutevar_ps(quad, index.0) })
+    }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm512_reduce_min_ps(self.0) }
     }
 }
 

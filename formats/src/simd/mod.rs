@@ -30,6 +30,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     type Int: IntLanes<Mask = Self::Mask>;
     /// As many truth values.
     type Mask: MaskLanes;
+    /// Four numbers to [`Lanes::pick`] from.
+    type Quad: Copy;
 
     /// The same number in every lane.
     fn splat(x: f32) -> Self;
@@ -66,6 +68,13 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// # Panics
     /// If an index is not within the table.
     fn gather(table: &[f32], index: Self::Int) -> Self;
+    /// A table of four numbers.
+    fn quad(table: &[f32; 4]) -> Self::Quad;
+    /// `quad[index mod 4]`.
+    fn pick(quad: Self::Quad, index: Self::Int) -> Self;
+
+    /// The least of the lanes, none of them NaN.
+    fn least(self) -> f32;
 
     /// `self > other`, false with NaN.
     #[inline(always)]

@@ -48,6 +48,7 @@ impl<const K: usize> Lanes for Portable<K> {
     const N: usize = K;
     type Int = Ints<K>;
     type Mask = Bools<K>;
+    type Quad = [f32; 4];
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -114,6 +115,18 @@ impl<const K: usize> Lanes for Portable<K> {
     #[inline(always)]
     fn gather(table: &[f32], index: Ints<K>) -> Self {
         Portable(index.0.map(|i| table[i.cast_unsigned() as usize]))
+    }
+    #[inline(always)]
+    fn quad(table: &[f32; 4]) -> [f32; 4] {
+        *table
+    }
+    #[inline(always)]
+    fn pick(quad: [f32; 4], index: Ints<K>) -> Self {
+        Portable(index.0.map(|i| quad[(i & 3).cast_unsigned() as usize]))
+    }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        self.0.into_iter().fold(f32::INFINITY, f32::min)
     }
 }
 
