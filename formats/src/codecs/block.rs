@@ -95,6 +95,25 @@ pub(super) fn write_half(x: f32, i: usize, out: &mut [u8]) {
     float::write(Float::F16, x, &mut out[2 * i..]);
 }
 
+/// Writes codes of four bits: byte j holds code j (low half) and the code half a block later (high half).
+#[inline(always)]
+pub(super) fn write_nibbles(codes: &[u8], out: &mut [u8]) {
+    let (low, high) = codes.split_at(codes.len() / 2);
+    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+        *out = (low & 15) | high << 4;
+    }
+}
+
+/// The inverse of [`write_nibbles`].
+#[inline(always)]
+pub(super) fn read_nibbles(bytes: &[u8], codes: &mut [u8]) {
+    let (low, high) = codes.split_at_mut(codes.len() / 2);
+    for ((low, high), b) in low.iter_mut().zip(high).zip(bytes) {
+        *low = b & 15;
+        *high = b >> 4;
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;

@@ -1,8 +1,8 @@
 //! IQ4_NL: bytes 0–1 scale, 2–17 codes; byte 2 + j holds code j (low half) and code j + 16 (high half).
 
+use super::block::{read_nibbles, write_nibbles};
 use super::float::{self, saturate};
 use super::iq4;
-use super::legacy::{read_nibbles, write_nibbles};
 use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::tabled::{Layout, MAX_SUBS, SUB, Scales};
 use crate::codec::{CodecId, Float};

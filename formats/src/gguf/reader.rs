@@ -372,10 +372,11 @@ impl TensorStore for GgufStore {
         Ok(Cow::Borrowed(&self.files[*file].bytes()[tensor.range.clone()]))
     }
     fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
-        let i = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
-        let (file, _, range) = &self.places[i];
-        let within = self.tensors[i].rows_within(range.len(), rows);
-        self.files[*file].read(range.start + within.start..range.start + within.end).map(Cow::Owned).map_err(|e| e.tensor(name))
+        let (info, i) = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
+        let Stored { file, tensor } = &self.stored[i];
+        let within = self.tensors[info].rows_within(tensor.range.len(), rows);
+        let start = tensor.range.start;
+        self.files[*file].read(start + within.start..start + within.end).map(Cow::Owned).map_err(|e| e.tensor(name))
     }
     fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&(i, _)| &self.tensors[i])
