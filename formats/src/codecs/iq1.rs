@@ -294,10 +294,11 @@ fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>, g
         least_q2 = least_q2.min(q2);
     }
     // Where squares leave the range of normal numbers, roundings know no bounds.
-    if bar * least_q2 * 1e-3 > 1e-30 && bar.max(1.0) * bar * least_q2.max(1.0) < 1e30 {
-        if let (found, true) = cuts_above::<F, SHIFTS>(n, cuts, bar * (1.0 - 1e-5)) {
-            return found;
-        }
+    if bar * least_q2 * 1e-3 > 1e-30
+        && bar.max(1.0) * bar * least_q2.max(1.0) < 1e30
+        && let (found, true) = cuts_above::<F, SHIFTS>(n, cuts, bar * (1.0 - 1e-5))
+    {
+        return found;
     }
     cuts_above::<F, SHIFTS>(n, cuts, -f32::MAX).0
 }

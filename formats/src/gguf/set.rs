@@ -198,12 +198,12 @@ mod tests {
         // 8 floats fill 32 bytes; 9 are padded to 64.
         for max in [None, Some(96)] {
             let plan = SetPlan::new(&metadata(), plans(&[8, 9]), max).unwrap();
-            assert_eq!(plan.paths(&path), [path.clone()]);
+            assert_eq!(plan.paths(&path), std::slice::from_ref(&path));
             assert_eq!(plan.metadata(), &metadata());
             let sizes = plan.bytes().unwrap();
             let writer = GgufSetWriter::create(&path, plan).unwrap();
             [8, 9].iter().for_each(|&n| writer.write_tensor(&format!("t{n}"), &tensor(n)).unwrap());
-            assert_eq!(writer.finish().unwrap(), [path.clone()]);
+            assert_eq!(writer.finish().unwrap(), std::slice::from_ref(&path));
             assert_eq!(sizes, [std::fs::metadata(&path).unwrap().len()]);
         }
         let single = dir.path().join("single.gguf");
