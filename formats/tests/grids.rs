@@ -136,8 +136,8 @@ fn coarseness(id: CodecId) -> (f32, f32) {
         CodecId::MXFP4 => (0.25, 0.0),
         // The smallest scale is 2^-9, and e2m1's largest value 6.
         CodecId::NVFP4 => (0.2, 0.006),
-        // The table's values are at most 24 of 240 apart.
-        CodecId::IQ4NL | CodecId::IQ4XS => (0.08, 254e-6),
+        // The table's values are at most 24 of 240 apart, and its positive end is a tenth shorter.
+        CodecId::IQ4NL | CodecId::IQ4XS => (0.15, 254e-6),
         // Half a step of the widest range, the clipped end of symmetric grids, coarse super-block minima, the smallest f16 steps.
         _ => (3.0 / steps + 0.02, steps * 2e-6),
     }
