@@ -67,7 +67,11 @@ def check(bitsmith, artifact, max_kl=None, skip_tokens=False, texts=TEXTS):
         ok &= compare(f"{name} in llama.cpp", client, sequences, mine, max_kl or gguf_limit(artifact))
         with tempfile.TemporaryDirectory() as work:
             decoded = os.path.join(work, "f32.gguf")
-            dequantize(artifact, decoded)
+            try:
+                dequantize(artifact, decoded)
+            except (NotImplementedError, ValueError) as e:  # gguf-py lacks the newest formats
+                print(f"{name}: compared as llama.cpp computes it only: {e}")
+                return ok
             return compare(f"{name} in llama.cpp, decoded to float32", LlamaCpp(decoded), sequences, mine, DECODED_LIMIT) and ok
     client = MlxLm(artifact)
     mine = bitsmith.logprobs(artifact, sequences, client.n_vocab)
