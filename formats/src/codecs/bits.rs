@@ -29,8 +29,8 @@ mod tests {
     fn codes_straddle_bytes_from_the_lowest_bit() {
         let mut stream = [0; 3];
         pack(3, &[1, 2, 3, 4, 5, 6, 7, 0], &mut stream);
-        // 11 010 001, 1 101 100 0, 000 111 11.
-        assert_eq!(stream, [0b1101_0001, 0b1101_1000, 0b0001_1111]);
+        // 11 010 001, 0 101 100 0, 000 111 11.
+        assert_eq!(stream, [0b1101_0001, 0b0101_1000, 0b0001_1111]);
         for bits in 1..=8u8 {
             let codes: Vec<u8> = (0..64u32).map(|i| (i * 37 % (1 << bits)) as u8).collect();
             let mut stream = vec![0; 8 * usize::from(bits)];
