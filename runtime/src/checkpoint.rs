@@ -491,10 +491,10 @@ mod tests {
         let e = open();
         assert!(e.kind == ErrorKind::Corrupt && e.file.unwrap().ends_with("config.json") && e.message.contains("hidden_size"));
 
-        let gptq = config("llama", json!({"quantization_config": {"quant_method": "aqlm", "bits": 4}}));
-        write_hf(dir.path(), &gptq, &tensors);
+        let unknown = config("llama", json!({"quantization_config": {"quant_method": "aqlm", "bits": 4}}));
+        write_hf(dir.path(), &unknown, &tensors);
         let e = open();
-        assert!(e.kind == ErrorKind::Unsupported && e.message.contains("gptq"));
+        assert!(e.kind == ErrorKind::Unsupported && e.message.contains("aqlm"));
 
         std::fs::write(dir.path().join("config.json"), "{").unwrap();
         assert_eq!(open().kind, ErrorKind::Corrupt);

@@ -71,7 +71,7 @@ fn a_full_disk() {
         }
     }
     // With the room it needs, a job goes on and ends well.
-    let disk = Disk::mount(work.path("full"), 600).unwrap();
+    let disk = Disk::mount(work.path("full"), 500).unwrap();
     work.fails(JOBS[0], 74);
     let resize = Command::new("mount").args(["-o", "remount,size=8m"]).arg(&disk.at).status().unwrap();
     assert!(resize.success());
