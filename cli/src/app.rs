@@ -77,6 +77,10 @@ fn finish(result: Result<Status>, output: Output, console: &Console) -> ExitCode
             console.error(&error);
             return ExitCode::from(error.kind.exit_code());
         }
+        Ok(Status::Found(error)) => {
+            console.error(&error);
+            return ExitCode::from(error.kind.exit_code());
+        }
         Err(error) => error,
     };
     // Whoever read our output has seen enough.

@@ -1,8 +1,8 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, completions, convert, datasets, eval, generate, inspect, logits, methods, pull, quantize, run, targets,
-    tokenize,
+    archs, calibrate, check, completions, convert, datasets, eval, generate, imatrix, inspect, logits, methods, pull, quantize,
+    run, targets, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -159,6 +159,12 @@ pub enum Command {
     Generate(generate::Arguments),
     /// Describe a model: architecture, tensors, types, bits per weight, metadata
     Inspect(inspect::Arguments),
+    /// Say from headers alone, in seconds, whether a model can be read, run and written to each target
+    Check(check::Arguments),
+    /// Prove an artifact sound: structure, checksums, finite values, error against its source
+    Verify(verify::Arguments),
+    /// Show what importance matrices cover; merge and convert them
+    Imatrix(imatrix::Arguments),
     /// Download and verify a checkpoint
     Pull(pull::Arguments),
     /// Turn text into token ids

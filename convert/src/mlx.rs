@@ -5,7 +5,7 @@ use crate::folder::{self, Kind, read_json};
 use crate::layout::{Layout, PlannedTensor};
 use crate::{Artifact, ArtifactWriter, check};
 use bitsmith_formats::atomic::AtomicDir;
-use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter, quantization_block};
+use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter, Scheme, quantization_block};
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result, TensorStore};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Role, RopeScaling};
@@ -29,9 +29,7 @@ impl MlxPlan {
     pub fn new(spec: &ModelSpec, source: &Path, about: &ModelAbout, dense: Float, codecs: &[(Role, CodecId)]) -> Result<Self> {
         folder::check_source(source, "an MLX")?;
         let layout = Layout::new(spec, ContainerKind::Mlx, codecs, dense)?;
-        if let Some(t) =
-            layout.tensors.iter().find(|t| t.codec.float().is_none() && !matches!(t.codec, CodecId::MlxAffine { .. }))
-        {
+        if let Some(t) = layout.tensors.iter().find(|t| t.codec.float().is_none() && Scheme::of(t.codec).is_none()) {
             return Err(Error::unsupported(format!("MLX has no codec {}", t.codec)).tensor(&t.name));
         }
         let config = config(spec, source, dense, &layout.tensors)?;
@@ -171,10 +169,10 @@ fn complete(config: &mut BTreeMap<String, Value>, spec: &ModelSpec) {
 /// The `quantization` block: the codec with the most weights is the default, modules in another have their own entry, and
 /// matrices that stay dense have `false`.
 fn quantization(tensors: &[PlannedTensor]) -> Result<Option<Value>> {
-    let mut weights: BTreeMap<(u16, u8), (usize, CodecId)> = BTreeMap::new();
+    let mut weights: BTreeMap<Scheme, (usize, CodecId)> = BTreeMap::new();
     for t in tensors {
-        if let CodecId::MlxAffine { bits, group, .. } = t.codec {
-            weights.entry((group, bits)).or_insert((0, t.codec)).0 += t.n_weights();
+        if let Some(scheme) = Scheme::of(t.codec) {
+            weights.entry(scheme).or_insert((0, t.codec)).0 += t.n_weights();
         }
     }
     let Some((_, default)) = weights.into_values().max_by_key(|(n, _)| *n) else { return Ok(None) };

@@ -71,16 +71,6 @@ impl PackedPlan {
         self
     }
 
-    /// The `config.json` to be written.
-    pub fn config(&self) -> &Value {
-        &self.config
-    }
-
-    /// The model's tensors.
-    pub fn tensors(&self) -> &[PlannedTensor] {
-        &self.layout.tensors
-    }
-
     /// Claims the disk space and starts writing. The folder appears as `path` on [`ArtifactWriter::finish`] and replaces whatever
     /// folder has that name.
     pub fn start(self, path: impl AsRef<Path>) -> Result<Box<dyn ArtifactWriter>> {
@@ -118,8 +108,17 @@ struct Writing {
 
 impl ArtifactWriter for Writing {
     fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
-        let (planned, tensor) = self.plan.layout.accept(role, tensor).map_err(|e| e.file(self.dir.target()))?;
-        self.weights.write(&planned.name, &tensor)
+        self.plan.layout.check_whole(role, tensor).map_err(|e| e.file(self.dir.target()))?;
+        self.put_rows(role, 0, tensor)
+    }
+
+    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
+        self.weights.write_rows(&planned.name, first_row, &rows)
+    }
+
+    fn row_align(&self, role: Role) -> usize {
+        self.plan.layout.find(role).ok().filter(|t| t.codec.float().is_none()).map_or(1, PlannedTensor::n_rows)
     }
 
     fn finish(self: Box<Self>) -> Result<Artifact> {

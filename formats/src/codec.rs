@@ -157,14 +157,18 @@ pub enum Micro {
 
 impl CodecId {
     /// The ggml block formats that have a grid, widest last.
-    pub const GGML: [CodecId; 15] = [
+    pub const GGML: [CodecId; 19] = [
         CodecId::IQ1S,
         CodecId::IQ1M,
         CodecId::IQ2XXS,
         CodecId::IQ2XS,
         CodecId::IQ2S,
         CodecId::Q2K,
+        CodecId::IQ3XXS,
+        CodecId::IQ3S,
         CodecId::Q3K,
+        CodecId::IQ4XS,
+        CodecId::IQ4NL,
         CodecId::Q4_0,
         CodecId::Q4K,
         CodecId::Q4_1,

@@ -80,7 +80,7 @@ pub fn vectors() -> Vectors {
 /// Lanes of the sums over a block. Vector registers divide it, and it divides every block length.
 const LANES: usize = 8;
 /// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer, ties to even, for magnitudes below 2²².
-const MAGIC: f32 = 12_582_912.0;
+pub(crate) const MAGIC: f32 = 12_582_912.0;
 /// Columns that one pass over the rows of a matrix sums.
 const COLUMNS: usize = 32;
 

@@ -1,4 +1,4 @@
-//! Bytes: tensor containers (safetensors, GGUF, MLX folders) and block codecs. This crate knows no model.
+//! Bytes: tensor containers (safetensors, GGUF, MLX folders, PyTorch files) and block codecs. This crate knows no model.
 
 pub mod atomic;
 pub mod codec;
@@ -12,9 +12,11 @@ pub mod mlx;
 mod mmap;
 pub mod packed;
 pub mod safetensors;
+mod shards;
 mod simd;
 mod slots;
 pub mod store;
+pub mod torch;
 
 pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, Micro, decode_all, encode_all, encode_rows};
 pub use container::{Encoding, TensorInfo, TensorStore};

@@ -1,10 +1,12 @@
 //! MLX folders: a Hugging Face folder whose quantized linears are three tensors each.
 //!
-//! `X.weight` (U32) is a little-endian bit stream of codes per row, `X.scales` and `X.biases` have one number per group; groups
-//! run along the last axis. `config.json` holds bits and group size under `quantization`, with overrides per module. Here a
-//! triple is one tensor `X.weight` in [`CodecId::MlxAffine`], whose blocks are codes, scale and bias of one group each.
+//! `X.weight` (U32) is a little-endian bit stream of codes per row, `X.scales` and, in mode `affine`, `X.biases` have one number per
+//! group; groups run along the last axis. Modes of small floats have one byte per group in `X.scales`; `nvfp4` experts may also
+//! have `X.global_scale`, one F32 each. `config.json` holds mode, bits and group size under `quantization`, with overrides per
+//! module. Here all planes together are one tensor `X.weight` in [`CodecId::MlxAffine`] or [`CodecId::Micro`], whose blocks are
+//! codes, scale and bias of one group each.
 
-use crate::codec::{CodecId, EncodedTensor, Float};
+use crate::codec::{CodecId, EncodedTensor, Float, Micro, decode_all};
 use crate::container::{Encoding, TensorInfo, TensorStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::safetensors::{SafetensorsStore, ShardedWriter, TensorPlan, plan_shards};
@@ -12,6 +14,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// mlx-lm's shard limit in bytes.
@@ -20,6 +23,7 @@ pub const MAX_SHARD_BYTES: u64 = 5 << 30;
 pub const CONFIG_FILE: &str = "config.json";
 
 const WEIGHT: &str = ".weight";
+const GLOBAL_SCALE: &str = ".global_scale";
 
 /// The `quantization` block of a `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,9 +34,9 @@ pub struct Quantization {
 }
 
 /// How one module is packed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Scheme {
-    /// `affine`, `mxfp4`, …
+    /// `affine`, `mxfp4`, `mxfp8`, `nvfp4`.
     pub mode: String,
     /// Bits per code.
     pub bits: u64,
@@ -52,17 +56,91 @@ impl Scheme {
             Some(Value::String(s)) => s,
             Some(v) => return Err(Error::corrupt(format!("`mode` of {context} must be a string, but is {v}"))),
         };
-        Ok(Scheme { mode: mode.to_string(), bits: number("bits", 4)?, group: number("group_size", 64)? })
+        let (bits, group) = small_floats(mode).map_or((4, 64), |format| (format.bits() as u64, format.group() as u64));
+        Ok(Scheme { mode: mode.to_string(), bits: number("bits", bits)?, group: number("group_size", group)? })
     }
 
-    /// The codec, if it is one of ours.
-    fn codec(&self, scale: Float) -> Option<CodecId> {
-        match (self.mode.as_str(), self.bits, self.group) {
-            ("affine", bits @ (4 | 8), group @ (32 | 64 | 128)) => {
-                Some(CodecId::MlxAffine { bits: bits as u8, group: group as u16, scale })
+    /// How MLX packs a codec; `None` if it has nothing like it.
+    pub fn of(codec: CodecId) -> Option<Self> {
+        Some(match codec {
+            CodecId::MlxAffine { bits, group, .. } => Scheme { mode: "affine".into(), bits: bits.into(), group: group.into() },
+            CodecId::Micro(format) => {
+                let (mode, _) = SMALL_FLOATS.into_iter().find(|(_, f)| *f == format)?;
+                Scheme { mode: mode.into(), bits: format.bits() as u64, group: format.group() as u64 }
             }
-            _ => None,
-        }
+            _ => return None,
+        })
+    }
+
+    /// The codec of a tensor with these scales, if it is one of ours.
+    fn codec(&self, scales: &Encoding) -> Option<CodecId> {
+        let codec = match (small_floats(&self.mode), scales) {
+            (Some(format), Encoding::Opaque(bytes)) if bytes == "U8" => CodecId::Micro(format),
+            (None, Encoding::Codec(float)) => {
+                let (bits, group) = (u8::try_from(self.bits).ok()?, u16::try_from(self.group).ok()?);
+                CodecId::MlxAffine { bits, group, scale: float.float()? }
+            }
+            _ => return None,
+        };
+        crate::codecs::find(codec)?;
+        (Scheme::of(codec)? == *self).then_some(codec)
+    }
+}
+
+/// The modes of small floats.
+const SMALL_FLOATS: [(&str, Micro); 3] = [("mxfp4", Micro::Mxfp4), ("mxfp8", Micro::Mxfp8), ("nvfp4", Micro::Nvfp4)];
+
+fn small_floats(mode: &str) -> Option<Micro> {
+    SMALL_FLOATS.into_iter().find(|(name, _)| *name == mode).map(|(_, format)| format)
+}
+
+/// How a codec's blocks lie apart in a folder.
+struct Planes {
+    bits: usize,
+    group: usize,
+    /// The dtype of scales and biases.
+    dtype: &'static str,
+    /// What follows `module.` in the planes' names, and bytes per group.
+    parts: Vec<(&'static str, usize)>,
+}
+
+impl Planes {
+    /// `None` for codecs that are one tensor.
+    fn of(codec: CodecId) -> Option<Self> {
+        let (bits, group, dtype, rest) = match codec {
+            CodecId::MlxAffine { bits, group, scale } => {
+                let dtype = match scale {
+                    Float::F32 => "F32",
+                    Float::F16 => "F16",
+                    Float::BF16 => "BF16",
+                };
+                (bits.into(), group.into(), dtype, vec![("scales", scale.size()), ("biases", scale.size())])
+            }
+            CodecId::Micro(format) => (format.bits(), format.group(), "U8", vec![("scales", 1)]),
+            _ => return None,
+        };
+        let parts = std::iter::once(("weight", bits * group / 8)).chain(rest).collect();
+        Some(Planes { bits, group, dtype, parts })
+    }
+
+    /// Bytes of a group in all planes together.
+    fn block(&self) -> usize {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Some rows of all planes as blocks.
+    fn interleave(&self, inner: &SafetensorsStore, module: &str, rows: Range<usize>) -> Result<Vec<u8>> {
+        let read = |&(part, n): &(&str, usize)| Ok((inner.row_bytes(&format!("{module}.{part}"), rows.clone())?, n));
+        let planes = self.parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let mut out = vec![0u8; planes[0].0.len() / planes[0].1 * self.block()];
+        out.par_chunks_exact_mut(self.block()).enumerate().with_min_len(1024).for_each(|(i, block)| {
+            let mut at = 0;
+            for (bytes, n) in &planes {
+                block[at..at + n].copy_from_slice(&bytes[i * n..][..*n]);
+                at += n;
+            }
+        });
+        Ok(out)
     }
 }
 
@@ -97,15 +175,11 @@ impl Quantization {
 /// The `quantization` block for `config.json`: `default` for all modules, and an override for each tensor (`X.weight`) in another
 /// MLX codec. Dense tensors need no entry. Keys are sorted.
 pub fn quantization_block<'a>(default: CodecId, tensors: impl IntoIterator<Item = (&'a str, CodecId)>) -> Result<Value> {
-    let block = |codec| match codec {
-        CodecId::MlxAffine { bits, group, .. } => Some((group, bits)),
-        _ => None,
-    };
-    let about = |(group, bits)| json!({ "bits": bits, "group_size": group, "mode": "affine" });
-    let default = block(default).ok_or_else(|| Error::failed(format!("{default} is no codec of MLX")))?;
+    let about = |scheme: Scheme| json!({ "bits": scheme.bits, "group_size": scheme.group, "mode": scheme.mode });
+    let default = Scheme::of(default).ok_or_else(|| Error::failed(format!("{default} is no codec of MLX")))?;
     let mut entries: BTreeMap<String, Value> = BTreeMap::new();
     for (name, codec) in tensors {
-        if let Some(own) = block(codec).filter(|own| *own != default) {
+        if let Some(own) = Scheme::of(codec).filter(|own| *own != default) {
             entries.insert(module_of(name)?.to_string(), about(own));
         }
     }
@@ -171,9 +245,9 @@ impl MlxStore {
     }
 }
 
-/// The module whose scales or biases this tensor is, if it belongs to a packed weight.
+/// The module whose scales, biases or global scale this tensor is, if it belongs to a packed weight.
 fn plane_owner<'a>(inner: &SafetensorsStore, name: &'a str) -> Option<&'a str> {
-    let module = name.strip_suffix(".scales").or_else(|| name.strip_suffix(".biases"))?;
+    let module = [".scales", ".biases", GLOBAL_SCALE].into_iter().find_map(|suffix| name.strip_suffix(suffix))?;
     is_packed(inner, module).then_some(module)
 }
 
@@ -202,36 +276,57 @@ fn merge(inner: &SafetensorsStore, quantization: &Quantization, info: &TensorInf
     };
     let unsupported = || {
         Error::unsupported(format!("MLX mode `{}` with {} bits in groups of {}", scheme.mode, scheme.bits, scheme.group))
-            .hint("supported: affine, 4 or 8 bits, groups of 32, 64 or 128")
+            .hint("supported: affine with 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128; mxfp4, mxfp8 and nvfp4")
     };
-    let codec = match &scales.encoding {
-        Encoding::Codec(c) => c.float().and_then(|float| scheme.codec(float)),
-        Encoding::Opaque(_) | Encoding::Decoded(_) => None,
-    };
-    let Some(codec @ CodecId::MlxAffine { bits, group, .. }) = codec else { return Err(unsupported()) };
-    let Some(biases) = biases else {
+    let codec = scheme.codec(&scales.encoding).ok_or_else(unsupported)?;
+    let planes @ Planes { bits, group, .. } = &Planes::of(codec).ok_or_else(unsupported)?;
+    if biases.is_none() && planes.parts.len() > 2 {
         return Err(Error::missing(format!("`{module}.biases` is missing")));
-    };
+    }
+    if biases.is_some() && planes.parts.len() == 2 {
+        return Err(Error::corrupt(format!("mode `{}` has no biases, but `{module}.biases` is there", scheme.mode)));
+    }
     let ([outer @ .., packed], [scale_outer @ .., groups]) = (info.shape.as_slice(), scales.shape.as_slice()) else {
         return Err(Error::corrupt("a packed weight or its scales have no dimensions"));
     };
     // Two schemes of equal `bits × group` have planes of equal shape (8 bits × 32 and 4 × 64): only who knows the model's shapes can
     // tell those apart, and must compare the logical shape.
-    let row_len = packed.checked_mul(32).map(|n| n / usize::from(bits));
-    if row_len != groups.checked_mul(usize::from(group)) || outer != scale_outer || outer.is_empty() {
+    let row_len = groups.checked_mul(*group);
+    if packed.checked_mul(32) != row_len.and_then(|n| n.checked_mul(*bits)) || outer != scale_outer || outer.is_empty() {
         let message = format!(
             "packed weight {:?} and scales {:?} do not fit {bits} bits in groups of {group}, as config.json has it",
             info.shape, scales.shape
         );
         return Err(Error::corrupt(message).hint("`quantization` in config.json is wrong for this tensor"));
     }
-    if biases.shape != scales.shape || biases.encoding != scales.encoding {
+    if let Some(biases) = biases.filter(|b| b.shape != scales.shape || b.encoding != scales.encoding) {
         return Err(Error::corrupt(format!("scales {:?} and biases {:?} differ in shape or type", scales.shape, biases.shape)));
     }
     let mut shape = outer.to_vec();
     shape.extend(row_len);
-    let n_bytes = info.n_bytes + scales.n_bytes + biases.n_bytes;
-    Ok(TensorInfo::new(info.name.clone(), shape, Encoding::Codec(codec), n_bytes))
+    let n_bytes = info.n_bytes + scales.n_bytes + biases.map_or(0, |b| b.n_bytes);
+    let mut merged = TensorInfo::new(info.name.clone(), shape, Encoding::Codec(codec), n_bytes);
+    let global = global_scales(inner, module, codec, outer)?;
+    match global.first() {
+        Some(&scale) if global.iter().all(|&g| g == scale) => merged.scale = scale,
+        Some(_) => merged.encoding = Encoding::Decoded(format!("{codec} with a scale per expert")),
+        None => {}
+    }
+    Ok(merged)
+}
+
+/// What the experts of an `nvfp4` module are multiplied by, one number each; nothing for a module without global scales. MLX
+/// stores the largest magnitude, which the largest code under the largest scale stands for.
+fn global_scales(inner: &SafetensorsStore, module: &str, codec: CodecId, outer: &[usize]) -> Result<Vec<f32>> {
+    let name = format!("{module}{GLOBAL_SCALE}");
+    let Some(info) = inner.find(&name) else { return Ok(Vec::new()) };
+    let experts: usize = outer[..outer.len() - 1].iter().product();
+    if codec != CodecId::Micro(Micro::Nvfp4) || info.encoding != Encoding::Codec(CodecId::F32) || info.n_weights() != experts {
+        let message =
+            format!("`{name}` is {} of {:?}; only nvfp4 has such scales, f32 and one per expert", info.encoding, info.shape);
+        return Err(Error::corrupt(message));
+    }
+    Ok(inner.read_f32(&name)?.1.into_iter().map(|largest| largest / (448.0 * 6.0)).collect())
 }
 
 /// Path and contents of a folder's `config.json`.
@@ -256,70 +351,76 @@ impl TensorStore for MlxStore {
     }
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
-        let Encoding::Codec(CodecId::MlxAffine { bits, group, scale }) = info.encoding else {
-            return self.inner.bytes(name);
+        self.row_bytes(name, 0..info.n_rows())
+    }
+    fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
+        let codec = match info.encoding {
+            Encoding::Codec(codec) => codec,
+            // The only kind of these here: experts that each have a scale.
+            Encoding::Decoded(_) => CodecId::Micro(Micro::Nvfp4),
+            Encoding::Opaque(_) => return self.inner.row_bytes(name, rows),
         };
+        let Some(planes) = Planes::of(codec) else { return self.inner.row_bytes(name, rows) };
         let module = module_of(name)?;
-        let codes = self.inner.bytes(name)?;
-        let scales = self.inner.bytes(&format!("{module}.scales"))?;
-        let biases = self.inner.bytes(&format!("{module}.biases"))?;
-        let (c, s) = (usize::from(bits) * usize::from(group) / 8, scale.size());
-        let mut out = vec![0u8; info.n_bytes];
-        let groups = codes.par_chunks_exact(c).zip(scales.par_chunks_exact(s)).zip(biases.par_chunks_exact(s));
-        out.par_chunks_exact_mut(c + 2 * s).zip(groups).with_min_len(1024).for_each(|(block, ((code, scale), bias))| {
-            block[..c].copy_from_slice(code);
-            block[c..c + s].copy_from_slice(scale);
-            block[c + s..].copy_from_slice(bias);
-        });
-        Ok(Cow::Owned(out))
+        let blocks = planes.interleave(&self.inner, module, rows.clone())?;
+        if info.encoding == Encoding::Codec(codec) {
+            return Ok(Cow::Owned(blocks));
+        }
+        let outer = &info.shape[..info.shape.len() - 1];
+        let scales = global_scales(&self.inner, module, codec, outer)?;
+        let rows_of_each = outer.last().copied().unwrap_or(1).max(1);
+        let mut values = decode_all(codec, &blocks);
+        for (row, values) in rows.zip(values.chunks_exact_mut(info.row_len().max(1))) {
+            values.iter_mut().for_each(|v| *v *= scales[row / rows_of_each]);
+        }
+        Ok(Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()))
     }
     fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
 }
 
-/// The safetensors tensors that hold a tensor of this codec and logical shape: the three planes for MLX's codecs, one for floats.
+/// The safetensors tensors that hold a tensor of this codec and logical shape: two or three planes for MLX's codecs, one tensor
+/// for floats.
 pub fn plan_planes(name: &str, codec: CodecId, shape: &[usize]) -> Result<Vec<TensorPlan>> {
-    let CodecId::MlxAffine { bits, group, scale } = codec else {
+    let Some(Planes { bits, group, dtype, parts }) = Planes::of(codec) else {
         return Ok(vec![TensorPlan::float(name, codec, shape)?]);
     };
     let module = module_of(name)?;
-    let (bits, group) = (usize::from(bits), usize::from(group));
     let Some((&row_len, outer)) = shape.split_last().filter(|(n, outer)| *n % group == 0 && !outer.is_empty()) else {
         return Err(Error::failed(format!("shape {shape:?} is not rows of whole groups of {group}")).tensor(name));
     };
-    let with = |last: usize| [outer, &[last]].concat();
-    let float = scale.codec();
-    Ok(vec![
-        TensorPlan::new(name, "U32", &with(row_len * bits / 32))?,
-        TensorPlan::float(format!("{module}.scales"), float, &with(row_len / group))?,
-        TensorPlan::float(format!("{module}.biases"), float, &with(row_len / group))?,
-    ])
+    let plan = |(part, _): (&str, usize)| match part {
+        "weight" => TensorPlan::new(name, "U32", &[outer, &[row_len * bits / 32]].concat()),
+        _ => TensorPlan::new(format!("{module}.{part}"), dtype, &[outer, &[row_len / group]].concat()),
+    };
+    parts.into_iter().map(plan).collect()
 }
 
 /// Separates a tensor into names and bytes of the safetensors tensors that [`plan_planes`] lists.
 pub fn split_planes<'a>(name: &str, tensor: &'a EncodedTensor) -> Result<Vec<(String, Cow<'a, [u8]>)>> {
-    let CodecId::MlxAffine { bits, group, scale } = tensor.codec else {
+    let Some(planes) = Planes::of(tensor.codec) else {
         return Ok(vec![(name.to_string(), Cow::Borrowed(&tensor.bytes))]);
     };
-    let module = module_of(name)?;
-    let (c, s) = (usize::from(bits) * usize::from(group) / 8, scale.size());
-    if !tensor.bytes.len().is_multiple_of(c + 2 * s) {
+    let (module, block) = (module_of(name)?, planes.block());
+    if !tensor.bytes.len().is_multiple_of(block) {
         return Err(Error::failed(format!("{} bytes are not whole blocks of {}", tensor.bytes.len(), tensor.codec)).tensor(name));
     }
-    let n = tensor.bytes.len() / (c + 2 * s);
-    let (mut codes, mut scales, mut biases) = (vec![0u8; n * c], vec![0u8; n * s], vec![0u8; n * s]);
-    let planes = codes.par_chunks_exact_mut(c).zip(scales.par_chunks_exact_mut(s)).zip(biases.par_chunks_exact_mut(s));
-    tensor.bytes.par_chunks_exact(c + 2 * s).zip(planes).with_min_len(1024).for_each(|(block, ((code, scale), bias))| {
-        code.copy_from_slice(&block[..c]);
-        scale.copy_from_slice(&block[c..c + s]);
-        bias.copy_from_slice(&block[c + s..]);
-    });
-    Ok(vec![
-        (name.to_string(), Cow::Owned(codes)),
-        (format!("{module}.scales"), Cow::Owned(scales)),
-        (format!("{module}.biases"), Cow::Owned(biases)),
-    ])
+    if tensor.scale != 1.0 {
+        return Err(
+            Error::failed(format!("MLX folders have no place for a scale of the whole tensor ({})", tensor.scale)).tensor(name)
+        );
+    }
+    let mut at = 0;
+    let mut split = |(part, n): (&str, usize)| {
+        let mut plane = vec![0u8; tensor.bytes.len() / block * n];
+        let blocks = tensor.bytes.par_chunks_exact(block);
+        plane.par_chunks_exact_mut(n).zip(blocks).with_min_len(1024).for_each(|(out, b)| out.copy_from_slice(&b[at..at + n]));
+        at += n;
+        (format!("{module}.{part}"), Cow::Owned(plane))
+    };
+    Ok(planes.parts.iter().map(|&part| split(part)).collect())
 }
 
 /// Writes the tensors of an MLX folder: safetensors shards with their index. `config.json` and the other files are the caller's.

@@ -55,6 +55,78 @@ fn a_folder_round_trips() {
     assert_eq!(index["metadata"]["total_parameters"], 3 * 128 + 2 * 2 * 128 + 5);
 }
 
+/// Every mode, width and group size, mixed in one model, with stacked experts and rows read apart.
+#[test]
+fn all_modes_round_trip_in_one_folder() {
+    let mut codecs: Vec<CodecId> = [Micro::Mxfp4, Micro::Mxfp8, Micro::Nvfp4].map(CodecId::Micro).to_vec();
+    for bits in [2, 3, 4, 5, 6, 8] {
+        for group in [32, 64, 128] {
+            codecs.extend([Float::F32, Float::F16, Float::BF16].map(|scale| CodecId::MlxAffine { bits, group, scale }));
+        }
+    }
+    let shape = [2, 3, 256];
+    let tensors: Vec<_> = codecs.iter().enumerate().map(|(i, &c)| (format!("m.{i}.weight"), tensor(c, &shape))).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let block = quantization_block(codecs[0], tensors.iter().map(|(n, t)| (n.as_str(), t.codec))).unwrap();
+    fs::write(dir.path().join(CONFIG_FILE), config(block)).unwrap();
+    let plan: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.codec, t.shape.clone())).collect();
+    let writer = MlxWriter::create(dir.path(), &plan, 100_000).unwrap();
+    tensors.iter().for_each(|(n, t)| writer.write(n, t).unwrap());
+    writer.finish().unwrap();
+    let store = MlxStore::open(dir.path()).unwrap();
+    assert_eq!(store.tensors().len(), tensors.len());
+    for (name, t) in &tensors {
+        let info = store.find(name).unwrap();
+        assert_eq!((&info.shape[..], &info.encoding, info.n_bytes), (&shape[..], &Encoding::Codec(t.codec), t.bytes.len()));
+        assert_eq!(&*store.bytes(name).unwrap(), t.bytes.as_slice(), "{name}");
+        let row = t.bytes.len() / 6;
+        assert_eq!(&*store.row_bytes(name, 2..5).unwrap(), &t.bytes[2 * row..5 * row], "{name}");
+    }
+}
+
+/// Three experts of two rows with these planes.
+fn experts(mode: &str, extra: &[(&str, &str, &[usize], Vec<u8>)]) -> Result<MlxStore> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(CONFIG_FILE), config(json!({ "mode": mode }))).unwrap();
+    let codes: Vec<u8> = (0..3 * 2 * 16).map(|i| (i * 37 % 251) as u8).collect();
+    let group = if mode == "nvfp4" { 16 } else { 32 };
+    let scales: Vec<u8> = (0..6 * 32 / group).map(|i| 0x38 + i as u8).collect();
+    let mut planes: Vec<(&str, &str, &[usize], Vec<u8>)> = vec![
+        ("x.weight", "U32", &[3, 2, 4], codes),
+        ("x.scales", "U8", if group == 16 { &[3, 2, 2] } else { &[3, 2, 1] }, scales),
+    ];
+    planes.extend(extra.iter().cloned());
+    let plans: Vec<_> = planes.iter().map(|(n, d, s, _)| TensorPlan::new(*n, d, s).unwrap()).collect();
+    let writer = SafetensorsWriter::create(dir.path().join(crate::safetensors::SINGLE_FILE), plans, &BTreeMap::new()).unwrap();
+    planes.iter().for_each(|(n, _, _, bytes)| writer.write(n, bytes).unwrap());
+    writer.finish().unwrap();
+    // Memory maps outlive the folder's names.
+    MlxStore::open(dir.path())
+}
+
+#[test]
+fn scales_of_experts_multiply_their_values() {
+    let plain = experts("nvfp4", &[]).unwrap();
+    let values = plain.read_f32("x.weight").unwrap().1;
+    let global = |largest: [f32; 3]| largest.iter().flat_map(|g| g.to_le_bytes()).collect::<Vec<u8>>();
+    for largest in [[2688.0 * 4.0; 3], [2688.0, 5376.0, 1344.0]] {
+        let store = experts("nvfp4", &[("x.global_scale", "F32", &[3], global(largest))]).unwrap();
+        assert_eq!(store.tensors().len(), 1);
+        let (shape, scaled) = store.read_f32("x.weight").unwrap();
+        assert_eq!(shape, [3, 2, 32]);
+        for (i, (a, b)) in scaled.iter().zip(&values).enumerate() {
+            assert_eq!(*a, b * largest[i / 64] / 2688.0);
+        }
+        assert_eq!(store.read_rows("x.weight", 3..5).unwrap(), scaled[96..160]);
+    }
+    let of_one_for_all = ("x.global_scale", "F32", &[1][..], global([1.0; 3])[..4].to_vec());
+    assert_eq!(experts("nvfp4", &[of_one_for_all]).unwrap_err().kind, ErrorKind::Corrupt);
+    let right = ("x.global_scale", "F32", &[3][..], global([1.0; 3]));
+    assert_eq!(experts("mxfp4", &[right]).unwrap_err().kind, ErrorKind::Corrupt);
+    let biases = ("x.biases", "U8", &[3, 2, 2][..], vec![0; 12]);
+    assert_eq!(experts("nvfp4", &[biases]).unwrap_err().kind, ErrorKind::Corrupt);
+}
+
 #[test]
 fn rows_in_parts_give_the_same_folder() {
     let (whole, tensors) = folder(&config(good()));
@@ -129,6 +201,10 @@ fn defaults_and_nulls_of_mlx_lm_are_understood() {
     let q = q.unwrap().unwrap();
     assert_eq!(q.scheme("x").unwrap(), &Scheme { mode: "affine".into(), bits: 4, group: 64 });
     assert_eq!(q.scheme("y"), None);
+    for (mode, bits, group) in [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16), ("affine", 4, 64)] {
+        let q = Quantization::of_config(&json!({ "quantization": { "mode": mode } })).unwrap().unwrap();
+        assert_eq!(q.scheme("x").unwrap(), &Scheme { mode: mode.into(), bits, group });
+    }
     assert_eq!(q.scheme("z"), q.scheme("anything"));
     assert_eq!(q.scheme("z").unwrap().bits, 8);
     assert_eq!(Quantization::of_config(&json!({})).unwrap(), None);
@@ -176,7 +252,7 @@ fn a_dense_weight_that_should_be_packed_is_caught() {
 
 #[test]
 fn other_modes_and_widths_are_unsupported() {
-    for (key, value) in [("mode", json!("mxfp4")), ("bits", json!(6)), ("group_size", json!(16))] {
+    for (key, value) in [("mode", json!("mxfp4")), ("mode", json!("fp5")), ("bits", json!(7)), ("group_size", json!(16))] {
         let mut q = good();
         q["m.b"][key] = value;
         let error = refused(&config(q));

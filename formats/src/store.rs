@@ -6,6 +6,7 @@ use crate::gguf::{self, GgufStore};
 use crate::mlx::{self, MlxStore};
 use crate::packed::{self, PackedStore};
 use crate::safetensors::SafetensorsStore;
+use crate::torch::{self, TorchStore};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -21,6 +22,8 @@ pub enum Container {
     Packed,
     /// A safetensors file, an index, or a Hugging Face folder.
     Safetensors,
+    /// A PyTorch checkpoint: a file, an index, or a folder without safetensors.
+    Torch,
 }
 
 impl Container {
@@ -31,6 +34,7 @@ impl Container {
             Container::Mlx => "mlx",
             Container::Packed => "packed",
             Container::Safetensors => "safetensors",
+            Container::Torch => "torch",
         }
     }
 
@@ -39,8 +43,9 @@ impl Container {
         let path = path.as_ref();
         let meta = std::fs::metadata(path).map_err(|e| Error::read(path, e))?;
         if meta.is_dir() {
+            let dense = if torch::only_torch(path) { Container::Torch } else { Container::Safetensors };
             if !path.join(mlx::CONFIG_FILE).is_file() {
-                return Ok(Container::Safetensors);
+                return Ok(dense);
             }
             let (_, config) = packed::config_of(path)?;
             let quantized = config.get("quantization").is_some_and(|q| q.get("bits").is_some());
@@ -49,16 +54,20 @@ impl Container {
                 false if packed::layout_of(&config).map_err(|e| e.file(path.join(mlx::CONFIG_FILE)))?.is_some() => {
                     Container::Packed
                 }
-                false => Container::Safetensors,
+                false => dense,
             });
         }
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || starts_with_magic(path)? {
             return Ok(Container::Gguf);
         }
+        let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        if torch::is_weights(&name) || name.ends_with(".bin.index.json") {
+            return Ok(Container::Torch);
+        }
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors") || e.eq_ignore_ascii_case("json")) {
             return Ok(Container::Safetensors);
         }
-        Err(Error::unsupported("neither GGUF nor safetensors").file(path))
+        Err(Error::unsupported("neither GGUF nor safetensors nor a PyTorch checkpoint").file(path))
     }
 }
 
@@ -69,7 +78,7 @@ fn starts_with_magic(path: &Path) -> Result<bool> {
     Ok(magic == gguf::MAGIC)
 }
 
-/// Opens a GGUF file or split set, an MLX folder, a Hugging Face folder, or a safetensors file or index.
+/// Opens a GGUF file or split set, an MLX folder, a Hugging Face folder, or a safetensors or PyTorch file or index.
 pub fn open_store(path: impl AsRef<Path>) -> Result<Box<dyn TensorStore>> {
     let path = path.as_ref();
     Ok(match Container::detect(path)? {
@@ -77,6 +86,7 @@ pub fn open_store(path: impl AsRef<Path>) -> Result<Box<dyn TensorStore>> {
         Container::Mlx => Box::new(MlxStore::open(path)?),
         Container::Packed => Box::new(PackedStore::open(path)?),
         Container::Safetensors => Box::new(SafetensorsStore::open(path)?),
+        Container::Torch => Box::new(TorchStore::open(path)?),
     })
 }
 
@@ -108,6 +118,15 @@ mod tests {
             fs::write(dir.path().join("config.json"), config).unwrap();
             assert_eq!(Container::detect(dir.path()).unwrap(), expected);
         }
+        fs::remove_file(dir.path().join("x.safetensors")).unwrap();
+        fs::write(dir.path().join("training_args.bin"), b"").unwrap();
+        assert_eq!(Container::detect(dir.path()).unwrap(), Container::Safetensors);
+        assert_eq!(file("pytorch_model.bin", b"PK").unwrap(), Container::Torch);
+        assert_eq!(Container::detect(dir.path()).unwrap(), Container::Torch);
+        fs::write(dir.path().join("model.safetensors"), b"").unwrap();
+        assert_eq!(Container::detect(dir.path()).unwrap(), Container::Safetensors);
+        fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        fs::remove_file(dir.path().join("pytorch_model.bin")).unwrap();
         assert_eq!(Container::detect(dir.path().join("none")).unwrap_err().kind, ErrorKind::Missing);
         assert_eq!(open_store(dir.path()).err().unwrap().kind, ErrorKind::Missing);
     }

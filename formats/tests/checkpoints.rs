@@ -122,7 +122,7 @@ fn round_trip(format: PackedFormat, tensors: &[(&str, EncodedTensor)], config: V
     let plans: Vec<_> = tensors.iter().map(|(n, t)| (n.to_string(), t.codec, t.shape.clone())).collect();
     let writer = PackedWriter::create(dir.path(), format, &plans, 1 << 30).unwrap();
     for (name, tensor) in tensors {
-        writer.write(name, tensor).unwrap();
+        writer.write_rows(name, 0, tensor).unwrap();
     }
     writer.finish().unwrap();
     std::fs::write(dir.path().join("config.json"), serde_json::json!({ "quantization_config": config }).to_string()).unwrap();

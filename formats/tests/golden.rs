@@ -149,7 +149,7 @@ fn mlx_small_float_encoders() {
 
 fn mlx_formats() -> impl Iterator<Item = (u8, u16, Float, &'static str)> {
     let floats = [(Float::F32, "f32"), (Float::F16, "f16"), (Float::BF16, "bf16")];
-    [4, 8].into_iter().flat_map(move |bits| {
+    [2, 3, 4, 5, 6, 8].into_iter().flat_map(move |bits| {
         [32, 64, 128].into_iter().flat_map(move |group| floats.into_iter().map(move |(scale, name)| (bits, group, scale, name)))
     })
 }

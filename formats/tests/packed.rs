@@ -141,12 +141,14 @@ fn what_is_read_is_written_again_unchanged() {
         let has_zero = tensor.bytes.chunks_exact(block).any(|b| b[block - 1] == 0);
         assert!(!(has_zero && case.starts_with("autogptq")));
         if has_zero && format(config) == PackedFormat::Gptq(ZeroPoints::MinusOne) {
-            let error = writer.write(WEIGHT, &tensor).unwrap_err();
+            let error = writer.write_rows(WEIGHT, 0, &tensor).unwrap_err();
             assert!(error.kind == ErrorKind::Unsupported && error.message.contains("zero point 0"), "{error}");
             continue;
         }
-        assert!(writer.write("other.weight", &tensor).is_err());
-        writer.write(WEIGHT, &tensor).unwrap();
+        assert!(writer.write_rows("other.weight", 0, &tensor).is_err());
+        let half = EncodedTensor::new(&[32, 64], codec, tensor.bytes[..tensor.bytes.len() / 2].to_vec());
+        assert!(writer.write_rows(WEIGHT, 0, &half).is_err() && writer.write_rows(WEIGHT, 32, &half).is_err());
+        writer.write_rows(WEIGHT, 0, &tensor).unwrap();
         writer.finish().unwrap();
         let [theirs, ours] = [dir.path(), out.path()].map(|p| planes(&SafetensorsStore::open(p).unwrap()));
         assert!(theirs == ours, "{case}");

@@ -116,7 +116,7 @@ pub fn start(
     let codecs = plan.pairs();
     match target {
         Target::Gguf(_) => GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.start(path),
-        Target::Mlx { .. } | Target::MlxDense(_) => {
+        Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) => {
             let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
             if let Some(bytes) = shard_size {
                 mlx = mlx.shard_bytes(bytes);

@@ -5,7 +5,8 @@ use crate::context::Context;
 use crate::encode::gather;
 use crate::estimate::Cost;
 use crate::opened::Opened;
-use bitsmith_calibrate::{Detail, Stats, imatrix};
+use bitsmith_calibrate::imatrix::{Imatrix, Layout};
+use bitsmith_calibrate::{Detail, Stats};
 use bitsmith_formats::Result;
 use bitsmith_runtime::WeightSource;
 use serde::Serialize;
@@ -56,7 +57,7 @@ pub fn calibrate(
         stats.save(path)?;
     }
     if let Some(path) = imatrix_path {
-        imatrix::write(&stats, spec, path)?;
+        Imatrix::from_stats(&stats, spec).write(path, Layout::of(path).unwrap_or(Layout::Gguf))?;
     }
     let dead = stats.sites.iter().map(|(site, s)| (site.to_string(), s.sum_sq.iter().filter(|v| **v == 0.0).count()));
     Ok(Calibrated {

@@ -2,7 +2,8 @@
 
 use crate::context::Context;
 use crate::opened::Opened;
-use bitsmith_calibrate::{Stats, StatsMeta, imatrix};
+use bitsmith_calibrate::imatrix::{DEFAULT_CHUNK_SIZE, Imatrix};
+use bitsmith_calibrate::{Stats, StatsMeta};
 use bitsmith_datasets::{DataSpec, Encoder, Purpose, WindowSet, calibration_windows};
 use bitsmith_formats::hash::sha256_file;
 use bitsmith_formats::{Error, Result};
@@ -24,8 +25,8 @@ pub struct CalibrationOptions {
     pub data: Option<DataSpec>,
     /// Statistics gathered earlier.
     pub stats: Option<PathBuf>,
-    /// An importance matrix.
-    pub imatrix: Option<PathBuf>,
+    /// Importance matrices, which are added up.
+    pub imatrix: Vec<PathBuf>,
     /// Windows.
     pub samples: usize,
     /// Tokens per window.
@@ -39,7 +40,7 @@ impl Default for CalibrationOptions {
         CalibrationOptions {
             data: None,
             stats: None,
-            imatrix: None,
+            imatrix: Vec::new(),
             samples: DEFAULT_SAMPLES,
             ctx: DEFAULT_CTX,
             independent: false,
@@ -63,17 +64,19 @@ impl CalibrationOptions {
     /// Loads what `method` will need. The second value describes it for the recipe: everything that can change a result.
     pub fn load(&self, method: &Method, model: &Opened, context: &Context) -> Result<(Loaded, Option<Value>)> {
         let spec = model.checkpoint.spec();
-        let named = [self.data.is_some(), self.stats.is_some(), self.imatrix.is_some()].iter().filter(|n| **n).count();
+        let named = [self.data.is_some(), self.stats.is_some(), !self.imatrix.is_empty()].iter().filter(|n| **n).count();
         if named > 1 {
             return Err(Error::usage("--calib, --stats and --imatrix exclude each other"));
         }
-        if let Some(path) = &self.imatrix {
+        if let [first, ..] = &self.imatrix[..] {
             if method.needs_hessian() {
                 return Err(Error::usage(format!("method {method} needs more than an importance matrix"))
                     .hint("use --method reference with --imatrix, or give --calib or --stats"));
             }
-            let importance = imatrix::read(path, spec)?;
-            return Ok((Loaded::Importance(importance), Some(json!({"imatrix_sha256": sha256_file(path)?.0}))));
+            let importance = Imatrix::read_all(&self.imatrix, DEFAULT_CHUNK_SIZE)?.importance(spec).map_err(|e| e.file(first))?;
+            let hashes =
+                self.imatrix.iter().map(|path| sha256_file(path).map(|(sha256, _)| sha256)).collect::<Result<Vec<_>>>()?;
+            return Ok((Loaded::Importance(importance), Some(json!({"imatrix_sha256": hashes}))));
         }
         if let Some(path) = &self.stats {
             let stats = Stats::load(path)?;

@@ -3,15 +3,18 @@
 pub mod artifact;
 pub mod calibrate;
 pub mod calibration;
+pub mod check;
 pub mod context;
 pub mod encode;
 pub mod estimate;
 pub mod evaluate;
+pub mod imatrix;
 pub mod inspect;
 pub mod manifest;
 pub mod memory;
 pub mod model;
 pub mod opened;
+pub mod problem;
 pub mod progress;
 pub mod pull;
 pub mod quantize;
@@ -20,6 +23,7 @@ mod spool;
 mod stream;
 pub mod target;
 pub mod text;
+pub mod verify;
 
 pub use context::Context;
 pub use opened::Opened;

@@ -70,6 +70,8 @@ pub struct Manifest {
 
 const SCHEMA: u32 = 1;
 const IN_FOLDER: &str = "bitsmith.json";
+/// Checksums of a folder's files, as `sha256sum` writes them.
+pub const SUMS_FILE: &str = "SHA256SUMS";
 
 impl Manifest {
     /// A manifest for a finished artifact, which is read once to hash it.
@@ -107,13 +109,13 @@ impl Manifest {
     }
 }
 
-/// sha256 and size of a file, or of a folder's files without the manifest.
+/// sha256 and size of a file, or of a folder's files without manifest and checksums.
 pub fn hash_artifact(path: &Path) -> Result<(String, u64)> {
     if !path.is_dir() {
         return sha256_file(path);
     }
     let (mut lines, mut total) = (String::new(), 0);
-    for file in list_files(path)?.into_iter().filter(|f| f != IN_FOLDER) {
+    for file in list_files(path)?.into_iter().filter(|f| f != IN_FOLDER && f != SUMS_FILE) {
         let (sha, bytes) = sha256_file(path.join(&file))?;
         lines.push_str(&format!("{sha}  {file}\n"));
         total += bytes;
@@ -124,7 +126,7 @@ pub fn hash_artifact(path: &Path) -> Result<(String, u64)> {
 /// The source model's files that decide an artifact: weights, configuration and tokenizer.
 pub fn hash_inputs(model: &Path) -> Result<Vec<InputFile>> {
     let relevant = |name: &str| {
-        let ends = [".safetensors", ".json", ".model", ".txt", ".jinja"];
+        let ends = [".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".txt", ".jinja"];
         ends.iter().any(|e| name.ends_with(e)) && name != IN_FOLDER
     };
     let files: Vec<(String, PathBuf)> = if model.is_dir() {

@@ -116,8 +116,9 @@ impl<'a> Job<'a> {
     /// What is not quantized in this target is stored in this type. Until the job runs the source's type stands in for MLX's,
     /// which is as wide unless it is set.
     fn dense_for(&self, target: Target) -> Float {
-        let mlx = || self.mlx_dtype.get().copied().or(self.options.mlx_dtype).unwrap_or(self.dense);
-        if matches!(target, Target::Mlx { .. }) { mlx() } else { self.dense }
+        let chosen = if target.has_mlx_scales() { self.mlx_dtype.get().copied() } else { None };
+        let set = self.options.mlx_dtype.filter(|_| target.container() == "mlx" && target.is_quantized());
+        chosen.or(set).unwrap_or(self.dense)
     }
 
     /// The format of every tensor of a target.
@@ -337,7 +338,7 @@ fn mlx_dtype(model: &Opened, options: &QuantizeOptions, evidence: &Loaded, dense
         return Ok(float);
     }
     // Without a solver of our own, the folder is what mlx-lm would write.
-    let ours = options.method.solver.needs_hessian() && options.targets.iter().any(|t| matches!(t, Target::Mlx { .. }));
+    let ours = options.method.solver.needs_hessian() && options.targets.iter().any(|t| t.has_mlx_scales());
     if !ours || dense != Float::BF16 {
         return Ok(dense);
     }

@@ -164,10 +164,12 @@ fn source_row(model: &Opened, eval: EvalResult) -> Result<ReportRow> {
 
 fn facts(model: &Opened, options: &RunOptions) -> Vec<(String, String)> {
     let calibration = &options.quantize.calibration;
-    let data = match (&calibration.data, &calibration.stats, &calibration.imatrix) {
+    let files = |list: &[PathBuf]| list.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
+    let data = match (&calibration.data, &calibration.stats, &calibration.imatrix[..]) {
         (Some(data), _, _) => data.to_string(),
-        (_, Some(path), _) | (_, _, Some(path)) => path.display().to_string(),
-        _ => "builtin".into(),
+        (_, Some(path), _) => path.display().to_string(),
+        (_, _, []) => "builtin".into(),
+        (_, _, list) => files(list),
     };
     vec![
         ("Model".into(), model.name.clone()),

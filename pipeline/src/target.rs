@@ -1,10 +1,13 @@
 //! `container:encoding`: what `--to` names.
 
+use bitsmith_formats::mlx::Scheme;
 use bitsmith_formats::packed::{PackedFormat, ZeroPoints};
-use bitsmith_formats::{CodecId, Error, Float, Result};
+use bitsmith_formats::{CodecId, Error, Float, Micro, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_quantize::plan::PlanOptions;
 use bitsmith_quantize::preset::GgufPreset;
+use bitsmith_quantize::recipe::MlxRecipe;
+use bitsmith_runtime::role::Role;
 use bitsmith_runtime::spec::ModelSpec;
 use std::fmt;
 use std::str::FromStr;
@@ -21,6 +24,10 @@ pub enum Target {
         /// Weights per group.
         group: u16,
     },
+    /// An MLX folder of affine groups, with more bits where mlx-lm's recipe gives them.
+    MlxRecipe(MlxRecipe),
+    /// An MLX folder of small floats.
+    MlxMicro(Micro),
     /// An MLX folder of plain floating-point tensors.
     MlxDense(Float),
     /// A GPTQ folder.
@@ -39,21 +46,26 @@ pub enum Target {
     },
 }
 
-/// Groups that MLX's affine kernels take.
+/// Bits and groups that MLX's affine kernels take.
+const MLX_BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 const MLX_GROUPS: [u16; 3] = [32, 64, 128];
 /// Groups of GPTQ and AWQ.
 const PACKED_GROUPS: [u16; 3] = [128, 64, 32];
 /// Widths of GPTQ.
 const GPTQ_BITS: [u8; 4] = [4, 8, 3, 2];
+/// Targets of small floats.
+const MLX_MICRO: [(&str, Micro); 3] = [("mxfp4", Micro::Mxfp4), ("mxfp8", Micro::Mxfp8), ("nvfp4", Micro::Nvfp4)];
 
 impl Target {
     /// Every target, default groups first.
     pub fn all() -> Vec<Target> {
         let mut all: Vec<Target> =
             GgufPreset::all().filter(|(name, p)| *name == p.to_string()).map(|(_, p)| Target::Gguf(p)).collect();
-        for bits in [4, 8] {
+        for bits in MLX_BITS {
             all.extend([64, 32, 128].map(|group| Target::Mlx { bits, group }));
         }
+        all.extend(MLX_MICRO.map(|(_, format)| Target::MlxMicro(format)));
+        all.extend(MlxRecipe::ALL.map(Target::MlxRecipe));
         all.extend([Float::BF16, Float::F16, Float::F32].map(Target::MlxDense));
         for symmetric in [true, false] {
             let gptq = |bits| PACKED_GROUPS.map(|group| Target::Gptq { bits, group, symmetric });
@@ -67,7 +79,7 @@ impl Target {
     pub fn container(self) -> &'static str {
         match self {
             Target::Gguf(_) => "gguf",
-            Target::Mlx { .. } | Target::MlxDense(_) => "mlx",
+            Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) => "mlx",
             Target::Gptq { .. } => "gptq",
             Target::Awq { .. } => "awq",
         }
@@ -79,6 +91,11 @@ impl Target {
             Target::Gguf(preset) => preset.to_string(),
             Target::Mlx { bits, group: 64 } => format!("{bits}bit"),
             Target::Mlx { bits, group } => format!("{bits}bit-g{group}"),
+            Target::MlxRecipe(recipe) => recipe.to_string(),
+            Target::MlxMicro(format) => {
+                let name = MLX_MICRO.into_iter().find(|(_, f)| *f == format).map(|(name, _)| name);
+                name.expect("every format has a name").to_string()
+            }
             Target::MlxDense(float) => float.codec().to_string(),
             Target::Gptq { bits, group, symmetric } => format!("{bits}bit-g{group}{}", if symmetric { "" } else { "-asym" }),
             Target::Awq { group } => format!("4bit-g{group}"),
@@ -92,7 +109,7 @@ impl Target {
             Target::Gptq { symmetric: true, .. } => Some(PackedFormat::Gptq(ZeroPoints::MinusOne)),
             Target::Gptq { symmetric: false, .. } => Some(PackedFormat::Gptq(ZeroPoints::AsTheyAre)),
             Target::Awq { .. } => Some(PackedFormat::Awq),
-            Target::Gguf(_) | Target::Mlx { .. } | Target::MlxDense(_) => None,
+            _ => None,
         }
     }
 
@@ -101,6 +118,8 @@ impl Target {
         match self {
             Target::Gguf(preset) => preset.base(),
             Target::Mlx { bits, group } => CodecId::MlxAffine { bits, group, scale: dense },
+            Target::MlxRecipe(recipe) => CodecId::MlxAffine { bits: recipe.base(), group: MlxRecipe::GROUP, scale: dense },
+            Target::MlxMicro(format) => CodecId::Micro(format),
             Target::MlxDense(float) => float.codec(),
             // The tools keep scales in F16 whatever the rest is stored in.
             Target::Gptq { bits, group, symmetric } => {
@@ -115,11 +134,16 @@ impl Target {
         self.base(Float::BF16).float().is_none()
     }
 
+    /// Whether the target has floating-point scales, for which the best type is worth a search.
+    pub fn has_mlx_scales(self) -> bool {
+        matches!(self, Target::Mlx { .. } | Target::MlxRecipe(_))
+    }
+
     /// The type of norms and biases.
     pub fn vector_type(self, dense: Float) -> Float {
         match self {
             Target::Gguf(_) => Float::F32,
-            Target::Mlx { .. } => dense,
+            Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) => dense,
             Target::MlxDense(float) => float,
             // Their kernels compute in 16 bits, AWQ's in F16.
             Target::Gptq { .. } if dense != Float::F32 => dense,
@@ -131,7 +155,7 @@ impl Target {
     pub fn plan(self, spec: &ModelSpec, dense: Float, options: &PlanOptions) -> Result<Plan> {
         let plan = match self {
             Target::Gguf(preset) => Plan::gguf(spec, preset, options)?,
-            Target::Mlx { .. } | Target::MlxDense(_) => {
+            _ => {
                 let scale = self.vector_type(dense);
                 // MLX computes in the type of the scales, which is one type for the whole model.
                 let overrides = options.overrides.iter().map(|(name, codec)| match *codec {
@@ -139,7 +163,13 @@ impl Target {
                     other => (name.clone(), other),
                 });
                 let options = PlanOptions { overrides: overrides.collect(), ..options.clone() };
-                Plan::mlx(spec, self.base(dense), scale, &options)?
+                let choose = |role: Role| match (self, self.base(dense)) {
+                    (Target::MlxRecipe(recipe), CodecId::MlxAffine { group, scale, .. }) if !options.pure => {
+                        CodecId::MlxAffine { bits: recipe.bits(spec, role), group, scale }
+                    }
+                    (_, base) => base,
+                };
+                Plan::mlx(spec, choose, scale, &options)?
             }
             Target::Gptq { .. } | Target::Awq { .. } => {
                 let format = self.packed().expect("these targets are packed");
@@ -148,26 +178,35 @@ impl Target {
             }
         };
         // Only now, as a container may not have what the user wants for one tensor.
-        match plan.pairs().into_iter().find(|(_, codec)| !self.can_hold(*codec)) {
-            Some((role, codec)) => {
-                let message = format!("{} has no format {codec}", self.container().to_uppercase());
-                Err(Error::unsupported(message).tensor(role.to_string()).hint("choose a format of the target's container"))
-            }
-            None => Ok(plan),
+        let container = self.container().to_uppercase();
+        for (role, codec) in plan.pairs() {
+            let refused = match (self.packed(), codec.float()) {
+                _ if !self.can_hold(codec) => format!("{container} has no format {codec}"),
+                (Some(_), None) if role.layer.is_none() => format!("{container} keeps embedding and output matrix dense"),
+                _ => continue,
+            };
+            return Err(Error::unsupported(refused).tensor(role.to_string()).hint("choose a format of the target's container"));
         }
+        if self.packed().is_some() && plan.entries.iter().all(|e| e.codec.float().is_some()) {
+            let message = format!("no matrix of this model can be {}", self.base(dense));
+            return Err(Error::unsupported(message).hint("choose a smaller group, or another format"));
+        }
+        Ok(plan)
     }
 
     /// Whether tensors of the container can have this format.
     fn can_hold(self, codec: CodecId) -> bool {
         match codec {
-            CodecId::MlxAffine { .. } => self.container() == "mlx",
             // What the loaders take for granted does not differ between modules: the type of scales, and all of it in AWQ.
             CodecId::IntGroup { scale, symmetric, .. } => match self {
                 Target::Gptq { symmetric: all, .. } => scale == Float::F16 && symmetric == all,
                 Target::Awq { .. } => codec == self.base(Float::F16),
                 _ => false,
             },
-            other => other.float().is_some() || self.container() == "gguf",
+            CodecId::Fp8Group { .. } | CodecId::Nf4 { .. } => false,
+            other if other.float().is_some() => true,
+            other if Scheme::of(other).is_some() => self.container() == "mlx",
+            _ => self.container() == "gguf",
         }
     }
 }
@@ -197,8 +236,14 @@ impl FromStr for Target {
                 if let Some(float) = dense {
                     return Ok(Target::MlxDense(float));
                 }
+                if let Some((_, format)) = MLX_MICRO.into_iter().find(|(name, _)| *name == encoding) {
+                    return Ok(Target::MlxMicro(format));
+                }
+                if let Some(recipe) = MlxRecipe::ALL.into_iter().find(|r| r.to_string() == encoding) {
+                    return Ok(Target::MlxRecipe(recipe));
+                }
                 let (bits, group) = encoding.split_once("-g").unwrap_or((encoding, "64"));
-                let bits = bits.strip_suffix("bit").and_then(|b| b.parse().ok()).filter(|b| matches!(b, 4 | 8));
+                let bits = bits.strip_suffix("bit").and_then(|b| b.parse().ok()).filter(|b| MLX_BITS.contains(b));
                 let group = group.parse().ok().filter(|g| MLX_GROUPS.contains(g));
                 let (Some(bits), Some(group)) = (bits, group) else { return Err(unknown()) };
                 Ok(Target::Mlx { bits, group })
@@ -245,6 +290,10 @@ mod tests {
                 && !mlx.can_hold(int(Float::F16, true))
         );
         assert!(mlx.can_hold(affine) && mlx.can_hold(CodecId::F32) && !mlx.can_hold(CodecId::Q6K));
+        let small = CodecId::Micro(Micro::Mxfp4);
+        assert!(mlx.can_hold(small) && !gguf.can_hold(small) && gguf.can_hold(CodecId::MXFP4) && !mlx.can_hold(CodecId::MXFP4));
+        let int = CodecId::IntGroup { bits: 4, group: 128, scale: Float::F16, symmetric: true };
+        assert!(!mlx.can_hold(int) && !gguf.can_hold(int));
     }
 
     #[test]
@@ -261,7 +310,9 @@ mod tests {
         for bad in [
             "gguf",
             "gguf:q3",
-            "mlx:3bit",
+            "mlx:7bit",
+            "mlx:mxfp4-g32",
+            "mlx:mixed_2_4",
             "mlx:4bit-g16",
             "gptq:5bit",
             "gptq:4bit-g16",

@@ -5,6 +5,7 @@ mod kernels;
 pub mod method;
 pub mod plan;
 pub mod preset;
+pub mod recipe;
 pub mod solver;
 pub mod transform;
 

@@ -58,10 +58,10 @@ impl Plan {
         Self::build(spec, options, wanted, |_, _| true, fallback)
     }
 
-    /// Every matrix in one MLX format, embedding and output included, as `mlx_lm.convert -q` does. Rows that are not whole
-    /// groups stay dense in `dense`, as do norms and biases.
-    pub fn mlx(spec: &ModelSpec, codec: CodecId, dense: Float, options: &PlanOptions) -> Result<Plan> {
-        let wanted = |role: Role| if role.part.is_matrix() { codec } else { dense.codec() };
+    /// Every matrix in the MLX format that `choose` names, embedding and output included, as `mlx_lm.convert -q` does. Rows that
+    /// are not whole groups stay dense in `dense`, as do norms and biases.
+    pub fn mlx(spec: &ModelSpec, choose: impl Fn(Role) -> CodecId, dense: Float, options: &PlanOptions) -> Result<Plan> {
+        let wanted = |role: Role| if role.part.is_matrix() { choose(role) } else { dense.codec() };
         Self::build(spec, options, wanted, |_, _| true, |_, _| dense.codec())
     }
 

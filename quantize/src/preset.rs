@@ -82,7 +82,7 @@ impl GgufPreset {
 }
 
 /// The layers that the medium mixes give more bits: the first and last eighth, and every third between.
-fn more_bits(i: usize, n: usize) -> bool {
+pub(crate) fn more_bits(i: usize, n: usize) -> bool {
     i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
 }
 

@@ -8,6 +8,7 @@ use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::packed::PackedStore;
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::store::Container;
+use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
 use serde_json::{Map, Value};
 use std::ops::Range;
@@ -43,6 +44,8 @@ pub enum Store {
     Packed(PackedStore),
     /// A Hugging Face folder, a safetensors file or an index.
     Safetensors(SafetensorsStore),
+    /// A PyTorch checkpoint.
+    Torch(TorchStore),
 }
 
 impl Store {
@@ -53,6 +56,7 @@ impl Store {
             Store::Mlx(s) => s,
             Store::Packed(s) => s,
             Store::Safetensors(s) => s,
+            Store::Torch(s) => s,
         }
     }
 }
@@ -85,9 +89,9 @@ impl Checkpoint {
                 let config = read_json(&file)?.ok_or_else(|| {
                     Error::missing("no such file")
                         .file(&file)
-                        .hint("a checkpoint folder needs its config.json beside the safetensors")
+                        .hint("a checkpoint folder needs its config.json beside the weights")
                 })?;
-                if container == Container::Safetensors
+                if matches!(container, Container::Safetensors | Container::Torch)
                     && let Some(method) = config.pointer("/quantization_config/quant_method").and_then(Value::as_str)
                 {
                     return Err(Error::unsupported(format!("checkpoints quantized with `{method}` cannot be read"))
@@ -98,6 +102,7 @@ impl Checkpoint {
                 let (kind, store) = match container {
                     Container::Mlx => (ContainerKind::Mlx, Store::Mlx(MlxStore::open(path)?)),
                     Container::Packed => (ContainerKind::Hf, Store::Packed(PackedStore::open(path)?)),
+                    Container::Torch => (ContainerKind::Hf, Store::Torch(TorchStore::open(path)?)),
                     _ => (ContainerKind::Hf, Store::Safetensors(SafetensorsStore::open(path)?)),
                 };
                 // Writers differ on the meaning of an absent key, but not on whether there is an output matrix.
@@ -177,17 +182,22 @@ impl Checkpoint {
     }
 
     /// Some rows of a tensor decoded to f32, in Hugging Face's order. Of a tensor with more than two dimensions, all but the last
-    /// make rows; a vector is one row. Rows must start at a multiple of [`Checkpoint::row_align`] and end there or at the end.
+    /// make rows; a vector is one row. Multiples of [`Checkpoint::row_align`] read nothing else.
     pub fn read_rows(&self, role: Role, rows: Range<usize>) -> Result<Vec<f32>> {
         let name = self.tensor_name(role)?;
-        let data = self.store().read_rows(name, rows.clone()).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
-        let Some(heads) = self.heads(role) else { return Ok(data) };
+        let read = |rows| self.store().read_rows(name, rows).map_err(|e| e.file(self.store().file_of(name)).tensor(name));
+        let Some(heads) = self.heads(role) else { return read(rows) };
         let order = gguf_row_order(heads, self.spec.head_dim);
         if !role.part.is_matrix() {
-            return Ok(unpermute(&data, &order));
+            return Ok(unpermute(&read(rows)?, &order));
         }
-        let local: Vec<usize> = order[rows.clone()].iter().map(|row| row - rows.start).collect();
-        Ok(unpermute(&data, &local))
+        // Rows move only within their head.
+        let align = self.spec.head_dim;
+        let whole = rows.start / align * align..rows.end.next_multiple_of(align);
+        let local: Vec<usize> = order[whole.clone()].iter().map(|row| row - whole.start).collect();
+        let values = unpermute(&read(whole.clone())?, &local);
+        let row_len = values.len() / local.len().max(1);
+        Ok(values[(rows.start - whole.start) * row_len..(rows.end - whole.start) * row_len].to_vec())
     }
 
     /// The heads of a tensor whose rows GGUF interleaves.
@@ -378,6 +388,14 @@ mod tests {
             let gguf = Checkpoint::open(&file).unwrap();
             assert_eq!(gguf.kind(), ContainerKind::Gguf);
             assert_same(&gguf, &source);
+            for role in source.spec().roles() {
+                let whole = source.read(role).unwrap();
+                let row_len = *whole.shape.last().unwrap();
+                for row in 0..whole.data.len() / row_len {
+                    let want = &whole.data[row * row_len..(row + 1) * row_len];
+                    assert_eq!(gguf.read_rows(role, row..row + 1).unwrap(), want, "{role} row {row}");
+                }
+            }
             let (a, b) = (gguf.spec(), source.spec());
             assert_eq!((a.vocab_size, a.head_dim, a.rms_eps, a.rope.theta), (b.vocab_size, b.head_dim, b.rms_eps, b.rope.theta));
             assert_eq!((a.context_length, a.bos, &a.eos), (b.context_length, b.bos, &b.eos));

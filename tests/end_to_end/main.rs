@@ -5,11 +5,14 @@ mod contract;
 mod damage;
 mod disk;
 mod evidence;
+mod examine;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
+mod packed;
 mod pull;
 mod resume;
 mod support;
 mod text;
 mod tiny;
+mod torch;

@@ -31,10 +31,16 @@ check() {
 "$bitsmith" quantize demo --method reference --to gguf:bf16 --to gguf:q4_0 --to gguf:q8_0 --to gguf:q6_k --to mlx:8bit -o "$out/" -q
 "$bitsmith" quantize demo --samples 16 --to gguf:q4_k_m --to mlx:4bit -o "$out/best/" -q
 "$bitsmith" quantize demo --samples 16 --method gptq --to gguf:q4_k_s --to mlx:4bit-g32 -o "$out/gptq/" -q
-artifacts=("$out"/*.gguf "$out"/*/*.gguf "$out"/*-8bit "$out"/*/*-4bit*)
+# Every mode, width, group size and recipe of MLX.
+modes=(2bit 3bit-g128 4bit 5bit-g32 6bit 8bit mxfp4 mxfp8 nvfp4 mixed_2_6 mixed_3_4 mixed_3_6 mixed_4_6)
+"$bitsmith" quantize demo --method rtn "${modes[@]/#/--to=mlx:}" -o "$out/modes/" -q
+mlx=("$out"/modes/*/)
+[ ${#mlx[@]} -eq ${#modes[@]} ] || { echo "not the MLX folders that were asked for: ${mlx[*]}" >&2; exit 1; }
+artifacts=("$out"/*.gguf "$out"/{best,gptq}/*.gguf "$out"/*-8bit "$out"/{best,gptq}/*-4bit*)
 [ ${#artifacts[@]} -eq 9 ] || { echo "not the artifacts that were asked for: ${artifacts[*]}" >&2; exit 1; }
 
 check check.py "${artifacts[@]}"
+check check.py "${mlx[@]%/}"
 check metadata.py datasets/demo "${artifacts[@]}"
 check perplexity.py datasets/text/evaluation/prose.txt --windows 12 "$out"/bitsmith-demo-{BF16,Q8_0}.gguf "$out"/best/*.gguf
 check architectures.py datasets/demo

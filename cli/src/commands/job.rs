@@ -32,9 +32,10 @@ pub struct JobArgs {
     /// Statistics that `bitsmith calibrate` gathered, instead of text
     #[arg(long, value_name = "FILE", help_heading = "Calibration", conflicts_with = "calib")]
     pub stats: Option<PathBuf>,
-    /// Importance matrix in llama.cpp's format, instead of text
-    #[arg(long, value_name = "FILE", help_heading = "Calibration", conflicts_with_all = ["calib", "stats"])]
-    pub imatrix: Option<PathBuf>,
+    /// Importance matrices in llama.cpp's formats (.gguf, .dat), instead of text; several, separated by commas, are added up
+    #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Calibration", conflicts_with_all = ["calib", "stats"])]
+    #[serde(deserialize_with = "one_or_several")]
+    pub imatrix: Vec<PathBuf>,
     /// Windows of calibration text [default: 128]
     #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub samples: Option<usize>,
@@ -67,14 +68,14 @@ impl JobArgs {
     pub fn or(self, recipe: JobArgs) -> JobArgs {
         let list = |given: Vec<String>, other| if given.is_empty() { other } else { given };
         // The three sources of evidence exclude each other: one given replaces whichever the recipe names.
-        let evidence = self.calib.is_some() || self.stats.is_some() || self.imatrix.is_some();
-        let other = if evidence { JobArgs { calib: None, stats: None, imatrix: None, ..recipe } } else { recipe };
+        let evidence = self.calib.is_some() || self.stats.is_some() || !self.imatrix.is_empty();
+        let other = if evidence { JobArgs { calib: None, stats: None, imatrix: Vec::new(), ..recipe } } else { recipe };
         JobArgs {
             to: list(self.to, other.to),
             method: self.method.or(other.method),
             calib: self.calib.or(other.calib),
             stats: self.stats.or(other.stats),
-            imatrix: self.imatrix.or(other.imatrix),
+            imatrix: if self.imatrix.is_empty() { other.imatrix } else { self.imatrix },
             samples: self.samples.or(other.samples),
             ctx: self.ctx.or(other.ctx),
             independent: self.independent || other.independent,
@@ -115,6 +116,20 @@ impl JobArgs {
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
         })
     }
+}
+
+/// A path, or a list of paths.
+fn one_or_several<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        Several(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(d)? {
+        Paths::One(path) => vec![path],
+        Paths::Several(paths) => paths,
+    })
 }
 
 /// A floating-point type by name; `None` for `auto`.

@@ -2,11 +2,13 @@
 
 pub mod archs;
 pub mod calibrate;
+pub mod check;
 pub mod completions;
 pub mod convert;
 pub mod datasets;
 pub mod eval;
 pub mod generate;
+pub mod imatrix;
 pub mod inspect;
 mod job;
 pub mod logits;
@@ -17,10 +19,11 @@ mod recipe;
 pub mod run;
 pub mod targets;
 pub mod tokenize;
+pub mod verify;
 
 use crate::app::App;
 use crate::args::Command;
-use bitsmith_formats::Result;
+use bitsmith_formats::{Error, Result};
 
 /// Runs a command.
 pub fn run(command: &Command, app: &App) -> Result<Status> {
@@ -33,6 +36,9 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Eval(args) => done(eval::run(args, app)),
         Command::Generate(args) => done(generate::run(args, app)),
         Command::Inspect(args) => done(inspect::run(args, app)),
+        Command::Check(args) => check::run(args, app),
+        Command::Verify(args) => verify::run(args, app),
+        Command::Imatrix(args) => done(imatrix::run(args, app)),
         Command::Pull(args) => done(pull::run(args, app)),
         Command::Tokenize(args) => done(tokenize::run(args, app)),
         Command::Logits(args) => done(logits::run(args, app)),
@@ -45,10 +51,12 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
 }
 
 /// How a command ended that did its work.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Status {
     /// All is well.
     Done,
     /// These quality gates did not hold; the results are written all the same.
     GatesFailed(Vec<String>),
+    /// What was looked at is not in order; the result says so already.
+    Found(Error),
 }

@@ -1,23 +1,65 @@
-//! Streams of codes narrower than a byte, first code in the lowest bits.
+//! Codes of 2 to 8 bits as a little-endian bit stream: code `i` has the bits `i · width .. (i + 1) · width`, lowest first, so that
+//! eight codes fill `width` bytes.
 
-/// Reads `out.len()` codes of `bits` bits (at most 8), a multiple of 8 of them.
-pub(crate) fn unpack(bits: u8, stream: &[u8], out: &mut [u8]) {
-    debug_assert_eq!(stream.len() * 8, out.len() * usize::from(bits));
-    let mask = ((1u16 << bits) - 1) as u8;
-    for (bytes, codes) in stream.chunks_exact(usize::from(bits)).zip(out.chunks_exact_mut(8)) {
-        let word = bytes.iter().rev().fold(0u64, |word, &b| word << 8 | u64::from(b));
-        for (i, code) in codes.iter_mut().enumerate() {
-            *code = (word >> (i * usize::from(bits))) as u8 & mask;
-        }
+/// Packs codes, one per byte, into `codes.len() · BITS / 8` bytes. There is a multiple of eight of them, each below 2^`BITS`.
+#[inline(always)]
+pub(crate) fn pack<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
+    for (codes, out) in codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<BITS>().0) {
+        // Neighbours move together: two codes, four, eight.
+        let x = u64::from_le_bytes(*codes);
+        let x = x & 0x00ff_00ff_00ff_00ff | (x & 0xff00_ff00_ff00_ff00) >> (8 - BITS);
+        let x = x & 0x0000_ffff_0000_ffff | (x & 0xffff_0000_ffff_0000) >> (16 - 2 * BITS);
+        let x = x & 0xffff_ffff | x >> 32 << (4 * BITS);
+        out.copy_from_slice(&x.to_le_bytes()[..BITS]);
     }
 }
 
-/// The inverse of [`unpack`]. Codes have no bits beyond `bits`.
-pub(crate) fn pack(bits: u8, codes: &[u8], stream: &mut [u8]) {
-    debug_assert_eq!(stream.len() * 8, codes.len() * usize::from(bits));
-    for (codes, bytes) in codes.chunks_exact(8).zip(stream.chunks_exact_mut(usize::from(bits))) {
-        let word = codes.iter().rev().fold(0u64, |word, &c| word << bits | u64::from(c));
-        bytes.copy_from_slice(&word.to_le_bytes()[..usize::from(bits)]);
+/// The inverse of [`pack`].
+#[inline(always)]
+pub(crate) fn unpack<const BITS: usize>(bytes: &[u8], codes: &mut [u8]) {
+    let mask = |bits: usize| u64::MAX >> (64 - bits);
+    let (pairs, fours) = (mask(2 * BITS) << 32 | mask(2 * BITS), mask(4 * BITS));
+    let ones = 0x0001_0001_0001_0001 * mask(BITS);
+    for (codes, bytes) in codes.as_chunks_mut::<8>().0.iter_mut().zip(bytes.as_chunks::<BITS>().0) {
+        let mut word = [0; 8];
+        word[..BITS].copy_from_slice(bytes);
+        let x = u64::from_le_bytes(word);
+        let x = x & fours | (x >> (4 * BITS) & fours) << 32;
+        let x = x & pairs | (x >> (2 * BITS) & pairs) << 16;
+        let x = x & ones | (x >> BITS & ones) << 8;
+        *codes = x.to_le_bytes();
+    }
+}
+
+/// [`pack`] for a width of 1 to 8 bits that is known only at run time.
+pub(crate) fn pack_width(bits: u8, codes: &[u8], out: &mut [u8]) {
+    debug_assert_eq!(out.len() * 8, codes.len() * usize::from(bits));
+    match bits {
+        1 => pack::<1>(codes, out),
+        2 => pack::<2>(codes, out),
+        3 => pack::<3>(codes, out),
+        4 => pack::<4>(codes, out),
+        5 => pack::<5>(codes, out),
+        6 => pack::<6>(codes, out),
+        7 => pack::<7>(codes, out),
+        8 => pack::<8>(codes, out),
+        _ => unreachable!("codes have 1 to 8 bits"),
+    }
+}
+
+/// The inverse of [`pack_width`].
+pub(crate) fn unpack_width(bits: u8, bytes: &[u8], codes: &mut [u8]) {
+    debug_assert_eq!(bytes.len() * 8, codes.len() * usize::from(bits));
+    match bits {
+        1 => unpack::<1>(bytes, codes),
+        2 => unpack::<2>(bytes, codes),
+        3 => unpack::<3>(bytes, codes),
+        4 => unpack::<4>(bytes, codes),
+        5 => unpack::<5>(bytes, codes),
+        6 => unpack::<6>(bytes, codes),
+        7 => unpack::<7>(bytes, codes),
+        8 => unpack::<8>(bytes, codes),
+        _ => unreachable!("codes have 1 to 8 bits"),
     }
 }
 
@@ -25,18 +67,36 @@ pub(crate) fn pack(bits: u8, codes: &[u8], stream: &mut [u8]) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn codes_straddle_bytes_from_the_lowest_bit() {
-        let mut stream = [0; 3];
-        pack(3, &[1, 2, 3, 4, 5, 6, 7, 0], &mut stream);
-        assert_eq!(stream, [0b11_010_001, 0b1_101_100_0, 0b000_111_11]);
-        for bits in 1..=8u8 {
-            let codes: Vec<u8> = (0..64u32).map(|i| (i * 37 % (1 << bits)) as u8).collect();
-            let mut stream = vec![0; 8 * usize::from(bits)];
-            pack(bits, &codes, &mut stream);
-            let mut back = vec![0xff; 64];
-            unpack(bits, &stream, &mut back);
-            assert_eq!(back, codes, "{bits} bits");
+    fn bit(bytes: &[u8], i: usize) -> u8 {
+        bytes[i / 8] >> (i % 8) & 1
+    }
+
+    fn check<const BITS: usize>() {
+        let codes: Vec<u8> = (0..64).map(|i| (i * 151 + 77) as u8 >> (8 - BITS)).collect();
+        let mut bytes = vec![0xa5; 8 * BITS];
+        pack::<BITS>(&codes, &mut bytes);
+        for (i, code) in codes.iter().enumerate() {
+            assert!((0..BITS).all(|b| bit(&bytes, i * BITS + b) == code >> b & 1), "{BITS} bits, code {i}");
         }
+        let mut back = vec![0x5a; 64];
+        unpack::<BITS>(&bytes, &mut back);
+        assert_eq!(back, codes);
+        let mut same = vec![0xa5; 8 * BITS];
+        pack_width(BITS as u8, &codes, &mut same);
+        back.fill(0x5a);
+        unpack_width(BITS as u8, &same, &mut back);
+        assert_eq!((same, back), (bytes, codes));
+    }
+
+    #[test]
+    fn codes_follow_one_another_bit_by_bit() {
+        check::<1>();
+        check::<2>();
+        check::<3>();
+        check::<4>();
+        check::<5>();
+        check::<6>();
+        check::<7>();
+        check::<8>();
     }
 }

@@ -59,7 +59,7 @@ impl<L: Layout> Codec for Flat<L> {
     fn encode(&self, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         let (len, bytes, float) = (self.0.len(), self.0.bytes(), self.0.shape().float);
         assert_eq!(row.len() / len * bytes, out.len(), "output length");
-        let sigma2 = row.iter().fold(0f32, |sum, &x| sum + x * x) / row.len() as f32;
+        let sigma2 = importance.map_or(0.0, |_| row.iter().fold(0f32, |sum, &x| sum + x * x) / row.len() as f32);
         let (mut codes, mut weights) = ([0u8; MAX_LEN], [0f32; MAX_LEN]);
         let (codes, weights) = (&mut codes[..len], &mut weights[..len]);
         for (i, (x, out)) in row.chunks_exact(len).zip(out.chunks_exact_mut(bytes)).enumerate() {

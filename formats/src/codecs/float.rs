@@ -41,6 +41,7 @@ fn each<const N: usize>(row: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u
 }
 
 /// The value of type `float` at the start of `bytes`.
+#[inline]
 pub(crate) fn read(float: Float, bytes: &[u8]) -> f32 {
     match float {
         Float::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
@@ -50,6 +51,7 @@ pub(crate) fn read(float: Float, bytes: &[u8]) -> f32 {
 }
 
 /// Writes `x`, rounded to `float`, to the start of `bytes`.
+#[inline]
 pub(super) fn write(float: Float, x: f32, bytes: &mut [u8]) {
     match float {
         Float::F32 => bytes[..4].copy_from_slice(&x.to_le_bytes()),
@@ -67,6 +69,27 @@ pub(super) fn saturate(float: Float, x: f32) -> f32 {
         Float::BF16 => half::bf16::MAX.to_f32(),
     };
     float.round(x).clamp(-limit, limit)
+}
+
+/// [`saturate`] for BF16 without branches, for loops over many values.
+#[inline(always)]
+pub(super) fn saturate_bf16(x: f32) -> f32 {
+    const MAX: f32 = f32::from_bits(0x7f7f_0000);
+    let bits = x.to_bits();
+    let rounded = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+    if x.abs() < MAX { rounded } else { x.clamp(-MAX, MAX) }
+}
+
+/// [`saturate`] for F16 without branches, for loops over many values.
+#[inline(always)]
+pub(super) fn saturate_f16(x: f32) -> f32 {
+    const MAX: f32 = 65504.0;
+    let (bits, sign) = (x.to_bits(), x.to_bits() & 0x8000_0000);
+    let large = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & 0xffff_e000);
+    // Below 2⁻¹⁴ there are only multiples of 2⁻²⁴, the last place of 0.5.
+    let small = f32::from_bits(((x.abs() + 0.5) - 0.5).to_bits() | sign);
+    let rounded = if x.abs() < 6.103_515_6e-5 { small } else { large };
+    if x.abs() < MAX { rounded } else { x.clamp(-MAX, MAX) }
 }
 
 /// The finite values of type `float` next to `x`, below and above; `x` itself where there is none.
@@ -104,6 +127,18 @@ pub(super) fn neighbours(float: Float, x: f32) -> [f32; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn branchless_rounding_is_the_same() {
+        let bits = (0..200_000u32).map(|i| i.wrapping_mul(0x9e37_79b9)).chain((0..2000).map(|i| 0x3300_0000 + (i << 9)));
+        let special =
+            [0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, 65504.0, 65519.0, 65520.0, 3.3895e38, 1e-45];
+        for x in bits.map(f32::from_bits).chain(special).filter(|x| !x.is_nan()) {
+            assert_eq!(saturate_bf16(x).to_bits(), saturate(Float::BF16, x).to_bits(), "{x}");
+            assert_eq!(saturate_f16(x).to_bits(), saturate(Float::F16, x).to_bits(), "{x}");
+        }
+        assert!(saturate_bf16(f32::NAN).is_nan() && saturate_f16(f32::NAN).is_nan());
+    }
 
     #[test]
     fn neighbours_are_adjacent() {

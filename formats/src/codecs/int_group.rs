@@ -59,13 +59,13 @@ impl IntGroup {
     /// `stored` is the scale and the zero point.
     fn write(&self, [scale, zero]: [f32; 2], codes: &[u8], out: &mut [u8]) {
         let (packed, rest) = out.split_at_mut(self.code_bytes());
-        bits::pack(self.bits, codes, packed);
+        bits::pack_width(self.bits, codes, packed);
         float::write(self.scale, scale, rest);
         rest[self.scale.size()] = zero as u8;
     }
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2] {
         let (packed, rest) = bytes.split_at(self.code_bytes());
-        bits::unpack(self.bits, packed, codes);
+        bits::unpack_width(self.bits, packed, codes);
         [float::read(self.scale, rest), f32::from(rest[self.scale.size()])]
     }
 

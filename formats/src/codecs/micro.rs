@@ -86,13 +86,25 @@ impl Micro {
     /// The scale byte that MLX chooses for a group with this largest magnitude. Where MLX's exponent would leave the byte (all
     /// weights below 10⁻³⁷), it stays at the smallest here, while MLX's wraps around to the largest.
     fn byte_for(self, largest: f32, float: Float) -> u8 {
-        let unit = float.round(largest / self.max_value());
+        let unit = largest / self.max_value();
+        let unit = if float == Float::BF16 { shorten::<16>(unit) } else { float.round(unit) };
         match self {
             Micro::Nvfp4 => to_e4m3(unit) as u8,
             Micro::Mxfp4 | Micro::Mxfp8 if unit == 0.0 => 127,
-            // The logarithm is rounded to f32 before it is rounded up.
-            Micro::Mxfp4 | Micro::Mxfp8 => (((unit as f64).log2() as f32).ceil() + 127.0).clamp(0.0, 254.0) as u8,
+            Micro::Mxfp4 | Micro::Mxfp8 => (log2_up(unit) + 127).clamp(0, 254) as u8,
         }
+    }
+}
+
+/// log₂ of a positive number, rounded to f32 and then up: a number that exceeds a power of two by too little for f32's logarithm
+/// counts as that power.
+fn log2_up(x: f32) -> i32 {
+    let (exponent, mantissa) = ((x.to_bits() >> 23) as i32, x.to_bits() & 0x7f_ffff);
+    match (exponent, mantissa) {
+        (1.., 0) => exponent - 127,
+        // 2⁷ of the last places are more than any logarithm's rounding.
+        (1.., 0x80..) => exponent - 126,
+        _ => ((x as f64).log2() as f32).ceil() as i32,
     }
 }
 
@@ -107,15 +119,67 @@ fn storage_type(row: &[f32]) -> Float {
     }
 }
 
-/// Rounds to a mantissa that is `drop` bits shorter, ties to even. (Numbers too small for a type's full mantissa are no concern
+/// Rounds to a mantissa that is `DROP` bits shorter, ties to even. (Numbers too small for a type's full mantissa are no concern
 /// here: they are far below the smallest code.)
 #[inline(always)]
-fn shorten(x: f32, drop: u32) -> f32 {
-    if drop == 0 {
-        return x;
-    }
+fn shorten<const DROP: u32>(x: f32) -> f32 {
     let bits = x.to_bits();
-    f32::from_bits(bits.wrapping_add((1 << (drop - 1)) - 1 + (bits >> drop & 1)) & (u32::MAX << drop))
+    f32::from_bits(bits.wrapping_add((1 << (DROP - 1)) - 1 + (bits >> DROP & 1)) & (u32::MAX << DROP))
+}
+
+/// The largest magnitude, at most the largest finite number.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut most = [0u32; LANES];
+    for x in x.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            most[i] = most[i].max(x[i].to_bits() & 0x7fff_ffff);
+        }
+    }
+    // Through memory: a compiler that saw what follows would arrange the loop for it.
+    let most = std::hint::black_box(most).into_iter().fold(0, u32::max);
+    f32::from_bits(most.min(f32::MAX.to_bits()))
+}
+
+/// Groups of `LEN` weights to `BYTES` bytes; `code` gives the code of a weight that has been divided by the scale.
+#[inline(always)]
+fn encode_groups<const LEN: usize, const BYTES: usize>(
+    format: Micro,
+    float: Float,
+    row: &[f32],
+    out: &mut [u8],
+    code: impl Fn(f32) -> u32,
+) {
+    for (x, out) in row.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let (packed, byte) = out.split_at_mut(BYTES - 1);
+        byte[0] = format.byte_for(largest(x), float);
+        let scale = format.scale(byte[0]);
+        // Under scale 0 all weights are too small for any code.
+        let divisor = if scale == 0.0 { f32::INFINITY } else { scale };
+        let mut codes = [0u32; LEN];
+        for (c, x) in codes.iter_mut().zip(x) {
+            *c = code(x / divisor);
+        }
+        if format.bits() == 8 {
+            packed.iter_mut().zip(codes).for_each(|(out, code)| *out = code as u8);
+        } else {
+            packed.iter_mut().zip(codes.as_chunks::<2>().0).for_each(|(out, pair)| *out = (pair[0] | pair[1] << 4) as u8);
+        }
+    }
+}
+
+/// The inverse of [`encode_groups`]; `decode` makes values of codes and scale.
+#[inline(always)]
+fn decode_groups<const LEN: usize, const BYTES: usize>(
+    format: Micro,
+    bytes: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8], &mut [f32], f32),
+) {
+    for (bytes, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+        decode(&bytes[..BYTES - 1], out, format.scale(bytes[BYTES - 1]));
+    }
 }
 
 crate::dispatched! {
@@ -136,42 +200,32 @@ crate::dispatched! {
         })
     }
 
-    /// The largest magnitude, at most the largest finite number.
-    fn largest(x: &[f32]) -> f32 {
-        let most = x.iter().fold(0, |most: u32, x| most.max(x.to_bits() & 0x7fff_ffff));
-        f32::from_bits(most.min(f32::MAX.to_bits()))
-    }
-
-    /// The codes of a group of at most 32, two to a byte.
-    fn encode_e2m1(x: &[f32], scale: f32, drop: u32, out: &mut [u8]) {
-        let mut codes = [0; MAX_LEN];
-        for (code, &x) in codes.iter_mut().zip(x) {
-            *code = to_e2m1(shorten(x / scale, drop));
-        }
-        for (out, pair) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
-            *out = (pair[0] | pair[1] << 4) as u8;
+    /// Encodes whole groups as MLX does with weights of type `float`.
+    fn encode(format: Micro, float: Float, row: &[f32], out: &mut [u8]) {
+        match (format, float) {
+            // Quotients by a power of two need no rounding.
+            (Micro::Mxfp4, _) => encode_groups::<32, 17>(format, float, row, out, to_e2m1),
+            (Micro::Mxfp8, _) => encode_groups::<32, 33>(format, float, row, out, to_e4m3),
+            (Micro::Nvfp4, Float::BF16) => encode_groups::<16, 9>(format, float, row, out, |y| to_e2m1(shorten::<16>(y))),
+            (Micro::Nvfp4, Float::F16) => encode_groups::<16, 9>(format, float, row, out, |y| to_e2m1(shorten::<13>(y))),
+            (Micro::Nvfp4, Float::F32) => encode_groups::<16, 9>(format, float, row, out, to_e2m1),
         }
     }
 
-    /// The codes of a group, one to a byte.
-    fn encode_e4m3(x: &[f32], scale: f32, out: &mut [u8]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = to_e4m3(x / scale) as u8;
-        }
-    }
-
-    /// The values of groups of e2m1 codes.
-    fn decode_e2m1(codes: &[u8], scale: f32, out: &mut [f32]) {
-        for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-            pair[0] = from_e2m1(byte as u32 & 15) * scale;
-            pair[1] = from_e2m1(byte as u32 >> 4) * scale;
-        }
-    }
-
-    /// The values of groups of e4m3 codes.
-    fn decode_e4m3(codes: &[u8], scale: f32, out: &mut [f32]) {
-        for (value, &code) in out.iter_mut().zip(codes) {
-            *value = from_e4m3(code as u32) * scale;
+    /// The values of whole groups.
+    fn decode(format: Micro, bytes: &[u8], out: &mut [f32]) {
+        let fours = |codes: &[u8], out: &mut [f32], scale: f32| {
+            for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                pair[0] = from_e2m1(byte as u32 & 15) * scale;
+                pair[1] = from_e2m1(byte as u32 >> 4) * scale;
+            }
+        };
+        match format {
+            Micro::Mxfp4 => decode_groups::<32, 17>(format, bytes, out, fours),
+            Micro::Nvfp4 => decode_groups::<16, 9>(format, bytes, out, fours),
+            Micro::Mxfp8 => decode_groups::<32, 33>(format, bytes, out, |codes, out, scale| {
+                out.iter_mut().zip(codes).for_each(|(value, &code)| *value = from_e4m3(code as u32) * scale)
+            }),
         }
     }
 
@@ -211,38 +265,12 @@ impl Codec for Group {
         self.0.code_bytes() + 1
     }
     fn encode(&self, row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
-        let (len, bytes) = (self.0.group(), self.block_bytes());
-        assert_eq!(row.len() / len * bytes, out.len(), "output length");
-        let float = storage_type(row);
-        let drop = match float {
-            Float::BF16 => 16,
-            Float::F16 => 13,
-            Float::F32 => 0,
-        };
-        for (x, out) in row.chunks_exact(len).zip(out.chunks_exact_mut(bytes)) {
-            let (codes, byte) = out.split_at_mut(bytes - 1);
-            byte[0] = self.0.byte_for(largest(x), float);
-            let scale = self.0.scale(byte[0]);
-            match self.0 {
-                // Too small for any scale.
-                _ if scale == 0.0 => codes.fill(0),
-                // Quotients by a power of two need no rounding.
-                Micro::Mxfp4 => encode_e2m1(x, scale, 0, codes),
-                Micro::Mxfp8 => encode_e4m3(x, scale, codes),
-                Micro::Nvfp4 => encode_e2m1(x, scale, drop, codes),
-            }
-        }
+        assert_eq!(row.len() / self.0.group() * self.block_bytes(), out.len(), "output length");
+        encode(self.0, storage_type(row), row, out);
     }
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
-        let (len, block) = (self.0.group(), self.block_bytes());
-        assert_eq!(bytes.len() / block * len, out.len(), "output length");
-        for (bytes, out) in bytes.chunks_exact(block).zip(out.chunks_exact_mut(len)) {
-            let (codes, scale) = (&bytes[..block - 1], self.0.scale(bytes[block - 1]));
-            match self.0 {
-                Micro::Mxfp4 | Micro::Nvfp4 => decode_e2m1(codes, scale, out),
-                Micro::Mxfp8 => decode_e4m3(codes, scale, out),
-            }
-        }
+        assert_eq!(bytes.len() / self.block_bytes() * self.0.group(), out.len(), "output length");
+        decode(self.0, bytes, out);
     }
     fn grid(&self) -> Option<&dyn Grid> {
         Some(self)
@@ -390,10 +418,9 @@ mod tests {
     #[test]
     fn shortening_is_rounding_to_the_type() {
         for x in bell(1000).into_iter().map(|x| x * 100.0) {
-            assert_eq!(shorten(x, 16), Float::BF16.round(x));
-            assert_eq!(shorten(x, 0), x);
+            assert_eq!(shorten::<16>(x), Float::BF16.round(x));
             if x.abs() > 1e-4 {
-                assert_eq!(shorten(x, 13), Float::F16.round(x));
+                assert_eq!(shorten::<13>(x), Float::F16.round(x));
             }
         }
     }
@@ -408,14 +435,20 @@ mod tests {
     #[test]
     fn wide_registers_give_the_same_bits() {
         let (x, w) = (bell(32), bell(32).iter().map(|w| w.abs()).collect::<Vec<_>>());
+        for Group(format) in ALL {
+            for float in [Float::F32, Float::F16, Float::BF16] {
+                let (mut a, mut b) = ([0u8; 33], [1u8; 33]);
+                let bytes = 32 / format.group() * (format.code_bytes() + 1);
+                encode(format, float, &x, &mut a[..bytes]);
+                portable::encode(format, float, &x, &mut b[..bytes]);
+                assert_eq!(a[..bytes], b[..bytes]);
+                let (mut x, mut y) = ([0f32; 32], [1f32; 32]);
+                decode(format, &a[..bytes], &mut x);
+                portable::decode(format, &a[..bytes], &mut y);
+                assert_eq!(x, y);
+            }
+        }
         for scale in [0.003, 2f32.powi(-9), 0.01] {
-            let (mut a, mut b) = ([0u8; 32], [1u8; 32]);
-            encode_e2m1(&x, scale, 16, &mut a[..16]);
-            portable::encode_e2m1(&x, scale, 16, &mut b[..16]);
-            assert_eq!(a[..16], b[..16]);
-            encode_e4m3(&x, scale, &mut a);
-            portable::encode_e4m3(&x, scale, &mut b);
-            assert_eq!(a, b);
             assert_eq!(error_e2m1(&x, &w, scale).to_bits(), portable::error_e2m1(&x, &w, scale).to_bits());
             assert_eq!(error_e4m3(&x, &w, scale).to_bits(), portable::error_e4m3(&x, &w, scale).to_bits());
         }
@@ -434,6 +467,18 @@ mod tests {
             assert!(group.refit(&mut scales, &codes[..len], &x, Gram::Diagonal(&[1.0; 32][..len])));
             assert!((scales.step[0] / right.step[0] - 1.0).abs() < 0.15, "{}", group.id());
         }
+    }
+
+    #[test]
+    fn logarithms_are_those_of_f32() {
+        for k in -126..128 {
+            let power = 2f32.powi(k);
+            for places in [0, 1, 2, 3, 20, 127, 128, 129, 70_000, 0x7f_ffff] {
+                let x = f32::from_bits(power.to_bits() + places);
+                assert_eq!(log2_up(x), ((x as f64).log2() as f32).ceil() as i32, "2^{k} and {places} places");
+            }
+        }
+        assert_eq!((log2_up(1e-45), log2_up(f32::from_bits(2f32.powi(100).to_bits() + 1))), (-149, 100));
     }
 
     #[test]

@@ -16,11 +16,14 @@
 //! | `mlx_affine.rs` | MLX affine, 2 to 8 bits, groups of 32, 64, 128 | scale and bias |
 //! | `micro.rs` | MXFP4, MXFP8, NVFP4 as MLX has them; the small floats themselves in `minifloat.rs` | one byte |
 //! | `int_group.rs` | GPTQ and AWQ, 2, 3, 4 and 8 bits, any group | scale and integer zero point |
+//! | `iq4_nl.rs` `iq4_xs.rs` | ggml, 32 and 256 weights, table of 16 values; shared part in `iq4.rs` | f16 scale; 6-bit scales of 8 sub-blocks |
+//! | `iq3_s.rs` `iq3_xxs.rs` | ggml, 256 weights, codebooks of 4 weights; shared part in `iq3.rs` | f16 scale, 4-bit scales of 8 sub-blocks |
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
-//! with `super_fit.rs` and `super_refit.rs` for their grids. `codebook8.rs` holds the eight-wide codebooks
-//! (points in `codebook8_points.rs`), `book8.rs` what their formats have in common, with `book8_fit.rs` and `book8_refit.rs` for their
-//! grids. `search.rs` has ggml's own searches, for encoding as ggml does;
+//! with `super_fit.rs` and `super_refit.rs` for their grids, `tabled.rs` and `tabled_fit.rs` what the formats with tables of values
+//! have in common, `codebook.rs` and `codebook_nearest.rs` the searches of codebooks of 4 weights. `codebook8.rs` holds the codebooks of
+//! 8 weights (points in `codebook8_points.rs`), `book8.rs` what their formats have in common, with `book8_fit.rs` and
+//! `book8_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
@@ -28,8 +31,10 @@ pub(crate) mod bits;
 mod book8;
 mod book8_fit;
 mod book8_refit;
+mod codebook;
 mod codebook8;
 mod codebook8_points;
+mod codebook_nearest;
 mod fit;
 mod flat;
 mod float;
@@ -43,6 +48,13 @@ mod iq2;
 mod iq2_s;
 mod iq2_xs;
 mod iq2_xxs;
+mod iq3;
+mod iq3_points;
+mod iq3_s;
+mod iq3_xxs;
+mod iq4;
+mod iq4_nl;
+mod iq4_xs;
 mod k_affine;
 mod legacy;
 mod levels;
@@ -66,6 +78,8 @@ mod side_by_side;
 mod super_fit;
 mod super_refit;
 mod superblock;
+mod tabled;
+mod tabled_fit;
 
 use crate::codec::{Codec, CodecId, Float, Micro};
 pub(crate) use float::read as read_float;
@@ -100,6 +114,10 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static IQ1_S: book8::Book8<iq1_s::IQ1S> = book8::Book8::new();
     static IQ1_M: book8::Book8<iq1_m::IQ1M> = book8::Book8::new();
     static MICRO: [micro::Group; 3] = [micro::Group(Micro::Mxfp4), micro::Group(Micro::Mxfp8), micro::Group(Micro::Nvfp4)];
+    static IQ4_NL: tabled::Tabled<iq4_nl::IQ4NL> = tabled::Tabled::new();
+    static IQ4_XS: tabled::Tabled<iq4_xs::IQ4XS> = tabled::Tabled::new();
+    static IQ3_S: tabled::Tabled<iq3::Tabled<iq3_s::IQ3S>> = tabled::Tabled::new();
+    static IQ3_XXS: tabled::Tabled<iq3::Tabled<iq3_xxs::IQ3XXS>> = tabled::Tabled::new();
     Some(match id {
         CodecId::F32 => &F32,
         CodecId::F16 => &F16,
@@ -115,10 +133,10 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::Q5K => &Q5_K,
         CodecId::Q6K => &Q6_K,
         CodecId::MlxAffine { bits, group, scale } => return mlx_affine::find(bits, group, scale),
-        CodecId::IQ4NL => return None,
-        CodecId::IQ4XS => return None,
-        CodecId::IQ3S => return None,
-        CodecId::IQ3XXS => return None,
+        CodecId::IQ4NL => &IQ4_NL,
+        CodecId::IQ4XS => &IQ4_XS,
+        CodecId::IQ3S => &IQ3_S,
+        CodecId::IQ3XXS => &IQ3_XXS,
         CodecId::IQ2S => &IQ2_S,
         CodecId::IQ2XS => &IQ2_XS,
         CodecId::IQ2XXS => &IQ2_XXS,

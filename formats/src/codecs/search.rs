@@ -3,6 +3,7 @@
 //! `make_qkx3_quants`, `make_qp_quants`, there in C.) They run on many blocks side by side, one per lane; all slices hold one
 //! value per weight of a block. The searches of this project's own fits are in `fit.rs`; nothing ties those to an order.
 
+use crate::kernels::MAGIC;
 use crate::simd::{IntLanes, Lanes, MaskLanes, Portable, nearest, round};
 
 /// Blocks whose largest magnitude is below this count as all zero.
@@ -20,6 +21,11 @@ pub(super) fn extreme(x: &[f32]) -> f32 {
         }
     }
     found
+}
+
+/// [`nearest`] of a single number.
+pub(super) fn nearest_one(x: f32) -> i32 {
+    ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
 /// [`extreme`] of each lane.

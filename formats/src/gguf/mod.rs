@@ -15,7 +15,7 @@ mod writer;
 mod tests;
 
 pub use metadata::Metadata;
-pub use reader::{GgufStore, Header, HeaderTensor, parse_header};
+pub use reader::{GgufStore, Header, HeaderTensor, parse_header, parse_header_of};
 pub use types::GgmlType;
 pub use value::{Array, Value};
 pub use writer::{GgufWriter, TensorPlan, planned_bytes, write_gguf};

@@ -42,6 +42,12 @@ pub struct Header {
 
 /// Parses the header of a whole file. Every tensor's range lies inside `bytes`, aligned, and overlaps no other.
 pub fn parse_header(bytes: &[u8]) -> Result<Header> {
+    parse_header_of(bytes, bytes.len() as u64)
+}
+
+/// Parses the header of a file of `file_len` bytes of which `bytes` is the start. If that ends inside the header, the error is as for
+/// a file that is cut off there.
+pub fn parse_header_of(bytes: &[u8], file_len: u64) -> Result<Header> {
     let mut c = Cursor::new(bytes);
     if c.take(4, "magic").ok() != Some(&MAGIC[..]) {
         return Err(Error::corrupt("not a GGUF file: it does not start with `GGUF`"));
@@ -99,7 +105,7 @@ pub fn parse_header(bytes: &[u8]) -> Result<Header> {
         }
         entries.push((name, shape, ty, offset));
     }
-    let tensors = place(entries, bytes.len() as u64, (c.at() as u64).next_multiple_of(alignment))?;
+    let tensors = place(entries, file_len, (c.at() as u64).next_multiple_of(alignment))?;
     Ok(Header { version, alignment, metadata, tensors })
 }
 

@@ -150,7 +150,7 @@ fn read_codes(g: &Geometry, qweight: &[u8], rows: Range<usize>) -> Vec<u8> {
             let outputs = open([qweight[at], qweight[at + 1], qweight[at + 2], qweight[at + 3]]);
             outputs.iter().enumerate().for_each(|(r, &code)| column[r * g.columns + i] = code);
         }
-        bits::pack(BITS, &column, out);
+        bits::pack_width(BITS, &column, out);
     });
     let skip = (rows.start - tiles.start * WORD) * stream;
     codes.truncate(skip + rows.len() * stream);
@@ -162,7 +162,9 @@ fn read_codes(g: &Geometry, qweight: &[u8], rows: Range<usize>) -> Vec<u8> {
 fn write_codes(g: &Geometry, codes: &[u8]) -> Vec<u8> {
     let words = g.out / WORD;
     let mut all = vec![0u8; g.out * g.columns];
-    all.par_chunks_mut(g.columns).zip(codes.par_chunks(g.stream())).for_each(|(out, stream)| bits::unpack(BITS, stream, out));
+    all.par_chunks_mut(g.columns)
+        .zip(codes.par_chunks(g.stream()))
+        .for_each(|(out, stream)| bits::unpack_width(BITS, stream, out));
     let mut qweight = vec![0u8; g.columns * words * 4];
     qweight.par_chunks_mut(words * 4).enumerate().for_each(|(i, line)| {
         for (tile, word) in line.as_chunks_mut::<4>().0.iter_mut().enumerate() {

@@ -270,7 +270,7 @@ fn read_zeros(g: &Geometry, qzeros: &[u8], rows: Range<usize>, stored: ZeroPoint
         for word in line.as_chunks_mut::<4>().0 {
             *word = u32::from_le_bytes(*word).wrapping_add(one).to_le_bytes();
         }
-        bits::unpack(g.bits, &line, &mut fields);
+        bits::unpack_width(g.bits, &line, &mut fields);
         if stored == ZeroPoints::MinusOne && g.bits == 3 {
             fields.iter_mut().for_each(|z| *z = (*z + 1) & 7);
         }
@@ -289,7 +289,7 @@ fn write_zeros(g: &Geometry, zeros: &[u8], stored: ZeroPoints) -> Result<Vec<u8>
     }
     let fields: Vec<u8> = zeros.iter().map(|z| z - less).collect();
     let mut qzeros = vec![0u8; fields.len() / 8 * usize::from(g.bits)];
-    bits::pack(g.bits, &fields, &mut qzeros);
+    bits::pack_width(g.bits, &fields, &mut qzeros);
     Ok(qzeros)
 }
 
@@ -301,7 +301,7 @@ fn decode(g: &Geometry, rows: Range<usize>, codes: &[u8], zeros: &[u8], scales: 
         let lines: Vec<(f32, f32)> =
             (0..g.groups()).map(|k| (scale_at(g, scales, k, rows.start + r), f32::from(zeros[k * n + r]))).collect();
         let mut codes = vec![0u8; g.columns];
-        bits::unpack(g.bits, stream, &mut codes);
+        bits::unpack_width(g.bits, stream, &mut codes);
         for ((value, &code), &k) in out.as_chunks_mut::<4>().0.iter_mut().zip(&codes).zip(order) {
             let (scale, zero) = lines[k];
             *value = (scale * (f32::from(code) - zero)).to_le_bytes();

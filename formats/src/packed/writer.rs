@@ -99,17 +99,22 @@ impl PackedWriter {
         Ok(PackedWriter { inner, format, plans, folder: folder.to_path_buf() })
     }
 
-    /// Writes one planned tensor, exactly once.
-    pub fn write(&self, name: &str, tensor: &EncodedTensor) -> Result<()> {
+    /// Writes consecutive rows of one planned tensor from row `first_row` on (all dimensions but the last make rows), each row
+    /// exactly once. The planes mix rows, so that packed tensors come whole.
+    pub fn write_rows(&self, name: &str, first_row: usize, rows: &EncodedTensor) -> Result<()> {
         let fail = |message: String| Err(Error::failed(message).file(&self.folder).tensor(name));
-        match self.plans.get(name) {
-            None => return fail("is not in the plan".into()),
-            Some((codec, shape)) if (*codec, shape) != (tensor.codec, &tensor.shape) => {
-                return fail(format!("is {} of {:?}, but the plan says {codec} of {shape:?}", tensor.codec, tensor.shape));
-            }
-            Some(_) => {}
+        let Some((codec, shape)) = self.plans.get(name) else { return fail("is not in the plan".into()) };
+        let n = rows.shape.split_last().map_or(1, |(_, outer)| outer.iter().product::<usize>());
+        if (*codec, shape.last()) != (rows.codec, rows.shape.last()) || n == 0 {
+            return fail(format!("rows are {} of {:?}, but the plan says {codec} of {shape:?}", rows.codec, rows.shape));
         }
-        for (plane, bytes) in self.format.split_planes(name, tensor)? {
+        if codec.float().is_some() {
+            return self.inner.write_at(name, (first_row as u64).saturating_mul((rows.bytes.len() / n) as u64), &rows.bytes);
+        }
+        if first_row != 0 || rows.shape != *shape {
+            return fail(format!("{:?} from row {first_row} is not the whole tensor of {shape:?}", rows.shape));
+        }
+        for (plane, bytes) in self.format.split_planes(name, rows)? {
             self.inner.write(&plane, &bytes)?;
         }
         Ok(())

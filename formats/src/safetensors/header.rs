@@ -1,10 +1,10 @@
 //! Parsing of headers and indexes, all input being untrusted.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::shards::UniqueMap;
 use safetensors::tensor::{Dtype, Metadata};
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
-use std::collections::{BTreeMap, HashSet};
-use std::marker::PhantomData;
+use serde::de::IgnoredAny;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Longest header in bytes, as in the reference implementation.
@@ -97,61 +97,4 @@ fn header_error(json: &[u8], error: &serde_json::Error) -> Error {
 /// The crate's dtype of this name.
 pub(super) fn parse_dtype(name: &str) -> Option<Dtype> {
     serde_json::from_value(serde_json::Value::String(name.to_string())).ok()
-}
-
-/// A JSON object whose keys must differ, in file order.
-#[derive(Debug)]
-pub(super) struct UniqueMap<V>(pub Vec<(String, V)>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
-            type Value = UniqueMap<V>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                let mut seen = HashSet::new();
-                while let Some((key, value)) = map.next_entry::<String, V>()? {
-                    if !seen.insert(key.clone()) {
-                        return Err(A::Error::custom(format!("`{key}` appears twice")));
-                    }
-                    entries.push((key, value));
-                }
-                Ok(UniqueMap(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries(PhantomData))
-    }
-}
-
-/// An index: which file holds which tensor.
-#[derive(Debug, serde::Deserialize)]
-pub(super) struct Index {
-    pub weight_map: UniqueMap<String>,
-}
-
-impl Index {
-    /// Parses an index and checks that every file name stays inside the index's folder.
-    pub(super) fn parse(json: &[u8]) -> Result<Self> {
-        let index: Index =
-            serde_json::from_slice(json).map_err(|e| Error::corrupt(format!("not an index: {e}")).with_source(e))?;
-        for (tensor, file) in &index.weight_map.0 {
-            if !is_plain_name(file) {
-                let message = format!("the index puts it in `{file}`, which is not a file name inside the checkpoint's folder");
-                return Err(Error::new(ErrorKind::Corrupt, message).tensor(tensor));
-            }
-        }
-        if index.weight_map.0.is_empty() {
-            return Err(Error::corrupt("the index names no tensors"));
-        }
-        Ok(index)
-    }
-}
-
-/// One path component that is no special name on any platform.
-fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
 }

@@ -1,11 +1,12 @@
 //! Reading: one file, or the files of a checkpoint folder, as one [`TensorStore`].
 
-use super::header::{self, Index};
+use super::header;
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::codec::CodecId;
 use crate::container::{Encoding, TensorInfo, TensorStore};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::mmap::Mapped;
+use crate::shards::{Resolved, check_complete, resolve_index};
 use safetensors::tensor::Dtype;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -44,7 +45,7 @@ impl SafetensorsStore {
             store.add_file(file)?;
         }
         if let Some((index_path, index)) = index {
-            store.check_index(&index_path, &index)?;
+            index.check(&index_path, |tensor| store.find(tensor).map(|t| store.file_of(&t.name)))?;
         }
         Ok(store)
     }
@@ -76,25 +77,6 @@ impl SafetensorsStore {
             self.metadata.entry(key).or_insert(value);
         }
         self.files.push(mapped);
-        Ok(())
-    }
-
-    /// Every tensor that the index promises must be in the file that it names.
-    fn check_index(&self, index_path: &Path, index: &Index) -> Result<()> {
-        for (tensor, file) in &index.weight_map.0 {
-            let Some(&i) = self.by_name.get(tensor) else {
-                return Err(Error::missing(format!("{} promises this tensor, but the file lacks it", index_path.display()))
-                    .file(index_path.with_file_name(file))
-                    .tensor(tensor)
-                    .hint("index and shards do not belong together, or a shard is damaged: download the checkpoint again"));
-            };
-            let actual = self.files[self.places[i].0].path();
-            if actual.file_name().is_none_or(|name| name != file.as_str()) {
-                return Err(Error::corrupt(format!("the index puts it in {file}, but it is in {}", actual.display()))
-                    .file(index_path)
-                    .tensor(tensor));
-            }
-        }
         Ok(())
     }
 }
@@ -134,8 +116,6 @@ fn encoding(dtype: Dtype) -> Encoding {
     }
 }
 
-type Resolved = (Vec<PathBuf>, Option<(PathBuf, Index)>);
-
 /// The files that make up the checkpoint at `path`.
 fn resolve(path: &Path) -> Result<Resolved> {
     let meta = std::fs::metadata(path).map_err(|e| Error::read(path, e))?;
@@ -157,30 +137,6 @@ fn resolve(path: &Path) -> Result<Resolved> {
     resolve_glob(path)
 }
 
-fn resolve_index(index_path: &Path) -> Result<Resolved> {
-    let json = std::fs::read(index_path).map_err(|e| Error::read(index_path, e))?;
-    let index = Index::parse(&json).map_err(|e| e.file(index_path))?;
-    let names: BTreeSet<&str> = index.weight_map.0.iter().map(|(_, file)| file.as_str()).collect();
-    let mut files = Vec::with_capacity(names.len());
-    for name in names {
-        let file = index_path.with_file_name(name);
-        if !file.is_file() {
-            let tensors: Vec<&str> = index.weight_map.0.iter().filter(|(_, f)| f == name).map(|(t, _)| t.as_str()).collect();
-            let listed: Vec<String> = tensors.iter().take(3).map(|t| format!("`{t}`")).collect();
-            let more = match tensors.len() - listed.len() {
-                0 => String::new(),
-                n => format!(" and {n} more"),
-            };
-            return Err(Error::missing(format!("this shard is missing; the index puts {}{more} in it", listed.join(", ")))
-                .file(file)
-                .tensor(tensors[0])
-                .hint("download the checkpoint again, or this file alone, into the same folder"));
-        }
-        files.push(file);
-    }
-    Ok((files, Some((index_path.to_path_buf(), index))))
-}
-
 /// Without an index: all `model*.safetensors`, in order of their names. Names that say "3 of 5" must be complete.
 fn resolve_glob(folder: &Path) -> Result<Resolved> {
     let mut names = BTreeSet::new();
@@ -195,41 +151,15 @@ fn resolve_glob(folder: &Path) -> Result<Resolved> {
             }
         }
     }
-    for name in &names {
-        let Some(total) = shard_total(name) else { continue };
-        for i in 1..=total {
-            let sibling = format!("model-{i:05}-of-{total:05}.safetensors");
-            if !names.contains(&sibling) {
-                return Err(Error::missing(format!("this shard is missing; {name} is there"))
-                    .file(folder.join(sibling))
-                    .hint("download the checkpoint again, or this file alone, into the same folder"));
-            }
-        }
-    }
+    let names: Vec<String> = names.into_iter().collect();
+    check_complete(folder, &names, "model", ".safetensors")?;
     if !names.is_empty() {
         return Ok((names.into_iter().map(|n| folder.join(n)).collect(), None));
     }
-    let found = |suffix: &str| others.iter().find(|n| n.ends_with(suffix));
-    if let Some(gguf) = found(".gguf") {
+    if let Some(gguf) = others.iter().find(|n| n.ends_with(".gguf")) {
         return Err(Error::missing("no model*.safetensors in this folder")
             .file(folder)
             .hint(format!("to use the GGUF file in it, name the file: {}", folder.join(gguf).display())));
     }
-    if let Some(pickle) = found(".bin").or_else(|| found(".pt")).or_else(|| found(".pth")) {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("the folder has no safetensors; {pickle} is a pickle, which may run code when loaded"),
-        )
-        .file(folder)
-        .hint("look for a revision with safetensors, or convert it with the tools of its authors"));
-    }
     Err(Error::missing(format!("no {SINGLE_FILE} and no {INDEX_FILE} in this folder")).file(folder))
-}
-
-/// N of `model-00001-of-0000N.safetensors`.
-fn shard_total(name: &str) -> Option<u32> {
-    let rest = name.strip_prefix("model-")?.strip_suffix(".safetensors")?;
-    let (number, total) = rest.split_once("-of-")?;
-    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    (digits(number) && digits(total)).then(|| total.parse().ok()).flatten()
 }

@@ -2,7 +2,7 @@
 
 use super::client::RemoteFile;
 use super::hub::{Hub, HubId};
-use super::select::Selection;
+use super::select::{Selection, is_weights};
 use bitsmith_formats::{Error, Result};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs::{self, File};
@@ -127,11 +127,10 @@ impl ModelCache {
             files.push((name.to_string(), meta.len()));
         }
         let incomplete = |what: String| Error::missing(format!("the cached copy lacks {what}")).file(&snapshot).hint(&advice);
-        let weights = |name: &str| name.ends_with(".safetensors");
-        if files.is_empty() || selection.is_default() && !files.iter().any(|(name, _)| weights(name)) {
+        if files.is_empty() || selection.is_default() && !files.iter().any(|(name, _)| is_weights(name)) {
             return Err(incomplete(if files.is_empty() { "every file asked for".into() } else { "the weights".into() }));
         }
-        for (index, _) in files.iter().filter(|(name, _)| name.ends_with(".safetensors.index.json")) {
+        for (index, _) in files.iter().filter(|(name, _)| name.strip_suffix(".index.json").is_some_and(is_weights)) {
             for shard in shards(&snapshot.join(index))? {
                 let beside = index.rsplit_once('/').map_or_else(|| shard.clone(), |(folder, _)| format!("{folder}/{shard}"));
                 let wanted = selection.choose(&[beside.as_str()]);

@@ -5,6 +5,8 @@ use bitsmith_formats::{Error, ErrorKind, Result};
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
+use std::io::{self, Read};
+use std::ops::Range;
 use std::time::Duration;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
@@ -173,11 +175,41 @@ impl<'a> Client<'a> {
 
     /// The file's bytes from `start` on. The answer may also be all of it (200), or say that nothing is left (416).
     pub fn get(&self, commit: &str, name: &str, start: u64) -> Result<Response<Body>, Failure> {
-        let response = self.follow(&self.url(commit, name), Some(start), false)?;
+        let range = (start > 0).then(|| format!("bytes={start}-"));
+        let response = self.follow(&self.url(commit, name), range, false)?;
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
             _ => Err(self.refused(&response, name)),
         }
+    }
+
+    /// These bytes of the file and no more: where the server sends all of it instead, the connection is closed after them.
+    pub fn range(&self, commit: &str, name: &str, range: Range<u64>) -> Result<Vec<u8>, Failure> {
+        let asked = format!("bytes={}-{}", range.start, range.end - 1);
+        let response = self.follow(&self.url(commit, name), Some(asked), false)?;
+        let skip = match response.status() {
+            StatusCode::OK => range.start,
+            StatusCode::PARTIAL_CONTENT => {
+                let given = header(&response, "content-range").unwrap_or_default();
+                if !given.starts_with(&format!("bytes {}-", range.start)) {
+                    return Err(Failure::fatal(Error::corrupt(format!(
+                        "the hub sends `{given}` of {name}, not what was asked for"
+                    ))));
+                }
+                0
+            }
+            _ => return Err(self.refused(&response, name)),
+        };
+        let mut body = response.into_body().into_reader();
+        let mut bytes = Vec::new();
+        let wanted = range.end - range.start;
+        io::copy(&mut body.by_ref().take(skip), &mut io::sink())
+            .and_then(|_| body.take(wanted).read_to_end(&mut bytes))
+            .map_err(|e| Failure::passing(format!("the connection broke while {name} came: {e}")))?;
+        if bytes.len() as u64 != wanted {
+            return Err(Failure::passing(format!("the connection broke while {name} came: {} of {wanted} bytes", bytes.len())));
+        }
+        Ok(bytes)
     }
 
     fn url(&self, commit: &str, name: &str) -> String {
@@ -186,7 +218,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a request and follows redirects; the token goes to the hub itself only.
-    fn follow(&self, url: &str, start: Option<u64>, head: bool) -> Result<Response<Body>, Failure> {
+    fn follow(&self, url: &str, range: Option<String>, head: bool) -> Result<Response<Body>, Failure> {
         let mut url = url.to_string();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = if head { self.agent.head(&url) } else { self.agent.get(&url) };
@@ -194,8 +226,8 @@ impl<'a> Client<'a> {
             if let Some(token) = self.hub.token.as_ref().filter(|_| self.is_hub(&url)) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            if let Some(start) = start.filter(|s| *s > 0) {
-                request = request.header("Range", format!("bytes={start}-"));
+            if let Some(range) = &range {
+                request = request.header("Range", range);
             }
             let response = request.call().map_err(|e| self.broken(e))?;
             if !response.status().is_redirection() {

@@ -8,10 +8,12 @@ mod cache;
 mod client;
 mod download;
 mod hub;
+mod peek;
 mod select;
 
 pub(crate) use hub::user_cache;
 pub use hub::{DEFAULT_ENDPOINT, Hub, HubId};
+pub use peek::{Peeked, peek};
 pub use select::Selection;
 
 use crate::progress::{Progress, Silent};
@@ -224,10 +226,10 @@ fn check_choice(id: &HubId, names: &[&str], chosen: &[&str], selection: &Selecti
         }
         return Ok(());
     }
-    if chosen.iter().any(|n| n.ends_with(".safetensors")) {
+    if chosen.iter().any(|n| select::is_weights(n)) {
         return Ok(());
     }
-    let error = Error::missing(format!("{} has no safetensors", id.repo));
+    let error = Error::missing(format!("{} has no weights that can be read", id.repo));
     let gguf = names.iter().find(|n| n.ends_with(".gguf"));
     Err(match gguf {
         Some(name) => error.hint(format!("it has GGUF files: `bitsmith pull {id} --include '{name}'`, then use that file")),

@@ -15,8 +15,9 @@ impl Selection {
     /// The chosen names, in the order given.
     pub fn choose<'a>(&self, names: &[&'a str]) -> Vec<&'a str> {
         let standard = names.iter().any(|n| is_standard_weights(n));
+        let torch = !names.iter().any(|n| n.ends_with(".safetensors"));
         let wanted = |name: &str| match self.include.as_slice() {
-            [] => needed(name, standard),
+            [] => needed(name, standard) || torch && is_torch(name),
             patterns => patterns.iter().any(|p| matches(p, name)),
         };
         names.iter().copied().filter(|n| wanted(n) && !self.exclude.iter().any(|p| matches(p, n))).collect()
@@ -44,6 +45,16 @@ fn needed(name: &str, standard: bool) -> bool {
     let legal = ["LICENSE", "LICENCE", "NOTICE", "README", "COPYING", "USE_POLICY"].iter().any(|p| upper.starts_with(p));
     let extension = [".json", ".jinja", ".model", ".tiktoken"].iter().any(|e| name.ends_with(e));
     legal || extension || matches!(name, "merges.txt" | "vocab.txt")
+}
+
+/// `pytorch_model.bin`, its shards and their index.
+fn is_torch(name: &str) -> bool {
+    name.starts_with("pytorch_model") && (name.ends_with(".bin") || name.ends_with(".bin.index.json")) && !name.contains('/')
+}
+
+/// Whether the file has weights that can be read: safetensors or, where there are none, PyTorch's.
+pub fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || is_torch(name) && name.ends_with(".bin")
 }
 
 /// `model.safetensors` or `model-00001-of-00003.safetensors`.
@@ -166,6 +177,14 @@ mod tests {
         ];
         assert_eq!(chosen, expected);
         assert_eq!(Selection::default().choose(&["weights.00.safetensors"]), ["weights.00.safetensors"]);
+        let torch = [
+            "config.json",
+            "pytorch_model-00001-of-00001.bin",
+            "pytorch_model.bin.index.json",
+            "training_args.bin",
+            "x/pytorch_model.bin",
+        ];
+        assert_eq!(Selection::default().choose(&torch), torch[..3]);
         let selection = Selection { include: vec!["*.gguf".into(), "*.json".into()], exclude: vec!["onnx/".into()] };
         let expected = [
             "config.json",

@@ -192,26 +192,30 @@ fn send(state: &mut State, request: &Request, name: &str) -> Vec<u8> {
     let etag = etag(state, name, &data);
     let faults = state.faults.get_mut(name).filter(|f| !f.is_empty() && !head);
     let fault = faults.map(|f| f.remove(0));
-    let start: usize = match (&request.range, fault) {
-        (None, _) | (_, Some(Fault::NoRange)) => 0,
-        (Some(range), _) => range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap(),
+    let (start, end): (usize, usize) = match (&request.range, fault) {
+        (None, _) | (_, Some(Fault::NoRange)) => (0, data.len()),
+        (Some(range), _) => {
+            let (start, last) = range.trim_start_matches("bytes=").split_once('-').unwrap();
+            (start.parse().unwrap(), last.parse().map_or(data.len(), |last: usize| data.len().min(last + 1)))
+        }
     };
     if start >= data.len() && start > 0 {
         return status_only(416, &format!("Content-Range: bytes */{}\r\n", data.len()));
     }
-    let mut body = data[start..].to_vec();
+    let mut body = data[start..end].to_vec();
     match fault {
         Some(Fault::Status(status)) => return status_only(status, "Retry-After: 0\r\n"),
         Some(Fault::WrongBytes) => body.iter_mut().for_each(|b| *b ^= 1),
         _ => {}
     }
-    let status = if start > 0 { 206 } else { 200 };
+    let partial = start > 0 || end < data.len();
+    let status = if partial { 206 } else { 200 };
     let mut answer = format!(
         "HTTP/1.1 {status} OK\r\nConnection: close\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n",
         body.len()
     );
-    if start > 0 {
-        answer.push_str(&format!("Content-Range: bytes {start}-{}/{}\r\n", data.len() - 1, data.len()));
+    if partial {
+        answer.push_str(&format!("Content-Range: bytes {start}-{}/{}\r\n", end - 1, data.len()));
     }
     answer.push_str("\r\n");
     let mut answer = answer.into_bytes();

@@ -249,7 +249,12 @@ fn error(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance: Option<
 fn input_rounding(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance: &[f32]) -> f64 {
     let block = match codec {
         CodecId::Q4K | CodecId::Q5K | CodecId::Q6K => 256,
-        CodecId::MlxAffine { .. } | CodecId::IntGroup { .. } | CodecId::F32 | CodecId::F16 | CodecId::BF16 => return 0.0,
+        CodecId::MlxAffine { .. }
+        | CodecId::Micro(_)
+        | CodecId::IntGroup { .. }
+        | CodecId::F32
+        | CodecId::F16
+        | CodecId::BF16 => return 0.0,
         _ => 32,
     };
     let mut total = 0.0;

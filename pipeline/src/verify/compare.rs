@@ -1,0 +1,177 @@
+//! Tensors against the dense source.
+//!
+//! A method with transforms changes weights without changing the function: AWQ multiplies the columns of a matrix and divides the norm
+//! or the rows that make its input. Where the artifact shows that (its norms differ from the source's, or its manifest says so), a
+//! matrix is held against the source with the scales undone: columns behind a norm by the ratio of the norms, others and rows by
+//! least squares. Norms themselves and biases then have no error of their own.
+
+use super::{Verified, row_chunks};
+use crate::manifest::Manifest;
+use bitsmith_formats::{CodecId, Encoding, Error, Float, Micro, Result};
+use bitsmith_runtime::role::Input;
+use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Norms that differ by more have been folded into; types of less precision change them by less.
+const FOLDED: f64 = 0.01;
+/// The limit for formats of very few bits: other weights altogether have an error of at least 1.
+const MAX_LIMIT: f64 = 0.9;
+
+/// Adds every tensor's error and its limit, and sorts the largest first.
+pub(super) fn verify(artifact: &Checkpoint, source: &Checkpoint, max_error: Option<f64>, verified: &mut Verified) -> Result<()> {
+    let (spec, other) = (artifact.spec(), source.spec());
+    let shapes = |a: &Checkpoint| -> Vec<(Role, Vec<usize>)> {
+        a.spec().roles().into_iter().filter(|r| r.part != Part::Output).map(|r| (r, a.spec().shape(r.part))).collect()
+    };
+    if spec.arch.name != other.arch.name || shapes(artifact) != shapes(source) || spec.tied && !other.tied {
+        let message = format!("the source is another model: {} of {} layers", other.arch.name, other.n_layers);
+        verified.problems.push(Error::corrupt(message).file(source.path()).into());
+        return Ok(());
+    }
+    let pair = Pair { artifact, source, folded: false };
+    let folded = is_transformed(artifact) || pair.norms_differ();
+    let pair = Pair { folded, ..pair };
+    for role in spec.roles() {
+        let name = artifact.tensor_name(role)?;
+        // A tensor with values that cannot be read is reported already.
+        if verified.problems.iter().any(|p| p.tensor.as_deref() == Some(name)) || pair.folded && !role.part.is_matrix() {
+            continue;
+        }
+        let error = match pair.error(role) {
+            Ok(error) => error,
+            Err(e) => {
+                verified.problems.push(e.into());
+                continue;
+            }
+        };
+        let encoding = artifact.codec(role)?;
+        let limit = max_error.unwrap_or_else(|| limit(&encoding));
+        if error.is_nan() || error > limit {
+            let message =
+                format!("its error against the source is {error:.4} of the weights' root mean square, more than {limit:.4}");
+            verified.problems.push(Error::corrupt(message).file(artifact.store().file_of(name)).tensor(name).into());
+        }
+        if let Some(t) = verified.tensors.iter_mut().find(|t| t.name == name) {
+            (t.rel_rmse, t.limit) = (Some(error), Some(limit));
+        }
+    }
+    let worst = |t: &super::VerifiedTensor| t.rel_rmse.unwrap_or(-1.0);
+    verified.tensors.sort_by(|a, b| worst(b).total_cmp(&worst(a)));
+    Ok(())
+}
+
+fn is_transformed(artifact: &Checkpoint) -> bool {
+    // Transforms stand before the solver.
+    Manifest::load(artifact.path()).is_some_and(|m| m.recipe.method.contains('+'))
+}
+
+/// The error that a format makes likely, with room for outliers, and for solvers that trade it for a smaller loss: on evenly spread
+/// weights reference encoders make 1.5 to 2.2 times 2^-bits, and error feedback up to twice that.
+fn limit(stored: &Encoding) -> f64 {
+    let Encoding::Codec(codec) = stored else { return MAX_LIMIT };
+    match (codec.float(), codec) {
+        (Some(Float::F32), _) => 1e-5,
+        (Some(Float::F16), _) => 2e-3,
+        (Some(Float::BF16), _) => 8e-3,
+        // Exponents of their own cost bits that do not make the steps finer.
+        (None, CodecId::Fp8Group { .. } | CodecId::Micro(Micro::Mxfp8)) => 0.08,
+        (None, codec) => (6.0 * 2f64.powf(-codec.bits_per_weight())).min(MAX_LIMIT),
+    }
+}
+
+struct Pair<'a> {
+    artifact: &'a Checkpoint,
+    source: &'a Checkpoint,
+    folded: bool,
+}
+
+impl Pair<'_> {
+    /// The source's tensor for a role: of a source with tied embeddings, the embedding is the output matrix as well.
+    fn source_role(&self, role: Role) -> Role {
+        let tied = role.part == Part::Output && self.source.spec().tied;
+        if tied { Role::global(Part::TokenEmbd) } else { role }
+    }
+
+    fn norms_differ(&self) -> bool {
+        let norms = [Part::AttnNorm, Part::FfnNorm, Part::OutputNorm];
+        let roles = self.artifact.spec().roles().into_iter().filter(|r| norms.contains(&r.part));
+        roles.into_iter().any(|r| self.error(r).is_ok_and(|e| e > FOLDED))
+    }
+
+    /// Σ over all rows of what `of` makes of corresponding rows, in a fixed order.
+    fn fold<T: Send>(&self, role: Role, of: impl Fn(Range<usize>, &[f32], &[f32]) -> T + Sync) -> Result<Vec<T>> {
+        let shape = self.artifact.spec().shape(role.part);
+        let row_len = shape.last().copied().unwrap_or(1);
+        let n_rows = shape.iter().product::<usize>() / row_len.max(1);
+        let part = |rows: Range<usize>| {
+            let stored = self.artifact.read_rows(role, rows.clone())?;
+            let dense = self.source.read_rows(self.source_role(role), rows.clone())?;
+            Ok(of(rows, &stored, &dense))
+        };
+        row_chunks(n_rows, row_len).into_par_iter().map(part).collect()
+    }
+
+    /// Root mean square of the error over that of the source's weights.
+    fn error(&self, role: Role) -> Result<f64> {
+        let row_len = self.artifact.spec().shape(role.part).last().copied().unwrap_or(1);
+        let columns = if self.folded { self.columns(role, row_len)? } else { None };
+        let rows_move = self.folded && matches!(role.part, Part::AttnV | Part::FfnUp);
+        let sums = self.fold(role, |_, stored, dense| {
+            let (mut error, mut power) = (0f64, 0f64);
+            let mut want = vec![0f64; row_len];
+            for (stored, dense) in stored.chunks(row_len).zip(dense.chunks(row_len)) {
+                for (c, (want, d)) in want.iter_mut().zip(dense).enumerate() {
+                    *want = f64::from(*d) * columns.as_ref().map_or(1.0, |s| s[c]);
+                }
+                let scale = if rows_move { ratio(stored, &want) } else { 1.0 };
+                for (want, s) in want.iter().zip(stored) {
+                    error += (scale * want - f64::from(*s)).powi(2);
+                    power += (scale * want).powi(2);
+                }
+            }
+            (error, power)
+        })?;
+        let (error, power) = sums.into_iter().fold((0.0, 0.0), |(e, p), (de, dp)| (e + de, p + dp));
+        Ok(if error == 0.0 { 0.0 } else { (error / power).sqrt() })
+    }
+
+    /// What each column was multiplied by: `None` for tensors whose columns no fold touches.
+    fn columns(&self, role: Role, row_len: usize) -> Result<Option<Vec<f64>>> {
+        let norm = match role.site().map(|site| site.input) {
+            Some(Input::AttnIn) => Role { part: Part::AttnNorm, ..role },
+            Some(Input::FfnIn) => Role { part: Part::FfnNorm, ..role },
+            Some(Input::Head) => Role::global(Part::OutputNorm),
+            Some(Input::AttnOut | Input::FfnOut) => return self.fitted_columns(role, row_len).map(Some),
+            None => return Ok(None),
+        };
+        let (stored, dense) = (self.artifact.read(norm)?.data, self.source.read(norm)?.data);
+        let undo = |(s, d): (&f32, &f32)| if *s == 0.0 { 1.0 } else { f64::from(*d) / f64::from(*s) };
+        Ok(Some(stored.iter().zip(&dense).map(undo).collect()))
+    }
+
+    /// The multiples of the source's columns that are nearest to the artifact's.
+    fn fitted_columns(&self, role: Role, row_len: usize) -> Result<Vec<f64>> {
+        let sums = self.fold(role, |_, stored, dense| {
+            let mut sums = vec![(0f64, 0f64); row_len];
+            for (stored, dense) in stored.chunks(row_len).zip(dense.chunks(row_len)) {
+                for ((product, square), (s, d)) in sums.iter_mut().zip(stored.iter().zip(dense)) {
+                    *product += f64::from(*s) * f64::from(*d);
+                    *square += f64::from(*d).powi(2);
+                }
+            }
+            sums
+        })?;
+        let mut total = vec![(0f64, 0f64); row_len];
+        for part in sums {
+            total.iter_mut().zip(part).for_each(|(t, p)| *t = (t.0 + p.0, t.1 + p.1));
+        }
+        Ok(total.into_iter().map(|(product, square)| if square > 0.0 { product / square } else { 1.0 }).collect())
+    }
+}
+
+/// The multiple of `want` that is nearest to `stored`.
+fn ratio(stored: &[f32], want: &[f64]) -> f64 {
+    let (product, square) = stored.iter().zip(want).fold((0.0, 0.0), |(p, s), (a, w)| (p + f64::from(*a) * w, s + w * w));
+    if square > 0.0 { product / square } else { 1.0 }
+}
