@@ -3,18 +3,19 @@
 use crate::about::ModelAbout;
 use crate::layout::{Layout, PlannedTensor};
 use crate::{Artifact, ArtifactWriter, check, names};
-use bitsmith_formats::gguf::{GgufStore, GgufWriter, Metadata, TensorPlan, Value, planned_bytes};
+use bitsmith_formats::gguf::{GgufSetWriter, GgufStore, Metadata, SetPlan, TensorPlan, Value};
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result};
 use bitsmith_runtime::arch::gguf_row_order;
 use bitsmith_runtime::tokenizer::GgufVocab;
 use bitsmith_runtime::{ContainerKind, ModelSpec, Part, Role, RopeScaling};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The divisors of the rope frequencies, where each has its own.
 const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// A GGUF file to be written.
+/// A GGUF file or split set to be written.
 #[derive(Debug, Clone)]
 pub struct GgufPlan {
     metadata: Metadata,
@@ -23,6 +24,7 @@ pub struct GgufPlan {
     /// Row orders of q and k, if the architecture permutes them.
     orders: BTreeMap<Part, Vec<usize>>,
     head_dim: usize,
+    max_shard_bytes: Option<u64>,
 }
 
 impl GgufPlan {
@@ -55,9 +57,27 @@ impl GgufPlan {
                 orders.extend(parts.map(|part| (part, gguf_row_order(heads, spec.head_dim))));
             }
         }
-        let plan = GgufPlan { metadata, layout, rope_freqs: spec.rope.factors(spec.head_dim), orders, head_dim: spec.head_dim };
+        let plan = GgufPlan {
+            metadata,
+            layout,
+            rope_freqs: spec.rope.factors(spec.head_dim),
+            orders,
+            head_dim: spec.head_dim,
+            max_shard_bytes: None,
+        };
         plan.tensor_plans()?;
         Ok(plan)
+    }
+
+    /// Sets the most bytes of tensor data in one file; what does not fit becomes a split set. `None`: one file.
+    pub fn shard_bytes(mut self, bytes: Option<u64>) -> Self {
+        self.max_shard_bytes = bytes;
+        self
+    }
+
+    /// The files that are written if the model is called `path`: that itself, or `NAME-00001-of-0000N.gguf` and so on.
+    pub fn paths(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        Ok(self.set_plan()?.paths(path))
     }
 
     /// The metadata.
@@ -80,24 +100,34 @@ impl GgufPlan {
         self.layout.bits_per_weight()
     }
 
-    /// The file's size.
+    /// Size of all files together.
     pub fn bytes(&self) -> Result<u64> {
-        planned_bytes(&self.metadata, &self.tensor_plans()?)
+        Ok(self.set_plan()?.bytes()?.iter().sum())
+    }
+
+    fn set_plan(&self) -> Result<SetPlan> {
+        SetPlan::new(&self.metadata, self.tensor_plans()?, self.max_shard_bytes)
     }
 
     fn tensor_plans(&self) -> Result<Vec<TensorPlan>> {
         let rope = self.rope_freqs.iter().map(|f| TensorPlan::new(ROPE_FREQS, CodecId::F32, &[f.len()]));
-        rope.chain(self.layout.tensors.iter().map(|t| TensorPlan::new(&t.name, t.codec, &t.shape))).collect()
+        let tensors = self.layout.tensors.iter().flat_map(|t| {
+            let scale = scale_name(t).map(|name| TensorPlan::new(name, CodecId::F32, &[1]));
+            scale.into_iter().chain([TensorPlan::new(&t.name, t.codec, &t.shape)])
+        });
+        rope.chain(tensors).collect()
     }
 
-    /// Claims the file's disk space and starts writing. The file appears as `path` on [`ArtifactWriter::finish`].
+    /// Claims the disk space and starts writing. The files appear under the names of [`GgufPlan::paths`] on [`ArtifactWriter::finish`].
     pub fn start(self, path: impl AsRef<Path>) -> Result<Box<dyn ArtifactWriter>> {
         let path = path.as_ref().to_path_buf();
-        let file = GgufWriter::create(&path, &self.metadata, self.tensor_plans()?)?;
+        let set = self.set_plan()?;
+        let metadata = set.metadata().clone();
+        let file = GgufSetWriter::create(&path, set)?;
         if let Some(factors) = &self.rope_freqs {
             file.write_tensor(ROPE_FREQS, &EncodedTensor::encode(CodecId::F32, &[factors.len()], factors, None)?)?;
         }
-        Ok(Box::new(Writing { plan: self, file, path }))
+        Ok(Box::new(Writing { plan: self, metadata, file, path, scales: Mutex::default() }))
     }
 
     /// Writes the whole file, asking for one tensor after the other.
@@ -107,10 +137,36 @@ impl GgufPlan {
     }
 }
 
+/// Where the scale of a tensor goes whose format has one. llama.cpp multiplies products by it, and has none for rows of an
+/// embedding.
+pub(crate) fn scale_name(t: &PlannedTensor) -> Option<String> {
+    let scaled = t.codec == CodecId::NVFP4 && t.role.part != Part::TokenEmbd;
+    scaled.then(|| t.name.strip_suffix(".weight")).flatten().map(|module| format!("{module}.scale"))
+}
+
 struct Writing {
     plan: GgufPlan,
-    file: GgufWriter,
+    /// As the first file has them.
+    metadata: Metadata,
+    file: GgufSetWriter,
     path: PathBuf,
+    /// Scales that were written, as all parts of a tensor must have the same.
+    scales: Mutex<BTreeMap<Role, f32>>,
+}
+
+impl Writing {
+    fn put_scale(&self, planned: &PlannedTensor, scale: f32) -> Result<()> {
+        let fail = |message: String| Err(Error::failed(message).file(&self.path).tensor(&planned.name));
+        let Some(name) = scale_name(planned) else {
+            return if scale == 1.0 { Ok(()) } else { fail(format!("has the scale {scale}, for which there is no place")) };
+        };
+        let earlier = self.scales.lock().unwrap_or_else(PoisonError::into_inner).insert(planned.role, scale);
+        match earlier {
+            None => self.file.write_tensor(&name, &EncodedTensor::encode(CodecId::F32, &[1], &[scale], None)?),
+            Some(earlier) if earlier == scale => Ok(()),
+            Some(earlier) => fail(format!("has the scale {scale} in one part and {earlier} in another")),
+        }
+    }
 }
 
 impl ArtifactWriter for Writing {
@@ -121,6 +177,7 @@ impl ArtifactWriter for Writing {
 
     fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
         let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(&self.path))?;
+        self.put_scale(planned, rows.scale)?;
         let Some(order) = self.plan.orders.get(&role.part) else {
             return self.file.write_rows(&planned.name, first_row, &rows.bytes);
         };
@@ -141,20 +198,21 @@ impl ArtifactWriter for Writing {
     }
 
     fn finish(self: Box<Self>) -> Result<Artifact> {
-        self.file.finish()?;
-        let check = || -> Result<u64> {
-            let store = GgufStore::open(&self.path)?;
+        let paths = self.file.finish()?;
+        let check = || -> Result<Vec<(PathBuf, u64)>> {
+            let store = GgufStore::open(&paths[0])?;
             check::tensors(&store, &self.plan.layout.tensors, usize::from(self.plan.rope_freqs.is_some()))?;
-            if *store.metadata() != self.plan.metadata {
-                return Err(Error::corrupt("read back after writing: the metadata differ").file(&self.path));
+            if *store.metadata() != self.metadata {
+                return Err(Error::corrupt("read back after writing: the metadata differ").file(&paths[0]));
             }
-            Ok(std::fs::metadata(&self.path).map_err(|e| Error::read(&self.path, e))?.len())
+            let size = |path: &PathBuf| Ok((path.clone(), std::fs::metadata(path).map_err(|e| Error::read(path, e))?.len()));
+            paths.iter().map(size).collect()
         };
         match check() {
-            Ok(bytes) => Ok(Artifact { files: vec![(self.path.clone(), bytes)], path: self.path }),
+            Ok(files) => Ok(Artifact { files, path: paths[0].clone() }),
             Err(e) => {
                 // Nothing that failed its check may stand under the final name; the check's error is the one to report.
-                let _ = std::fs::remove_file(&self.path);
+                paths.iter().for_each(|path| drop(std::fs::remove_file(path)));
                 Err(e)
             }
         }
@@ -257,14 +315,39 @@ pub fn file_type(encoding: &str) -> Option<u32> {
         "f32" => 0,
         "f16" => 1,
         "q4_0" => 2,
+        "q4_1" => 3,
         "q8_0" => 7,
         "q5_0" => 8,
+        "q5_1" => 9,
+        "q2_k" | "q2_k_l" => 10,
+        "q3_k_s" => 11,
+        "q3_k_m" => 12,
+        "q3_k_l" | "q3_k_xl" => 13,
         "q4_k_s" => 14,
-        "q4_k_m" => 15,
+        "q4_k_m" | "q4_k_l" => 15,
         "q5_k_s" => 16,
-        "q5_k_m" => 17,
-        "q6_k" => 18,
+        "q5_k_m" | "q5_k_l" => 17,
+        "q6_k" | "q6_k_l" => 18,
+        "iq2_xxs" => 19,
+        "iq2_xs" => 20,
+        "q2_k_s" => 21,
+        "iq3_xs" => 22,
+        "iq3_xxs" => 23,
+        "iq1_s" => 24,
+        "iq4_nl" => 25,
+        "iq3_s" => 26,
+        "iq3_m" => 27,
+        "iq2_s" => 28,
+        "iq2_m" => 29,
+        "iq4_xs" => 30,
+        "iq1_m" => 31,
         "bf16" => 32,
+        "tq1_0" => 36,
+        "tq2_0" => 37,
+        "mxfp4" | "mxfp4_moe" => 38,
+        "nvfp4" => 39,
+        "q1_0" => 40,
+        "q2_0" => 41,
         _ => return None,
     })
 }
@@ -274,6 +357,7 @@ fn common_file_type(tensors: &[PlannedTensor]) -> u32 {
     let mut weights: BTreeMap<u32, usize> = BTreeMap::new();
     for t in tensors {
         let name = match t.codec {
+            CodecId::Q3K => "q3_k_s".to_string(),
             CodecId::Q4K => "q4_k_s".to_string(),
             CodecId::Q5K => "q5_k_s".to_string(),
             other => other.to_string(),

@@ -1,6 +1,6 @@
 //! A tiny model in memory, written and read back.
 
-use crate::{ArtifactWriter, GgufPlan, MlxPlan, ModelAbout, gguf, permute_rows};
+use crate::{ArtifactWriter, GgufPlan, MlxPlan, ModelAbout, PlannedTensor, gguf, permute_rows};
 use bitsmith_formats::gguf::{GgufStore, Metadata};
 use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore};
@@ -212,6 +212,47 @@ fn tensors_can_come_in_parts() {
     for ((a, _), (b, _)) in whole.files.iter().zip(&parts.files) {
         assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap(), "{}", a.display());
     }
+}
+
+#[test]
+fn a_gguf_can_be_a_split_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec();
+    let plan = || GgufPlan::new(&spec, &vocab(70), &about(), "bf16", &codecs(&spec, |_| CodecId::BF16)).unwrap();
+    let tensor = |role: Role| encoded(&spec, role, if role.part.is_matrix() { CodecId::BF16 } else { CodecId::F32 });
+    let single = plan().write(dir.path().join("single.gguf"), |role| Ok(tensor(role))).unwrap();
+    let plan = plan().shard_bytes(Some(40_000));
+    let path = dir.path().join("set.gguf");
+    let (paths, bytes) = (plan.paths(&path).unwrap(), plan.bytes().unwrap());
+    assert!(paths.len() > 2 && paths[0].ends_with(format!("set-00001-of-{:05}.gguf", paths.len())));
+    let set = plan.write(&path, |role| Ok(tensor(role))).unwrap();
+    assert_eq!((&set.path, set.bytes()), (&paths[0], bytes));
+    assert_eq!(set.files.iter().map(|(p, _)| p.clone()).collect::<Vec<_>>(), paths);
+    assert!(!path.exists());
+    let (one, many) = (Checkpoint::open(&single.path).unwrap(), Checkpoint::open(&paths[0]).unwrap());
+    for role in spec.roles() {
+        assert_eq!(one.read(role).unwrap(), many.read(role).unwrap());
+    }
+}
+
+#[test]
+fn a_scale_goes_beside_a_weight_whose_format_has_one() {
+    let planned = |part: Part, codec: CodecId| {
+        let role = if part.per_layer() { Role::layer(3, part) } else { Role::global(part) };
+        PlannedTensor { role, name: role.to_string(), shape: vec![2, 64], codec, bytes: 72 }
+    };
+    let name = |part, codec| gguf::scale_name(&planned(part, codec));
+    assert_eq!(name(Part::AttnQ, CodecId::NVFP4).as_deref(), Some("blk.3.attn_q.scale"));
+    assert_eq!(name(Part::Output, CodecId::NVFP4).as_deref(), Some("output.scale"));
+    assert_eq!((name(Part::TokenEmbd, CodecId::NVFP4), name(Part::AttnQ, CodecId::Q8_0)), (None, None));
+    // A scale for which the file has no place is not dropped.
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec();
+    let plan = GgufPlan::new(&spec, &vocab(70), &about(), "q8_0", &codecs(&spec, |_| CodecId::Q8_0)).unwrap();
+    let writer = plan.start(dir.path().join("a.gguf")).unwrap();
+    let role = Role::layer(0, Part::FfnUp);
+    let scaled = EncodedTensor { scale: 0.5, ..encoded(&spec, role, CodecId::Q8_0) };
+    assert_eq!(writer.put(role, &scaled).unwrap_err().tensor.as_deref(), Some("blk.0.ffn_up.weight"));
 }
 
 #[test]

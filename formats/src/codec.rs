@@ -156,21 +156,27 @@ pub enum Micro {
 }
 
 impl CodecId {
-    /// The ggml block formats that have a grid, widest last.
-    pub const GGML: [CodecId; 19] = [
+    /// The ggml block formats, narrowest first.
+    pub const GGML: [CodecId; 25] = [
+        CodecId::Q1_0,
         CodecId::IQ1S,
+        CodecId::TQ1_0,
         CodecId::IQ1M,
+        CodecId::TQ2_0,
         CodecId::IQ2XXS,
+        CodecId::Q2_0,
         CodecId::IQ2XS,
         CodecId::IQ2S,
         CodecId::Q2K,
         CodecId::IQ3XXS,
-        CodecId::IQ3S,
         CodecId::Q3K,
+        CodecId::IQ3S,
         CodecId::IQ4XS,
+        CodecId::MXFP4,
         CodecId::IQ4NL,
         CodecId::Q4_0,
         CodecId::Q4K,
+        CodecId::NVFP4,
         CodecId::Q4_1,
         CodecId::Q5_0,
         CodecId::Q5K,

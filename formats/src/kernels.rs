@@ -5,11 +5,12 @@
 
 /// Defines functions from one body for AVX-512, for AVX2 and for the target's baseline, and chooses among them at run time.
 /// Rust never contracts `a * b + c` into a fused product, so all give the same bits; only the registers differ. The baseline
-/// versions are in a module `portable`, for tests to compare. Use it at most once in a module.
+/// versions are in a module `portable`, for tests to compare. A function may have one type parameter. Use it at most once in a
+/// module.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! dispatched {
-    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {
         mod portable {
             #[allow(unused_imports)]
             use super::*;
@@ -17,34 +18,34 @@ macro_rules! dispatched {
                 $(#[$doc])*
                 #[inline(always)]
                 #[allow(clippy::too_many_arguments)]
-                pub(super) fn $name($($arg: $ty),*) $(-> $ret)? $body
+                pub(super) fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
             )*
         }
         $(
             $(#[$doc])*
             #[allow(clippy::too_many_arguments)]
-            $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
                 #[cfg(target_arch = "x86_64")]
                 {
                     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2")]
                     #[allow(clippy::too_many_arguments)]
-                    fn wider($($arg: $ty),*) $(-> $ret)? {
-                        portable::$name($($arg),*)
+                    fn wider $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                        portable::$name $(::<$generic>)? ($($arg),*)
                     }
                     #[target_feature(enable = "avx2")]
                     #[allow(clippy::too_many_arguments)]
-                    fn wide($($arg: $ty),*) $(-> $ret)? {
-                        portable::$name($($arg),*)
+                    fn wide $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                        portable::$name $(::<$generic>)? ($($arg),*)
                     }
                     match $crate::vectors() {
                         // SAFETY: `vectors` has found all the features that the function needs.
-                        $crate::Vectors::Avx512 => return unsafe { wider($($arg),*) },
+                        $crate::Vectors::Avx512 => return unsafe { wider $(::<$generic>)? ($($arg),*) },
                         // SAFETY: `vectors` has found AVX2, and the function needs nothing else.
-                        $crate::Vectors::Avx2 => return unsafe { wide($($arg),*) },
+                        $crate::Vectors::Avx2 => return unsafe { wide $(::<$generic>)? ($($arg),*) },
                         $crate::Vectors::Baseline => {}
                     }
                 }
-                portable::$name($($arg),*)
+                portable::$name $(::<$generic>)? ($($arg),*)
             }
         )*
     };

@@ -98,14 +98,20 @@ impl SlotFile {
         Error::failed(message).file(self.file.target()).tensor(name)
     }
 
-    /// Checks that every slot was filled, flushes, and gives the file its final name.
-    pub(crate) fn finish(self) -> Result<()> {
+    /// Checks that every slot was filled.
+    pub(crate) fn check_complete(&self) -> Result<()> {
         let missing: Vec<_> = self.slots.iter().zip(&self.filled).filter(|(s, f)| !f.is_whole(s.len)).collect();
         if let Some((slot, _)) = missing.first() {
             let message =
                 format!("{} of {} planned tensors were never written, or not to the end", missing.len(), self.slots.len());
             return Err(self.error(&slot.name, message));
         }
+        Ok(())
+    }
+
+    /// Checks that every slot was filled, flushes, and gives the file its final name.
+    pub(crate) fn finish(self) -> Result<()> {
+        self.check_complete()?;
         self.file.commit()
     }
 }

@@ -132,8 +132,12 @@ fn coarseness(id: CodecId) -> (f32, f32) {
         CodecId::Micro(Micro::Mxfp4) => (0.201, 0.0),
         CodecId::Micro(Micro::Nvfp4) => (0.2, 6.0 / 512.0),
         CodecId::Micro(Micro::Mxfp8) => (0.0626, 0.0),
-        // The table's values are at most 24 of 240 apart.
-        CodecId::IQ4NL | CodecId::IQ4XS => (0.08, 254e-6),
+        // The power of two below the largest magnitude may cut a quarter off.
+        CodecId::MXFP4 => (0.25, 0.0),
+        // The smallest scale is 2^-9, and e2m1's largest value 6.
+        CodecId::NVFP4 => (0.2, 0.006),
+        // The table's values are at most 24 of 240 apart, and its positive end is a tenth shorter.
+        CodecId::IQ4NL | CodecId::IQ4XS => (0.15, 254e-6),
         // Half a step of the widest range, the clipped end of symmetric grids, coarse super-block minima, the smallest f16 steps.
         _ => (3.0 / steps + 0.02, steps * 2e-6),
     }
@@ -167,7 +171,8 @@ proptest! {
         let g = c.grid().unwrap();
         let mut codes = vec![0; c.block_len()];
         let scales = g.unpack(&bytes, &mut codes);
-        prop_assert!(codes.iter().all(|&code| code <= g.max_code()));
+        // TQ2_0's bytes have room for a code that its grid does not use.
+        prop_assert!(codes.iter().all(|&code| code <= g.max_code() || id == CodecId::TQ2_0));
         let decoded = decode(c, &bytes);
         // What the solver computes is what the runtime decodes.
         for (v, d) in values(g, &scales, &codes).iter().zip(&decoded) {
@@ -175,7 +180,11 @@ proptest! {
         }
         let mut packed = vec![0x55; c.block_bytes()];
         g.pack(&scales, &codes, &mut packed);
-        if scales.stored.iter().all(|s| !s.is_nan()) {
+        if id == CodecId::TQ1_0 {
+            // Not every byte is one that five ternary digits give; what it decodes as has another.
+            let again = decode(c, &packed);
+            prop_assert!(again.iter().zip(&decoded).all(|(a, d)| a == d || (!a.is_finite() && !d.is_finite())));
+        } else if scales.stored.iter().all(|s| !s.is_nan()) {
             prop_assert_eq!(packed, bytes);
         }
         // A block that never came from an encoder must not make the solver panic either.
@@ -297,9 +306,13 @@ fn refit_recovers_disturbed_scales() {
         let x: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.05).collect();
         let fitted = g.fit(&x, &vec![1.0; n]);
         let (codes, best) = round(g, &fitted, &x);
-        // The same codes under a scale a twentieth too large.
+        // The same codes under a scale a twentieth too large, or the next larger one where scales are bytes.
         let mut wrong = fitted.clone();
-        wrong.stored[0] *= 1.05;
+        if g.is_linear() {
+            wrong.stored[0] *= 1.05;
+        } else {
+            wrong.ints.iter_mut().for_each(|byte| *byte += 1);
+        }
         let mut bytes = vec![0; c.block_bytes()];
         g.pack(&wrong, &codes, &mut bytes);
         let mut scales = g.unpack(&bytes, &mut vec![0; n]);
@@ -318,15 +331,21 @@ fn fits_gain_on_the_reference() {
     let mlx = |bits| CodecId::MlxAffine { bits, group: 64, scale: Float::BF16 };
     let int = |bits, symmetric| CodecId::IntGroup { bits, group: 128, scale: Float::F16, symmetric };
     let expected = [
-        (CodecId::IQ3XXS, 1.00),
-        (CodecId::IQ3S, 1.00),
-        (CodecId::IQ4XS, 0.97),
-        (CodecId::IQ4NL, 0.97),
+        (CodecId::IQ3XXS, 0.96),
+        (CodecId::IQ3S, 0.90),
+        (CodecId::IQ4XS, 0.93),
+        (CodecId::IQ4NL, 0.93),
         (CodecId::Q4_0, 0.96),
         (CodecId::Q4_1, 0.94),
         (CodecId::Q5_0, 0.96),
         (CodecId::Q5_1, 0.92),
         (CodecId::Q8_0, 0.72),
+        (CodecId::TQ1_0, 0.3),
+        (CodecId::TQ2_0, 0.3),
+        (CodecId::MXFP4, 0.93),
+        (CodecId::NVFP4, 0.95),
+        (CodecId::Q1_0, 0.995),
+        (CodecId::Q2_0, 0.3),
         (CodecId::Q4K, 0.93),
         (CodecId::Q5K, 0.86),
         (CodecId::Q6K, 0.89),
@@ -364,7 +383,8 @@ fn fits_gain_on_the_reference() {
         let n = c.block_len();
         let (mut ours, mut theirs) = (0.0, 0.0);
         for (i, x) in x.chunks_exact(n).enumerate() {
-            let w = &importance[i * n % 256..][..n];
+            // Rounding to a codebook knows no importance.
+            let w = if g.step() > 1 { &[1.0; 256][..n] } else { &importance[i * n % 256..][..n] };
             ours += weighted_error(x, &round(g, &g.fit(x, w), x).1, w);
             theirs += weighted_error(x, &decode(c, &encode(c, x, Some(w))), w);
         }

@@ -4,6 +4,7 @@ use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
 use bitsmith_convert::{ArtifactWriter, GgufPlan, MlxPlan, PackedPlan, names};
+use bitsmith_formats::gguf::set_paths;
 use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
@@ -103,6 +104,34 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
     }
 }
 
+/// The name under which an artifact called `name` can be opened: that itself, or the first file of a split set. Nothing of the
+/// source may be overwritten.
+pub fn first_file(model: &Opened, target: Target, plan: &Plan, name: &Path, shard_size: Option<u64>) -> Result<PathBuf> {
+    if !matches!(target, Target::Gguf(_)) || shard_size.is_none() {
+        return Ok(name.to_path_buf());
+    }
+    let files = gguf_plan(model, target, plan, shard_size)?.paths(name)?;
+    refuse_source(&files, &set_paths(model.checkpoint.path()))?;
+    Ok(files[0].clone())
+}
+
+/// Refuses to overwrite a file of the source.
+pub fn refuse_source(files: &[PathBuf], source: &[PathBuf]) -> Result<()> {
+    let real = |p: &PathBuf| p.canonicalize().ok();
+    let source: Vec<PathBuf> = source.iter().filter_map(real).collect();
+    match files.iter().find(|file| real(file).is_some_and(|file| source.contains(&file))) {
+        Some(file) => Err(Error::new(ErrorKind::CannotWrite, "the output would replace the source model")
+            .file(file)
+            .hint("choose another output with -o")),
+        None => Ok(()),
+    }
+}
+
+fn gguf_plan(model: &Opened, target: Target, plan: &Plan, shard_size: Option<u64>) -> Result<GgufPlan> {
+    let (spec, vocab) = (model.checkpoint.spec(), model.vocab()?);
+    Ok(GgufPlan::new(spec, &vocab, &model.about, &target.encoding(), &plan.pairs())?.shard_bytes(shard_size))
+}
+
 /// Plans the artifact, claims its disk space and opens it for its tensors. It appears under its name when it is whole.
 pub fn start(
     model: &Opened,
@@ -115,7 +144,7 @@ pub fn start(
     let spec = model.checkpoint.spec();
     let codecs = plan.pairs();
     match target {
-        Target::Gguf(_) => GgufPlan::new(spec, &model.vocab()?, &model.about, &target.encoding(), &codecs)?.start(path),
+        Target::Gguf(_) => gguf_plan(model, target, plan, shard_size)?.start(path),
         Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) => {
             let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
             if let Some(bytes) = shard_size {

@@ -3,7 +3,7 @@
 use bitsmith_datasets::EvalWindows;
 use bitsmith_eval::working_bytes;
 use bitsmith_formats::{Error, Result};
-use bitsmith_quantize::{Method, Plan};
+use bitsmith_quantize::{Method, Plan, PlanEntry};
 use bitsmith_runtime::spec::ModelSpec;
 use bitsmith_runtime::sweep::peak_bytes;
 use bitsmith_runtime::{Input, Part};
@@ -15,7 +15,7 @@ const FLOPS_PER_CORE: f64 = 40e9;
 const FIT_PER_CORE: f64 = 0.4e6;
 
 /// Bytes that the process takes besides weights, activations and statistics: code, tokenizer, buffers of the matrix products.
-const OVERHEAD: u64 = 256 << 20;
+pub(crate) const OVERHEAD: u64 = 256 << 20;
 
 /// The estimate for one target.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,6 +34,8 @@ pub struct Estimate {
     pub seconds: f64,
     /// Tensors that cannot have the wanted format, and what they get.
     pub fallbacks: Vec<String>,
+    /// The format of every tensor.
+    pub plan: Vec<PlanEntry>,
 }
 
 impl Estimate {
@@ -89,6 +91,7 @@ impl Estimate {
             disk_bytes: 2 * bytes,
             seconds,
             fallbacks: plan.fallbacks(),
+            plan: plan.entries.clone(),
         }
     }
 

@@ -18,6 +18,7 @@ pub mod problem;
 pub mod progress;
 pub mod pull;
 pub mod quantize;
+pub mod repack;
 pub mod run;
 mod spool;
 mod stream;

@@ -1,6 +1,7 @@
 //! What stands beside every artifact: where it came from, how it was made, and what it measures.
 
 use bitsmith_formats::atomic::write_file;
+use bitsmith_formats::gguf::set_paths;
 use bitsmith_formats::hash::{sha256_bytes, sha256_file};
 use bitsmith_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,7 @@ pub struct Manifest {
     pub recipe: Recipe,
     /// Size in bytes, all files together.
     pub bytes: u64,
-    /// sha256 of the file; for a folder, of its `sha256  name` lines sorted by name.
+    /// sha256 of the file; for a folder or a split set, of its `sha256  name` lines sorted by name.
     pub sha256: String,
     /// Bits per weight, scales included.
     pub bpw: f64,
@@ -109,15 +110,20 @@ impl Manifest {
     }
 }
 
-/// sha256 and size of a file, or of a folder's files without manifest and checksums.
+/// sha256 and size of a file, of a split set that is named by its first file, or of a folder's files without manifest and
+/// checksums.
 pub fn hash_artifact(path: &Path) -> Result<(String, u64)> {
-    if !path.is_dir() {
+    let files = match path.is_dir() {
+        true => list_files(path)?.into_iter().filter(|f| f != IN_FOLDER && f != SUMS_FILE).map(|f| path.join(f)).collect(),
+        false => set_paths(path),
+    };
+    if !path.is_dir() && files.len() == 1 {
         return sha256_file(path);
     }
     let (mut lines, mut total) = (String::new(), 0);
-    for file in list_files(path)?.into_iter().filter(|f| f != IN_FOLDER && f != SUMS_FILE) {
-        let (sha, bytes) = sha256_file(path.join(&file))?;
-        lines.push_str(&format!("{sha}  {file}\n"));
+    for file in files {
+        let (sha, bytes) = sha256_file(&file)?;
+        lines.push_str(&format!("{sha}  {}\n", file.file_name().unwrap_or_default().to_string_lossy()));
         total += bytes;
     }
     Ok((sha256_bytes(lines.as_bytes()), total))
@@ -132,7 +138,7 @@ pub fn hash_inputs(model: &Path) -> Result<Vec<InputFile>> {
     let files: Vec<(String, PathBuf)> = if model.is_dir() {
         list_files(model)?.into_iter().filter(|f| relevant(f)).map(|f| (f.clone(), model.join(f))).collect()
     } else {
-        vec![(model.file_name().unwrap_or_default().to_string_lossy().into_owned(), model.to_path_buf())]
+        set_paths(model).into_iter().map(|p| (p.file_name().unwrap_or_default().to_string_lossy().into_owned(), p)).collect()
     };
     files.into_iter().map(|(name, path)| sha256_file(&path).map(|(sha256, bytes)| InputFile { name, bytes, sha256 })).collect()
 }

@@ -45,7 +45,7 @@ impl FromStr for ModelRef {
         if path.exists() {
             return Ok(ModelRef::Local(path.to_path_buf()));
         }
-        let is_file_name = [".gguf", ".safetensors", ".json"].iter().any(|e| text.ends_with(e));
+        let is_file_name = [".gguf", ".safetensors", ".json", ".bin", ".pt", ".pth"].iter().any(|e| text.ends_with(e));
         match text.parse() {
             Ok(id) if !is_file_name => Ok(ModelRef::Hub(id)),
             _ => Err(Error::missing("no such file or folder")

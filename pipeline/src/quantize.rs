@@ -46,11 +46,11 @@ pub struct QuantizeOptions {
 pub struct Artifact {
     /// `container:encoding`.
     pub target: String,
-    /// The file or folder.
+    /// The file or folder; of a split set, the first file.
     pub path: PathBuf,
     /// Size in bytes, all files together.
     pub bytes: u64,
-    /// sha256 of the file; for a folder, of its `sha256  name` lines sorted by name.
+    /// sha256 of the file; for a folder or a split set, of its `sha256  name` lines sorted by name.
     pub sha256: String,
     /// Bits per weight over all tensors, scales included.
     pub bpw: f64,
@@ -70,7 +70,10 @@ pub struct Artifact {
 struct Work<'a> {
     target: Target,
     plan: &'a Plan,
-    path: &'a Path,
+    /// What the artifact is called.
+    name: &'a Path,
+    /// What it is opened by: the same, or the first file of a split set.
+    path: PathBuf,
 }
 
 /// A job ready to run: everything read but the weights.
@@ -103,9 +106,8 @@ impl<'a> Job<'a> {
             artifact::check(model, target)?;
         }
         let method = &options.method;
-        let quantizes = options.targets.iter().any(|t| t.is_quantized())
-            || options.plan.overrides.iter().any(|(_, codec)| codec.float().is_none())
-            || !method.transforms.is_empty();
+        let quantizes =
+            options.targets.iter().any(|t| t.is_quantized()) || options.plan.names_quantized() || !method.transforms.is_empty();
         let (evidence, calibration) = match quantizes {
             true => options.calibration.load(method, model, context)?,
             false => (Loaded::None, None),
@@ -123,9 +125,20 @@ impl<'a> Job<'a> {
 
     /// The format of every tensor of a target.
     pub fn plan(&self, target: Target) -> Result<Plan> {
-        let weighted = self.options.method.solver.name() != "rtn" && !matches!(self.evidence, Loaded::None);
-        let options = PlanOptions { importance: weighted, ..self.options.plan.clone() };
+        let options = PlanOptions { importance: self.is_weighted(), ..self.options.plan.clone() };
         target.plan(self.model.checkpoint.spec(), self.dense_for(target), &options)
+    }
+
+    /// Whether importance guides the encoders.
+    fn is_weighted(&self) -> bool {
+        self.options.method.solver.name() != "rtn" && !matches!(self.evidence, Loaded::None)
+    }
+
+    fn has_importance(&self, role: Role) -> bool {
+        match &self.evidence {
+            Loaded::Importance(by_role) => self.is_weighted() && by_role.contains_key(&role),
+            _ => self.is_weighted(),
+        }
     }
 
     /// What each target will cost; `eval_tokens` are evaluated afterwards.
@@ -153,14 +166,14 @@ impl<'a> Job<'a> {
             self.mlx_dtype.get_or_init(|| found);
         }
         let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
-        let works: Vec<Work> = self
-            .options
-            .targets
-            .iter()
-            .zip(&plans)
-            .zip(&paths)
-            .map(|((&target, plan), path)| Work { target, plan, path })
-            .collect();
+        for plan in &plans {
+            plan.check_importance(|role| self.has_importance(role))?;
+        }
+        let mut works = Vec::new();
+        for ((&target, plan), name) in self.options.targets.iter().zip(&plans).zip(&paths) {
+            let path = artifact::first_file(self.model, target, plan, name, self.options.shard_size)?;
+            works.push(Work { target, plan, name, path });
+        }
         if self.streams() {
             return self.stream(&works);
         }
@@ -181,7 +194,7 @@ impl<'a> Job<'a> {
         let model = self.model.checkpoint.path();
         // Hashing the source means reading it: beforehand only where an artifact may turn out to be finished, and otherwise beside
         // the pass that reads it anyway.
-        let known = match works.iter().any(|w| Manifest::load(w.path).is_some()) {
+        let known = match works.iter().any(|w| Manifest::load(&w.path).is_some()) {
             true => Some(hash_inputs(model)?),
             false => None,
         };
@@ -197,12 +210,12 @@ impl<'a> Job<'a> {
             return Ok(finished.into_iter().flatten().collect());
         }
         let mut outputs = Vec::new();
-        for Work { target, plan, path } in &todo {
+        for Work { target, plan, name, .. } in &todo {
             for line in plan.fallbacks() {
                 self.context.progress.warn(&format!("{target}: {line}"));
             }
             let shard_size = self.options.shard_size;
-            let writer = artifact::start(self.model, *target, plan, self.dense_for(*target), path, shard_size)?;
+            let writer = artifact::start(self.model, *target, plan, self.dense_for(*target), name, shard_size)?;
             outputs.push(stream::Output { plan, writer });
         }
         let (inputs, passed) = std::thread::scope(|scope| {
@@ -252,18 +265,18 @@ impl<'a> Job<'a> {
 
     /// The artifact, if an identical job made it before.
     fn reused(&self, work: &Work<'_>, recipe: &Recipe) -> Option<Artifact> {
-        let manifest = Manifest::load(work.path).filter(|m| m.proves(work.path, recipe))?;
+        let manifest = Manifest::load(&work.path).filter(|m| m.proves(&work.path, recipe))?;
         self.context.progress.note(&format!("{}: {} is there already and unchanged", work.target, work.path.display()));
-        Some(self.artifact(work.target, work.path, manifest, 0, true))
+        Some(self.artifact(work.target, &work.path, manifest, 0, true))
     }
 
     /// Writes the manifest of an artifact that has just been finished.
     fn record(&self, work: &Work<'_>, recipe: Recipe, start: Instant, notes: Vec<String>) -> Result<Artifact> {
         let spec = self.model.checkpoint.spec();
         let bpw = work.plan.bytes(spec) as f64 * 8.0 / spec.n_weights() as f64;
-        let manifest = Manifest::new(work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
-        manifest.save(work.path)?;
-        Ok(self.artifact(work.target, work.path, manifest, memory::peak_bytes(), false))
+        let manifest = Manifest::new(&work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
+        manifest.save(&work.path)?;
+        Ok(self.artifact(work.target, &work.path, manifest, memory::peak_bytes(), false))
     }
 
     fn make(&self, work: &Work<'_>, inputs: &[InputFile]) -> Result<Artifact> {
@@ -273,7 +286,8 @@ impl<'a> Job<'a> {
         if let Some(artifact) = self.reused(work, &recipe) {
             return Ok(artifact);
         }
-        let &Work { target, plan, path } = work;
+        let Work { target, plan, name, path } = work;
+        let target = *target;
         for line in plan.fallbacks() {
             self.context.progress.warn(&format!("{target}: {line}"));
         }
@@ -294,7 +308,7 @@ impl<'a> Job<'a> {
         }
         notes.extend(found);
         self.context.progress.start("write", 1);
-        let writer = artifact::start(self.model, target, plan, self.dense_for(target), path, self.options.shard_size)?;
+        let writer = artifact::start(self.model, target, plan, self.dense_for(target), name, self.options.shard_size)?;
         for entry in &plan.entries {
             writer.put(entry.role, &encoder.encoded(entry.role)?)?;
         }

@@ -1,5 +1,6 @@
 //! `container:encoding`: what `--to` names.
 
+use crate::repack::KEEP;
 use bitsmith_formats::mlx::Scheme;
 use bitsmith_formats::packed::{PackedFormat, ZeroPoints};
 use bitsmith_formats::{CodecId, Error, Float, Micro, Result};
@@ -59,8 +60,7 @@ const MLX_MICRO: [(&str, Micro); 3] = [("mxfp4", Micro::Mxfp4), ("mxfp8", Micro:
 impl Target {
     /// Every target, default groups first.
     pub fn all() -> Vec<Target> {
-        let mut all: Vec<Target> =
-            GgufPreset::all().filter(|(name, p)| *name == p.to_string()).map(|(_, p)| Target::Gguf(p)).collect();
+        let mut all: Vec<Target> = GgufPreset::all().map(Target::Gguf).collect();
         for bits in MLX_BITS {
             all.extend([64, 32, 128].map(|group| Target::Mlx { bits, group }));
         }
@@ -155,14 +155,24 @@ impl Target {
     pub fn plan(self, spec: &ModelSpec, dense: Float, options: &PlanOptions) -> Result<Plan> {
         let plan = match self {
             Target::Gguf(preset) => Plan::gguf(spec, preset, options)?,
-            _ => {
+            Target::Gptq { .. } | Target::Awq { .. } => {
+                let format = self.packed().expect("these targets are packed");
+                let fits = |rows, columns| format.fits(rows, columns);
+                Plan::linears(spec, self.base(dense), self.vector_type(dense), fits, options)?
+            }
+            Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) => {
                 let scale = self.vector_type(dense);
                 // MLX computes in the type of the scales, which is one type for the whole model.
-                let overrides = options.overrides.iter().map(|(name, codec)| match *codec {
-                    CodecId::MlxAffine { bits, group, .. } => (name.clone(), CodecId::MlxAffine { bits, group, scale }),
-                    other => (name.clone(), other),
-                });
-                let options = PlanOptions { overrides: overrides.collect(), ..options.clone() };
+                let scaled = |codec: &CodecId| match *codec {
+                    CodecId::MlxAffine { bits, group, .. } => CodecId::MlxAffine { bits, group, scale },
+                    other => other,
+                };
+                let options = PlanOptions {
+                    overrides: options.overrides.iter().map(|(name, codec)| (name.clone(), scaled(codec))).collect(),
+                    output_type: options.output_type.as_ref().map(scaled),
+                    embedding_type: options.embedding_type.as_ref().map(scaled),
+                    ..options.clone()
+                };
                 let choose = |role: Role| match (self, self.base(dense)) {
                     (Target::MlxRecipe(recipe), CodecId::MlxAffine { group, scale, .. }) if !options.pure => {
                         CodecId::MlxAffine { bits: recipe.bits(spec, role), group, scale }
@@ -170,11 +180,6 @@ impl Target {
                     (_, base) => base,
                 };
                 Plan::mlx(spec, choose, scale, &options)?
-            }
-            Target::Gptq { .. } | Target::Awq { .. } => {
-                let format = self.packed().expect("these targets are packed");
-                let fits = |rows, columns| format.fits(rows, columns);
-                Plan::linears(spec, self.base(dense), self.vector_type(dense), fits, options)?
             }
         };
         // Only now, as a container may not have what the user wants for one tensor.
@@ -227,6 +232,12 @@ impl FromStr for Target {
         };
         if encoding.contains('@') {
             return Err(Error::unsupported(format!("target `{s}`: size budgets are not available")).hint(hint));
+        }
+        if s == KEEP {
+            return Err(Error::usage(format!(
+                "{KEEP} copies a GGUF as it is, which is no work for this command or beside other targets"
+            ))
+            .hint("`bitsmith convert FILE.gguf --to gguf:keep`, with --shard-size to split it"));
         }
         let unknown = || Error::unsupported(format!("unknown target `{s}`")).hint(hint);
         match container {

@@ -320,6 +320,14 @@ fn a_repository_without_safetensors() {
     let mut state = repository();
     state.files.remove(WEIGHTS);
     state.files.insert("tiny-q8_0.gguf".into(), b"GGUF".to_vec());
+    // PyTorch's weights, where there are no others.
+    let test = Test::new(state);
+    let pulled = test.pull().unwrap();
+    assert!(pulled.path.join("pytorch_model.bin").is_file() && !pulled.path.join("tiny-q8_0.gguf").exists());
+    let mut state = repository();
+    state.files.remove(WEIGHTS);
+    state.files.remove("pytorch_model.bin");
+    state.files.insert("tiny-q8_0.gguf".into(), b"GGUF".to_vec());
     let error = Test::new(state).pull().unwrap_err();
     assert_eq!(error.kind, ErrorKind::Missing);
     assert!(error.hint.unwrap().contains("tiny-q8_0.gguf"));

@@ -63,6 +63,21 @@ impl Hessian {
         Hessian { damped: h, importance, order, factor: None, damping, dead }
     }
 
+    /// Visiting order and U for columns that are rounded in groups of `step` neighbours, the most important group first; `None` if
+    /// H cannot be factored.
+    pub fn factor_in_groups(&self, step: usize) -> Option<(Vec<usize>, Array2<f32>)> {
+        if step == 1 {
+            return self.factor.clone().map(|factor| (self.order.clone(), factor));
+        }
+        self.factor.as_ref()?;
+        let total = |g: usize| self.importance[g * step..(g + 1) * step].iter().map(|&i| f64::from(i)).sum::<f64>();
+        let mut groups: Vec<usize> = (0..self.width() / step).collect();
+        groups.sort_by(|&a, &b| total(b).total_cmp(&total(a)).then(a.cmp(&b)));
+        let order: Vec<usize> = groups.into_iter().flat_map(|g| g * step..(g + 1) * step).collect();
+        let factor = factor(&self.damped, &order, 0.0)?;
+        Some((order, factor))
+    }
+
     /// Input channels.
     pub fn width(&self) -> usize {
         self.importance.len()

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn nearest_is_what_the_grids_round_to() {
+    fn nearest_is_what_linear_grids_round_to() {
         for id in bitsmith_formats::CodecId::GGML {
             let grid = id.codec().grid().unwrap();
             if !grid.is_linear() {

@@ -1,6 +1,6 @@
 //! Which codec each tensor gets: a preset, overrides, and the fallbacks that row lengths force.
 
-use crate::preset::{GgufPreset, fallback};
+use crate::preset::{GgufPreset, block_len, fallback};
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_runtime::role::{Part, Role};
 use bitsmith_runtime::spec::ModelSpec;
@@ -17,6 +17,9 @@ pub struct PlanEntry {
     /// What was wanted, where the row length did not allow it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instead_of: Option<CodecId>,
+    /// Whether the result is useless without calibration or an imatrix, so that llama-quantize refuses to make it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub needs_importance: bool,
 }
 
 fn as_text<S: serde::Serializer>(role: &Role, s: S) -> Result<S::Ok, S::Error> {
@@ -39,8 +42,20 @@ pub struct PlanOptions {
     pub no_fallback: bool,
     /// Formats by role: a part (`attn_v`) or one tensor (`blk.3.attn_v.weight`, also without `.weight`). Later ones win.
     pub overrides: Vec<(String, CodecId)>,
+    /// Format of the output matrix, and of a tied embedding unless that has its own; wins over `overrides` for the output matrix.
+    pub output_type: Option<CodecId>,
+    /// Format of the token embedding; wins over everything else.
+    pub embedding_type: Option<CodecId>,
     /// Whether importance will be used: llama-quantize chooses differently with an imatrix.
     pub importance: bool,
+}
+
+impl PlanOptions {
+    /// Whether any tensor is wanted in a format that is not plain floating point.
+    pub fn names_quantized(&self) -> bool {
+        let named = self.overrides.iter().map(|(_, codec)| codec).chain(&self.output_type).chain(&self.embedding_type);
+        named.into_iter().any(|codec| codec.float().is_none())
+    }
 }
 
 impl Plan {
@@ -55,7 +70,11 @@ impl Plan {
                 preset.choose(spec, role, options.importance)
             }
         };
-        Self::build(spec, options, wanted, |_, _| true, fallback)
+        let mut plan = Self::build(spec, options, wanted, |_, _| true, fallback)?;
+        for e in &mut plan.entries {
+            e.needs_importance = preset.needs_importance(e.role.part, e.codec);
+        }
+        Ok(plan)
     }
 
     /// Every matrix in the MLX format that `choose` names, embedding and output included, as `mlx_lm.convert -q` does. Rows that
@@ -91,7 +110,10 @@ impl Plan {
         for role in spec.roles() {
             let shape = spec.shape(role.part);
             let row = *shape.last().expect("tensors have dimensions");
-            let mut want = wanted(role);
+            let mut want = match options.output_type {
+                Some(codec) if spec.tied && role.part == Part::TokenEmbd => codec,
+                _ => wanted(role),
+            };
             for (i, (name, codec)) in options.overrides.iter().enumerate() {
                 if names(name, role) {
                     if !role.part.is_matrix() && codec.float().is_none() {
@@ -100,8 +122,13 @@ impl Plan {
                     (want, used[i]) = (*codec, true);
                 }
             }
-            if row.is_multiple_of(want.codec().block_len()) && fits(want, &shape) {
-                entries.push(PlanEntry { role, codec: want, instead_of: None });
+            want = match role.part {
+                Part::Output => options.output_type.unwrap_or(want),
+                Part::TokenEmbd => options.embedding_type.unwrap_or(want),
+                _ => want,
+            };
+            if row.is_multiple_of(block_len(want)) && fits(want, &shape) {
+                entries.push(PlanEntry { role, codec: want, instead_of: None, needs_importance: false });
                 continue;
             }
             let codec = fall_back(want, row);
@@ -110,7 +137,7 @@ impl Plan {
                     .tensor(role.to_string())
                     .hint("leave out --no-fallback, or choose a format that its dimensions allow"));
             }
-            entries.push(PlanEntry { role, codec, instead_of: Some(want) });
+            entries.push(PlanEntry { role, codec, instead_of: Some(want), needs_importance: false });
         }
         if let Some(i) = used.iter().position(|u| !u) {
             let name = &options.overrides[i].0;
@@ -127,6 +154,16 @@ impl Plan {
     /// The choices in the form that converters take.
     pub fn pairs(&self) -> Vec<(Role, CodecId)> {
         self.entries.iter().map(|e| (e.role, e.codec)).collect()
+    }
+
+    /// Tensors that cannot do without importance; `has` says which have it.
+    pub fn check_importance(&self, has: impl Fn(Role) -> bool) -> Result<()> {
+        match self.entries.iter().find(|e| e.needs_importance && !has(e.role)) {
+            Some(e) => Err(Error::usage(format!("{} needs to know which weights matter: without that it is useless", e.codec))
+                .tensor(e.role.to_string())
+                .hint("`bitsmith quantize` with --calib takes calibration text, with --imatrix an importance matrix that covers this tensor")),
+            None => Ok(()),
+        }
     }
 
     /// Bytes of all tensors.

@@ -491,7 +491,7 @@ mod tests {
         let e = open();
         assert!(e.kind == ErrorKind::Corrupt && e.file.unwrap().ends_with("config.json") && e.message.contains("hidden_size"));
 
-        let gptq = config("llama", json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}));
+        let gptq = config("llama", json!({"quantization_config": {"quant_method": "aqlm", "bits": 4}}));
         write_hf(dir.path(), &gptq, &tensors);
         let e = open();
         assert!(e.kind == ErrorKind::Unsupported && e.message.contains("gptq"));

@@ -108,6 +108,64 @@ fn estimates_cost_nothing() {
 }
 
 #[test]
+fn a_gguf_can_be_split_and_merged() {
+    let work = Work::new();
+    work.ok("convert demo --to gguf:bf16 -o d.gguf");
+    let whole = fs::read(work.path("d.gguf")).unwrap();
+    // Planned ahead from the checkpoint, or cut from the file: the same set.
+    let first = |line: &str| work.json(line)["artifacts"][0]["path"].as_str().unwrap().to_string();
+    let ours = first("convert demo --to gguf:bf16 --shard-size 2MB -o a/s.gguf");
+    let cut = first("convert d.gguf --to gguf:keep --shard-size 2MB -o b/s.gguf");
+    assert!(ours.starts_with("a/s-00001-of-0000") && cut.starts_with("b/s-00001-of-0000"), "{ours} {cut}");
+    let parts: Vec<String> = work.names("b");
+    assert!(parts.len() > 2);
+    for part in &parts {
+        assert_eq!(
+            fs::read(work.path(&format!("a/{part}"))).unwrap(),
+            fs::read(work.path(&format!("b/{part}"))).unwrap(),
+            "{part}"
+        );
+    }
+    assert_eq!(work.json(&format!("inspect {ours}"))["bpw_linear"], 16.0);
+    // A finished set is recognised, and made again when a part has changed.
+    let again = "convert demo --to gguf:bf16 --shard-size 2MB -o a/s.gguf";
+    assert_eq!(work.json(again)["artifacts"][0]["reused"], true);
+    fs::write(work.path(&format!("a/{}", parts[1])), "x").unwrap();
+    assert_eq!(work.json(again)["artifacts"][0]["reused"], false);
+    // Merged, split otherwise and merged again: the file's bytes.
+    assert_eq!(first(&format!("convert {cut} --to gguf:keep -o m.gguf")), "m.gguf");
+    assert_eq!(fs::read(work.path("m.gguf")).unwrap(), whole);
+    let other = first(&format!("convert {cut} --to gguf:keep --shard-size 1MB -o c"));
+    assert!(other.starts_with("c/s-00001-of-") && work.names("c").len() > parts.len(), "{other}");
+    work.ok(&format!("convert {other} --to gguf:keep -o n.gguf"));
+    assert_eq!(fs::read(work.path("n.gguf")).unwrap(), whole);
+    let dry = work.json("convert d.gguf --to gguf:keep --shard-size 2MB -o z/s.gguf --dry-run");
+    assert!(dry["estimates"][0]["bytes"].as_u64().unwrap() >= whole.len() as u64 && !work.path("z").exists());
+    // Nothing of the source is replaced.
+    work.fails("convert d.gguf --to gguf:keep -o d.gguf", 73);
+    work.fails(&format!("convert {cut} --to gguf:keep --shard-size 2MB -o b/s.gguf"), 73);
+    work.fails("convert demo --to gguf:keep -o k.gguf", 69);
+    work.fails("quantize demo --to gguf:keep -o k.gguf", 2);
+}
+
+#[test]
+fn formats_of_output_and_embedding_can_be_named() {
+    let work = Work::new();
+    let codec = |flags: &str, role: &str| {
+        let line = format!("quantize demo --to gguf:q4_k_m --method rtn {flags} -o d.gguf --dry-run");
+        let document = work.json(&line);
+        let plan = document["estimates"][0]["plan"].as_array().unwrap();
+        let entry = plan.iter().find(|e| e["role"] == role).unwrap();
+        entry["codec"].as_str().unwrap().to_string()
+    };
+    assert_eq!(codec("", "token_embd.weight"), "q6_k");
+    assert_eq!(codec("--output-tensor-type q8_0", "token_embd.weight"), "q8_0");
+    assert_eq!(codec("--output-tensor-type q8_0 --token-embedding-type q5_0", "token_embd.weight"), "q5_0");
+    assert_eq!(codec("--token-embedding-type q5_0 --pure", "blk.0.attn_v.weight"), "q4_k");
+    work.fails("quantize demo --to gguf:q4_k_m --output-tensor-type q99 -o d.gguf", 69);
+}
+
+#[test]
 fn conversions_keep_the_function() {
     let work = Work::new();
     work.write("tokens.json", r#"{"sequences":[[5,6,7,300,301]]}"#);

@@ -33,7 +33,7 @@ fn archive(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
         let sizes = [(data.len() as u32).to_le_bytes(), (data.len() as u32).to_le_bytes()].concat();
         let middle = [&[0; 12][..], &sizes, &(name.len() as u16).to_le_bytes(), &[0, 0]].concat();
         out.extend([b"PK\x03\x04\0\0", &middle[..], name.as_bytes(), data].concat());
-        directory.extend([b"PK\x01\x02\0\0\0\0", &middle[..], &[0; 12], &at.to_le_bytes(), name.as_bytes()].concat());
+        directory.extend([b"PK\x01\x02\0\0\0\0", &middle[..], &[0; 10], &at.to_le_bytes(), name.as_bytes()].concat());
     }
     let (start, n) = (out.len() as u32, (entries.len() as u16).to_le_bytes());
     let len = (directory.len() as u32).to_le_bytes();

@@ -22,7 +22,7 @@ check() {
   local script=$1
   shift
   printf '\n-- %s\n' "$script"
-  if timeout 300 "$venv/bin/python" "$here/$script" "$bitsmith" "$@"; then passed=$((passed + 1)); else
+  if timeout 900 "$venv/bin/python" "$here/$script" "$bitsmith" "$@"; then passed=$((passed + 1)); else
     echo "FAILED: $script: exit code $?"
     failed=$((failed + 1))
   fi
@@ -34,15 +34,28 @@ check() {
 # Every mode, width, group size and recipe of MLX.
 modes=(2bit 3bit-g128 4bit 5bit-g32 6bit 8bit mxfp4 mxfp8 nvfp4 mixed_2_6 mixed_3_4 mixed_3_6 mixed_4_6)
 "$bitsmith" quantize demo --method rtn "${modes[@]/#/--to=mlx:}" -o "$out/modes/" -q
+# Every block format of ggml.
+types=(q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k_s q4_k_s q5_k_s q6_k iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq4_nl iq4_xs
+  tq1_0 tq2_0 q1_0 q2_0 mxfp4 nvfp4)
+"$bitsmith" quantize demo --method reference --calib builtin --samples 8 --pure "${types[@]/#/--to=gguf:}" -o "$out/types/" -q
+gguf=("$out"/types/*.gguf)
+[ ${#gguf[@]} -eq ${#types[@]} ] || { echo "not the GGUF files that were asked for: ${gguf[*]}" >&2; exit 1; }
 mlx=("$out"/modes/*/)
 [ ${#mlx[@]} -eq ${#modes[@]} ] || { echo "not the MLX folders that were asked for: ${mlx[*]}" >&2; exit 1; }
 artifacts=("$out"/*.gguf "$out"/{best,gptq}/*.gguf "$out"/*-8bit "$out"/{best,gptq}/*-4bit*)
 [ ${#artifacts[@]} -eq 9 ] || { echo "not the artifacts that were asked for: ${artifacts[*]}" >&2; exit 1; }
 
 check check.py "${artifacts[@]}"
-check check.py "${mlx[@]%/}"
+# The coarsest of these models amplify the rounding of activations.
+check check.py "${gguf[@]}" --texts 2 --max-kl 2e-2
+check check.py "${mlx[@]%/}" --texts 2
 check metadata.py datasets/demo "${artifacts[@]}"
 check perplexity.py datasets/text/evaluation/prose.txt --windows 12 "$out"/bitsmith-demo-{BF16,Q8_0}.gguf "$out"/best/*.gguf
 check architectures.py datasets/demo
+# A set of files that llama-gguf-split cuts and merges to the same bytes, and presets as llama-quantize has them: these tools are in no package.
+check sets.py "$out/bitsmith-demo-BF16.gguf" ${LLAMA_GGUF_SPLIT:+--llama-gguf-split "$LLAMA_GGUF_SPLIT"}
+if [ -n "${LLAMA_QUANTIZE:-}" ]; then check presets.py "$LLAMA_QUANTIZE" datasets/demo; else
+  printf '\n-- presets.py\nskipped: LLAMA_QUANTIZE does not name a llama-quantize\n'
+fi
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

@@ -9,12 +9,14 @@ use bitsmith_pipeline::artifact::Output;
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::context::parse_size;
 use bitsmith_pipeline::estimate::{Cost, Estimate};
+use bitsmith_pipeline::model::resolve;
 use bitsmith_pipeline::quantize::{Artifact, Job, QuantizeOptions};
+use bitsmith_pipeline::repack::Repack;
 use bitsmith_pipeline::target::Target;
 use bitsmith_quantize::plan::PlanOptions;
 use clap::Args;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What to make of a model, and how.
 #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
@@ -54,11 +56,17 @@ pub struct JobArgs {
     /// Another format for a role (attn_v) or one tensor (blk.0.ffn_down); can be given several times
     #[arg(long, value_name = "ROLE=CODEC", help_heading = "Formats of single tensors")]
     pub tensor_type: Vec<String>,
+    /// Another format for the output matrix, also where the embedding stands for it
+    #[arg(long, value_name = "CODEC", help_heading = "Formats of single tensors")]
+    pub output_tensor_type: Option<String>,
+    /// Another format for the token embedding
+    #[arg(long, value_name = "CODEC", help_heading = "Formats of single tensors")]
+    pub token_embedding_type: Option<String>,
     /// Type of scales, norms and activations in quantized MLX folders: bf16, f16 or f32. By default f16 where calibration shows that
     /// activations stay far below its limit, and otherwise the source's type
     #[arg(long, value_name = "TYPE", help_heading = "Formats of single tensors")]
     pub mlx_dtype: Option<String>,
-    /// Split MLX weights into files of at most this size, for example 5GB
+    /// Split the weights into files of at most this size, for example 5GB
     #[arg(long, value_name = "SIZE")]
     pub shard_size: Option<String>,
 }
@@ -82,6 +90,8 @@ impl JobArgs {
             pure: self.pure || other.pure,
             no_fallback: self.no_fallback || other.no_fallback,
             tensor_type: list(self.tensor_type, other.tensor_type),
+            output_tensor_type: self.output_tensor_type.or(other.output_tensor_type),
+            token_embedding_type: self.token_embedding_type.or(other.token_embedding_type),
             mlx_dtype: self.mlx_dtype.or(other.mlx_dtype),
             shard_size: self.shard_size.or(other.shard_size),
         }
@@ -99,6 +109,15 @@ impl JobArgs {
     /// The options that the libraries take.
     pub fn resolve(&self, out: Output) -> Result<QuantizeOptions> {
         let overrides = self.tensor_type.iter().map(|t| tensor_type(t)).collect::<Result<_>>()?;
+        let codec = |name: &Option<String>| name.as_deref().map(str::parse::<CodecId>).transpose();
+        let plan = PlanOptions {
+            pure: self.pure,
+            no_fallback: self.no_fallback,
+            overrides,
+            output_type: codec(&self.output_tensor_type)?,
+            embedding_type: codec(&self.token_embedding_type)?,
+            ..PlanOptions::default()
+        };
         Ok(QuantizeOptions {
             targets: self.targets()?,
             method: self.method.as_deref().unwrap_or("best").parse()?,
@@ -110,7 +129,7 @@ impl JobArgs {
                 ctx: positive("--ctx", self.ctx, DEFAULT_CTX)?,
                 independent: self.independent,
             },
-            plan: PlanOptions { pure: self.pure, no_fallback: self.no_fallback, overrides, ..PlanOptions::default() },
+            plan,
             out,
             mlx_dtype: self.mlx_dtype.as_deref().map(float).transpose()?.flatten(),
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
@@ -196,6 +215,18 @@ pub fn make(model: &Opened, options: &QuantizeOptions, dry_run: bool, app: &App)
         return app.output.result(&document, |_| text);
     }
     let artifacts = job.run()?;
+    app.output.result(&serde_json::json!({ "artifacts": artifacts }), |_| artifact_table(&artifacts))
+}
+
+/// Copies a GGUF as it is, in one file or several.
+pub fn repack(model: &str, out: &Path, shard_size: Option<&str>, dry_run: bool, app: &App) -> Result<()> {
+    let source = resolve(model, &app.context)?.path;
+    let copy = Repack::new(&source, out, shard_size.map(parse_size).transpose()?)?;
+    if dry_run {
+        let (document, text) = estimates(&[copy.estimate()?]);
+        return app.output.result(&document, |_| text);
+    }
+    let artifacts = [copy.run(&app.context)?];
     app.output.result(&serde_json::json!({ "artifacts": artifacts }), |_| artifact_table(&artifacts))
 }
 

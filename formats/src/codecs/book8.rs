@@ -296,7 +296,7 @@ impl<L: Layout> Grid for Book8<L> {
         let mut block = Block { d: scales.d, scales: scales.ints, ..Block::ZERO };
         for (g, codes) in codes.chunks_exact(WIDTH).enumerate() {
             let levels = codes.iter().rev().fold(0, |levels, c| levels << 2 | u16::from(c % LEVELS));
-            let marks = codes.iter().rev().fold(0, |marks, c| marks << 1 | c / LEVELS);
+            let marks = codes.iter().rev().fold(0, |marks, c| (marks << 1) | (c / LEVELS));
             block.marks[g] = match L::SHAPE.marks {
                 Marks::Signs | Marks::EvenSigns => marks,
                 Marks::Shift => DOWN * (marks & 1),

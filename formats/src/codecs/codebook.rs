@@ -180,12 +180,12 @@ impl Codebook {
                 scores[v] = slope[v] * F::splat(scale) - constant[v];
                 best = best.min(scores[v]);
             }
-            let bound = F::splat(least(best) + query.margin);
+            let bound = least(best) + query.margin;
             let mut close = 0u128;
-            for v in 0..V {
-                close |= u128::from(scores[v].le(bound).bits()) << (v * F::N);
+            for (v, score) in scores.into_iter().enumerate() {
+                close |= u128::from(score.le(F::splat(bound)).bits()) << (v * F::N);
             }
-            *nearest = if close.is_power_of_two() {
+            *nearest = if bound < f32::INFINITY && close.is_power_of_two() {
                 i32::from(near[close.trailing_zeros() as usize])
             } else {
                 self.nearest_in_order(cell, query, scale)

@@ -83,7 +83,6 @@ mod tests {
             (&*codebook::IQ3_XXS, [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0]),
         ] {
             let nearest = Nearest::new(book, values);
-            println!("{} candidates per cell", nearest.candidates.len() as f32 / 4096.0);
             let mut random = 1u32;
             let mut next = |most: f32| {
                 random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

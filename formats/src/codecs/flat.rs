@@ -1,13 +1,14 @@
-//! Formats whose blocks have one scale and no finer structure: ggml's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MLX's affine groups.
+//! Formats whose blocks have one scale and no finer structure: ggml's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_0, TQ1_0, TQ2_0 and MLX's
+//! affine groups.
 //! The value of a code is `scale · (code − zero)` or `scale · code + bias`.
 
 use super::fit::{self, Line, Problem};
-use super::float::{neighbours, saturate};
+use super::float::{limit, neighbours, saturate};
 use super::gram::{Pair, dot};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
 
 /// The longest block.
-pub(super) const MAX_LEN: usize = 128;
+pub(super) const MAX_LEN: usize = 256;
 
 /// Density of the search in [`Grid::fit`], and how many of its results are taken to storage precision.
 const STRIDE: f32 = 0.4;
@@ -34,13 +35,20 @@ pub(super) trait Layout: Send + Sync + 'static {
     fn len(&self) -> usize;
     /// Bytes per block.
     fn bytes(&self) -> usize;
-    /// Packs one block.
+    /// Packs one block; rounds `stored` to storage precision.
     fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]);
     /// The inverse of [`Layout::write`].
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2];
-    /// The reference encoder: codes, and scale and bias yet to be rounded. `weights`, if importance is known, are
-    /// importance · √(mean square of the row + x²).
-    fn reference(&self, x: &[f32], weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2];
+    /// The reference encoder without importance: codes, and scale and bias yet to be rounded.
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2];
+    /// The reference encoder with importance, for rows as in [`Codec::encode_rows`]. Most ignore importance.
+    fn encode_weighted(&self, rows: &[f32], row_len: usize, importance: &[f32], out: &mut [u8])
+    where
+        Self: Sized,
+    {
+        let _ = (row_len, importance);
+        encode(self, rows, out);
+    }
 }
 
 /// The codec of layout `L`.
@@ -57,29 +65,43 @@ impl<L: Layout> Codec for Flat<L> {
         self.0.bytes()
     }
     fn encode(&self, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-        let (len, bytes, float) = (self.0.len(), self.0.bytes(), self.0.shape().float);
-        assert_eq!(row.len() / len * bytes, out.len(), "output length");
-        let sigma2 = importance.map_or(0.0, |_| row.iter().fold(0f32, |sum, &x| sum + x * x) / row.len() as f32);
-        let (mut codes, mut weights) = ([0u8; MAX_LEN], [0f32; MAX_LEN]);
-        let (codes, weights) = (&mut codes[..len], &mut weights[..len]);
-        for (i, (x, out)) in row.chunks_exact(len).zip(out.chunks_exact_mut(bytes)).enumerate() {
-            let weights = importance.map(|q| {
-                for ((w, &q), &x) in weights.iter_mut().zip(&q[i * len..]).zip(x) {
-                    *w = q * (sigma2 + x * x).sqrt();
-                }
-                &*weights
-            });
-            let stored = self.0.reference(x, weights, codes);
-            self.0.write(stored.map(|s| saturate(float, s)), codes, out);
+        self.encode_rows(row, row.len(), importance, out);
+    }
+    fn encode_rows(&self, rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+        assert_eq!(rows.len() / self.0.len() * self.0.bytes(), out.len(), "output length");
+        match importance {
+            Some(importance) => self.0.encode_weighted(rows, row_len, importance, out),
+            None => encode(&self.0, rows, out),
         }
     }
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
-        let (len, block, zero) = (self.0.len(), self.0.bytes(), self.0.shape().zero);
-        assert_eq!(bytes.len() / block * len, out.len(), "output length");
+        assert_eq!(bytes.len() / self.0.bytes() * self.0.len(), out.len(), "output length");
+        decode(&self.0, bytes, out);
+    }
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
+    }
+}
+
+crate::dispatched! {
+    /// The reference encoder without importance, for whole blocks.
+    fn encode<L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
+        let (len, float) = (layout.len(), layout.shape().float);
         let mut codes = [0u8; MAX_LEN];
         let codes = &mut codes[..len];
-        for (bytes, out) in bytes.chunks_exact(block).zip(out.chunks_exact_mut(len)) {
-            let [scale, bias] = self.0.read(bytes, codes);
+        for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(layout.bytes())) {
+            let stored = layout.reference(x, codes);
+            layout.write(stored.map(|s| limit(float, s)), codes, out);
+        }
+    }
+
+    /// The values of whole blocks.
+    fn decode<L: Layout>(layout: &L, bytes: &[u8], out: &mut [f32]) {
+        let (len, zero) = (layout.len(), layout.shape().zero);
+        let mut codes = [0u8; MAX_LEN];
+        let codes = &mut codes[..len];
+        for (bytes, out) in bytes.chunks_exact(layout.bytes()).zip(out.chunks_exact_mut(len)) {
+            let [scale, bias] = layout.read(bytes, codes);
             match zero {
                 Some(zero) => {
                     for (value, &code) in out.iter_mut().zip(codes.iter()) {
@@ -93,9 +115,6 @@ impl<L: Layout> Codec for Flat<L> {
                 }
             }
         }
-    }
-    fn grid(&self) -> Option<&dyn Grid> {
-        Some(self)
     }
 }
 
@@ -274,5 +293,55 @@ impl<L: Layout> Grid for Flat<L> {
     }
     fn unpack(&self, bytes: &[u8], codes: &mut [u8]) -> BlockScales {
         self.scales(self.0.read(bytes, codes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{legacy::Legacy, q2_0::Q2_0, q8_0::Q8_0, side_by_side, tq1_0::TQ1_0, tq2_0::TQ2_0};
+    use super::*;
+    use crate::codecs::block::tests::weights;
+    use crate::simd::{Kernel, Portable};
+
+    fn check<L: Layout>(layout: &L) {
+        let x = weights(64 * MAX_LEN);
+        let n = x.len() / layout.len();
+        let (mut wide, mut narrow) = (vec![0x11; n * layout.bytes()], vec![0x22; n * layout.bytes()]);
+        encode(layout, &x, &mut wide);
+        portable::encode(layout, &x, &mut narrow);
+        assert_eq!(wide, narrow, "{}", layout.id());
+        let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+        decode(layout, &wide, &mut values);
+        portable::decode(layout, &wide, &mut again);
+        assert_eq!(values, again, "{}", layout.id());
+    }
+
+    fn check_weighted<const BITS: u32, const MIN: bool>() {
+        // Rows of three blocks, so that groups of lanes end within rows, and the last group is not full.
+        let (layout, row_len) = (Legacy::<BITS, MIN>, 96);
+        let x = &weights(row_len * 37);
+        let importance: Vec<f32> = x[..row_len].iter().map(|x| x.abs() + 1e-3).collect();
+        let bytes = x.len() / Layout::len(&layout) * Layout::bytes(&layout);
+        let (mut wide, mut narrow) = (vec![0x11; bytes], vec![0x22; bytes]);
+        layout.encode_weighted(x, row_len, &importance, &mut wide);
+        let rows = side_by_side::Rows { encoder: &layout, rows: x, row_len, importance: Some(&importance), out: &mut narrow };
+        rows.run::<Portable<1>>();
+        assert_eq!(wide, narrow, "{}", layout.id());
+    }
+
+    #[test]
+    fn wide_registers_give_the_same_bytes() {
+        check(&Legacy::<4, false>);
+        check(&Legacy::<4, true>);
+        check(&Legacy::<5, false>);
+        check(&Legacy::<5, true>);
+        check(&Q8_0);
+        check(&Q2_0);
+        check(&TQ1_0);
+        check(&TQ2_0);
+        check_weighted::<4, false>();
+        check_weighted::<4, true>();
+        check_weighted::<5, false>();
+        check_weighted::<5, true>();
     }
 }

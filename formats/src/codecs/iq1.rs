@@ -223,18 +223,18 @@ fn two_shifts<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Op
     let mut w = [[0f32; CUTS_OF_TWO]; 2];
     let mut sums = TwoShifts { x: w, all_x: [[0.0; 2]; 2], low_w: [w; 2], high_w: [w; 2] };
     for (j, i) in order.iter().map(|&i| usize::from(i)).take(n).enumerate() {
-        for g in 0..2 {
-            (sums.x[g][j + 1], w[g][j + 1]) = (sums.x[g][j], w[g][j]);
+        for prefix in sums.x.iter_mut().chain(&mut w) {
+            prefix[j + 1] = prefix[j];
         }
         sums.x[i / WIDTH][j + 1] += weights[i] * x[i];
         w[i / WIDTH][j + 1] += weights[i];
     }
-    for g in 0..2 {
+    for (g, w) in w.iter().enumerate() {
         for (s, v) in [UP, DOWN_VALUES].into_iter().enumerate() {
             sums.all_x[g][s] = sums.x[g][n] * v[2];
             for j in 0..=n {
-                sums.low_w[g][s][j] = w[g][n] * v[2] * v[2] + w[g][j] * (v[0] * v[0] - v[1] * v[1]);
-                sums.high_w[g][s][j] = w[g][j] * (v[1] * v[1] - v[2] * v[2]);
+                sums.low_w[g][s][j] = w[n] * v[2] * v[2] + w[j] * (v[0] * v[0] - v[1] * v[1]);
+                sums.high_w[g][s][j] = w[j] * (v[1] * v[1] - v[2] * v[2]);
             }
         }
     }
@@ -294,10 +294,11 @@ fn best_cut<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>, g
         least_q2 = least_q2.min(q2);
     }
     // Where squares leave the range of normal numbers, roundings know no bounds.
-    if bar * least_q2 * 1e-3 > 1e-30 && bar.max(1.0) * bar * least_q2.max(1.0) < 1e30 {
-        if let (found, true) = cuts_above::<F, SHIFTS>(n, cuts, bar * (1.0 - 1e-5)) {
-            return found;
-        }
+    if bar * least_q2 * 1e-3 > 1e-30
+        && bar.max(1.0) * bar * least_q2.max(1.0) < 1e30
+        && let (found, true) = cuts_above::<F, SHIFTS>(n, cuts, bar * (1.0 - 1e-5))
+    {
+        return found;
     }
     cuts_above::<F, SHIFTS>(n, cuts, -f32::MAX).0
 }

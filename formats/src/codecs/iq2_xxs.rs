@@ -31,9 +31,10 @@ impl Layout for IQ2XXS {
         float::write(Float::F16, block.d, out);
         for (s, out) in out[2..].chunks_exact_mut(8).enumerate() {
             let mut tail = u32::from(block.scales[s]) << 28;
-            for p in 0..PARTS {
-                out[p] = block.points[PARTS * s + p] as u8;
-                tail |= u32::from(block.marks[PARTS * s + p] & 127) << (7 * p);
+            let parts = block.points[PARTS * s..].iter().zip(&block.marks[PARTS * s..]);
+            for (p, (out, (point, marks))) in out[..PARTS].iter_mut().zip(parts).enumerate() {
+                *out = *point as u8;
+                tail |= u32::from(marks & 127) << (7 * p);
             }
             out[4..].copy_from_slice(&tail.to_le_bytes());
         }
@@ -43,8 +44,8 @@ impl Layout for IQ2XXS {
         for (s, bytes) in bytes[2..].chunks_exact(8).enumerate() {
             let tail = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
             block.scales[s] = (tail >> 28) as u8;
-            for p in 0..PARTS {
-                block.points[PARTS * s + p] = u16::from(bytes[p]);
+            for (p, &point) in bytes[..PARTS].iter().enumerate() {
+                block.points[PARTS * s + p] = u16::from(point);
                 block.marks[PARTS * s + p] = with_eighth((tail >> (7 * p)) as u8 & 127);
             }
         }

@@ -87,7 +87,7 @@ impl Sub {
         };
         let mut sub = Sub { x: [0.0; SUB], w, root: w.map(f32::sqrt), signs: [0; SUB / 8] };
         for (i, &x) in x.iter().enumerate() {
-            let negative = !(x >= 0.0);
+            let negative = x < 0.0 || x.is_nan();
             sub.x[i] = if negative { -x } else { x };
             sub.signs[i / 8] |= (negative as u8) << (i % 8);
         }
@@ -440,21 +440,15 @@ const fn signed(values: [f32; 8]) -> [f32; 16] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::side_by_side::tests::varied_rows;
     use super::super::{iq3_s::IQ3S, iq3_xxs::IQ3XXS};
     use super::*;
     use crate::simd::Portable;
 
     fn lanes_agree<L: Layout>() {
-        let mut random = 3u32;
-        let mut next = || {
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (random >> 8) as f32 / 16_777_216.0
-        };
-        let mut rows: Vec<f32> = (0..24 * LEN).map(|_| (next() + next() + next() - 1.5) * 0.03).collect();
-        for (i, x) in rows.iter_mut().enumerate() {
-            *x *= [1.0, 0.0, 1e-20, 1e5, 1e14][[0, 0, 0, 0, 1, 0, 0, 2, 3, 4, 0][i / SUB % 11]];
-        }
-        let importance: Vec<f32> = (0..2 * LEN).map(|_| (next() - 0.2).max(0.0)).collect();
+        let mut rows = varied_rows(24, 2 * LEN, 5);
+        rows.chunks_exact_mut(SUB).step_by(9).for_each(|sub| sub.fill(0.0));
+        let importance: Vec<f32> = varied_rows(1, 2 * LEN, 6).iter().map(|w| w * w).collect();
         for importance in [None, Some(&importance[..])] {
             let encode = |one: bool| {
                 let mut out = vec![0; rows.len() / LEN * L::BYTES];

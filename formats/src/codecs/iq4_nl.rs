@@ -1,8 +1,8 @@
 //! IQ4_NL: bytes 0–1 scale, 2–17 codes; byte 2 + j holds code j (low half) and code j + 16 (high half).
 
+use super::block::{read_nibbles, write_nibbles};
 use super::float::{self, saturate};
 use super::iq4;
-use super::legacy::{read_nibbles, write_nibbles};
 use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::tabled::{Layout, MAX_SUBS, SUB, Scales};
 use crate::codec::{CodecId, Float};
@@ -54,5 +54,16 @@ impl SideBySide for IQ4NL {
             float::write(Float::F16, saturate(Float::F16, scales[lane]), out);
             iq4::write_codes::<F>(group.block(lane), scales[lane], &mut out[2..]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::side_by_side::tests::assert_twins_agree;
+    use super::IQ4NL;
+
+    #[test]
+    fn one_lane_gives_the_same_bytes() {
+        assert_twins_agree(&IQ4NL, 21, 768, 11);
     }
 }

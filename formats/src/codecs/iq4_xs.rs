@@ -1,9 +1,9 @@
 //! IQ4_XS: `d`, a u16 with the top two bits of eight 6-bit scales, 4 bytes with their low four bits (two each, low half first),
 //! then per sub-block 16 bytes of codes as in IQ4_NL. Sub-block steps are d · (scale − 32).
 
+use super::block::{read_nibbles, write_nibbles};
 use super::float::{self, saturate};
 use super::iq4;
-use super::legacy::{read_nibbles, write_nibbles};
 use super::search::{extreme, nearest_one};
 use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::tabled::{Layout, MAX_LEN, MAX_SUBS, SUB, Scales};
@@ -87,5 +87,16 @@ impl SideBySide for IQ4XS {
                 iq4::write_codes::<F>(x, d * int as f32, out);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::side_by_side::tests::assert_twins_agree;
+    use super::IQ4XS;
+
+    #[test]
+    fn one_lane_gives_the_same_bytes() {
+        assert_twins_agree(&IQ4XS, 21, 768, 11);
     }
 }

@@ -73,22 +73,27 @@ impl Layout for Format {
     fn id(&self) -> CodecId {
         CodecId::MlxAffine { bits: self.bits, group: self.group, scale: self.scale }
     }
+    #[inline(always)]
     fn shape(&self) -> Shape {
         Shape { max: ((1u32 << self.bits) - 1) as u8, zero: None, float: self.scale }
     }
+    #[inline(always)]
     fn len(&self) -> usize {
         self.group as usize
     }
+    #[inline(always)]
     fn bytes(&self) -> usize {
         self.code_bytes() + 2 * self.scale.size()
     }
+    #[inline(always)]
     fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
         pack(*self, stored, codes, out);
     }
+    #[inline(always)]
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2] {
         unpack(*self, bytes, codes)
     }
-    fn reference(&self, x: &[f32], _weights: Option<&[f32]>, codes: &mut [u8]) -> [f32; 2] {
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
         quantize(*self, x, codes)
     }
 }

@@ -3,8 +3,11 @@
 //! | file | formats | scales |
 //! |---|---|---|
 //! | `float.rs` | f32, f16, bf16 | none |
-//! | `q4_0.rs` `q5_0.rs` `q8_0.rs` | ggml, 32 weights | one f16 scale |
-//! | `q4_1.rs` `q5_1.rs` | ggml, 32 weights | f16 scale and minimum |
+//! | `legacy.rs` | ggml's Q4_0, Q4_1, Q5_0, Q5_1: 32 weights | f16 scale, f16 minimum |
+//! | `q8_0.rs` | ggml, 32 weights | one f16 scale |
+//! | `tq1_0.rs` `tq2_0.rs` | ggml, 256 ternary weights | one f16 scale |
+//! | `q1_0.rs` `q2_0.rs` | ggml, 128 weights of one bit, 64 of two | one f16 scale |
+//! | `mxfp4.rs` `nvfp4.rs` | ggml, 32 and 64 weights in e2m1 | one e8m0, four e4m3 scales; shared part in `fp4.rs` |
 //! | `q4_k.rs` `q5_k.rs` | ggml, 256 weights | f16 scale and minimum, 6-bit scales and minima of 8 sub-blocks; shared part in `k_affine.rs` |
 //! | `q2_k.rs` | ggml, 256 weights | f16 scale and minimum, 4-bit scales and minima of 16 sub-blocks |
 //! | `q3_k.rs` | ggml, 256 weights | f16 scale, 6-bit scales of 16 sub-blocks |
@@ -21,13 +24,14 @@
 //!
 //! `flat.rs` holds what the formats with one scale per block have in common, `superblock.rs` what the K-quants have in common,
 //! with `super_fit.rs` and `super_refit.rs` for their grids, `tabled.rs` and `tabled_fit.rs` what the formats with tables of values
-//! have in common, `codebook.rs` and `codebook_nearest.rs` the searches of codebooks of 4 weights. `codebook8.rs` holds the codebooks of
-//! 8 weights (points in `codebook8_points.rs`), `book8.rs` what their formats have in common, with `book8_fit.rs` and
-//! `book8_refit.rs` for their grids. `search.rs` has ggml's own searches, for encoding as ggml does;
+//! have in common, `codebook.rs` and `codebook_nearest.rs` the searches of codebooks of 4 weights. `codebook8.rs` holds the codebooks of 8 weights (points in
+//! `codebook8_points.rs`), `book8.rs` what their formats have in common, with `book8_fit.rs` and `book8_refit.rs` for their
+//! grids. `search.rs` has ggml's own searches, for encoding as ggml does;
 //! `fit.rs` and `gram.rs` have the weighted least-squares tools behind [`Grid::fit`](crate::Grid::fit) and
 //! [`Grid::refit`](crate::Grid::refit).
 
 pub(crate) mod bits;
+mod block;
 mod book8;
 mod book8_fit;
 mod book8_refit;
@@ -38,6 +42,7 @@ mod codebook_nearest;
 mod fit;
 mod flat;
 mod float;
+mod fp4;
 mod fp8_group;
 mod gram;
 mod int_group;
@@ -61,14 +66,14 @@ mod levels;
 mod micro;
 mod minifloat;
 mod mlx_affine;
+mod mxfp4;
 pub(crate) mod nf4;
+mod nvfp4;
+mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
-mod q4_0;
-mod q4_1;
 mod q4_k;
-mod q5_0;
-mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
@@ -80,6 +85,8 @@ mod super_refit;
 mod superblock;
 mod tabled;
 mod tabled_fit;
+mod tq1_0;
+mod tq2_0;
 
 use crate::codec::{Codec, CodecId, Float, Micro};
 pub(crate) use float::read as read_float;
@@ -99,12 +106,18 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
     static F16: float::Plain = float::Plain(Float::F16);
     static BF16: float::Plain = float::Plain(Float::BF16);
     static Q8_0: flat::Flat<q8_0::Q8_0> = flat::Flat(q8_0::Q8_0);
-    static Q4_0: flat::Flat<q4_0::Q4_0> = flat::Flat(q4_0::Q4_0);
-    static Q5_0: flat::Flat<q5_0::Q5_0> = flat::Flat(q5_0::Q5_0);
-    static Q4_1: flat::Flat<q4_1::Q4_1> = flat::Flat(q4_1::Q4_1);
-    static Q5_1: flat::Flat<q5_1::Q5_1> = flat::Flat(q5_1::Q5_1);
     static Q2_K: superblock::KQuant<q2_k::Q2K> = superblock::KQuant::new();
     static Q3_K: superblock::KQuant<q3_k::Q3K> = superblock::KQuant::new();
+    static Q4_0: flat::Flat<legacy::Legacy<4, false>> = flat::Flat(legacy::Legacy);
+    static Q5_0: flat::Flat<legacy::Legacy<5, false>> = flat::Flat(legacy::Legacy);
+    static Q4_1: flat::Flat<legacy::Legacy<4, true>> = flat::Flat(legacy::Legacy);
+    static Q5_1: flat::Flat<legacy::Legacy<5, true>> = flat::Flat(legacy::Legacy);
+    static TQ1_0: flat::Flat<tq1_0::TQ1_0> = flat::Flat(tq1_0::TQ1_0);
+    static TQ2_0: flat::Flat<tq2_0::TQ2_0> = flat::Flat(tq2_0::TQ2_0);
+    static MXFP4: fp4::Fp4<mxfp4::Mxfp4> = fp4::Fp4::new();
+    static NVFP4: fp4::Fp4<nvfp4::Nvfp4> = fp4::Fp4::new();
+    static Q1_0: q1_0::Q1_0 = q1_0::Q1_0;
+    static Q2_0: flat::Flat<q2_0::Q2_0> = flat::Flat(q2_0::Q2_0);
     static Q4_K: superblock::KQuant<q4_k::Q4K> = superblock::KQuant::new();
     static Q5_K: superblock::KQuant<q5_k::Q5K> = superblock::KQuant::new();
     static Q6_K: superblock::KQuant<q6_k::Q6K> = superblock::KQuant::new();
@@ -142,17 +155,17 @@ pub fn find(id: CodecId) -> Option<&'static dyn Codec> {
         CodecId::IQ2XXS => &IQ2_XXS,
         CodecId::IQ1S => &IQ1_S,
         CodecId::IQ1M => &IQ1_M,
-        CodecId::TQ1_0 => return None,
-        CodecId::TQ2_0 => return None,
-        CodecId::MXFP4 => return None,
-        CodecId::NVFP4 => return None,
-        CodecId::Q1_0 => return None,
-        CodecId::Q2_0 => return None,
         CodecId::Micro(Micro::Mxfp4) => &MICRO[0],
         CodecId::Micro(Micro::Mxfp8) => &MICRO[1],
         CodecId::Micro(Micro::Nvfp4) => &MICRO[2],
         CodecId::IntGroup { bits, group, scale, symmetric } => return int_group::find(bits, group, scale, symmetric),
         CodecId::Fp8Group { group, scale } => return fp8_group::find(group, scale),
         CodecId::Nf4 { group } => return nf4::find(group),
+        CodecId::TQ1_0 => &TQ1_0,
+        CodecId::TQ2_0 => &TQ2_0,
+        CodecId::MXFP4 => &MXFP4,
+        CodecId::NVFP4 => &NVFP4,
+        CodecId::Q1_0 => &Q1_0,
+        CodecId::Q2_0 => &Q2_0,
     })
 }

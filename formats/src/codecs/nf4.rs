@@ -63,7 +63,7 @@ impl Levels for Nf4 {
         LEVELS.windows(2).filter(|pair| (pair[0] + pair[1]) / 2.0 < x).count() as u8
     }
     fn code(&self, bytes: &[u8], i: usize) -> u8 {
-        if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 }
+        if i.is_multiple_of(2) { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 }
     }
     fn pack(&self, codes: &[u8], out: &mut [u8]) {
         for (out, pair) in out.iter_mut().zip(codes.chunks_exact(2)) {

@@ -3,8 +3,9 @@
 //! `make_qkx3_quants`, `make_qp_quants`, there in C.) They run on many blocks side by side, one per lane; all slices hold one
 //! value per weight of a block. The searches of this project's own fits are in `fit.rs`; nothing ties those to an order.
 
-use crate::kernels::MAGIC;
 use crate::simd::{IntLanes, Lanes, MaskLanes, Portable, nearest, round};
+
+pub(super) use super::block::extreme;
 
 /// Blocks whose largest magnitude is below this count as all zero.
 pub(super) const ALL_ZERO: f32 = 1e-15;
@@ -12,20 +13,12 @@ pub(super) const ALL_ZERO: f32 = 1e-15;
 /// The longest block that is searched.
 const MAX_LEN: usize = 32;
 
-/// The element of largest magnitude, sign kept (the first of equals), or 0.
-pub(super) fn extreme(x: &[f32]) -> f32 {
-    let mut found = 0f32;
-    for &v in x {
-        if v.abs() > found.abs() {
-            found = v;
-        }
-    }
-    found
-}
-
 /// [`nearest`] of a single number.
+#[inline]
 pub(super) fn nearest_one(x: f32) -> i32 {
-    ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+    let mut int = [0];
+    nearest(Portable::<1>::splat(x)).store(&mut int);
+    int[0]
 }
 
 /// [`extreme`] of each lane.

@@ -32,10 +32,6 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// A single block.
-    pub fn one(x: &'a [f32], importance: Option<&'a [f32]>) -> Self {
-        Group { x, len: x.len(), importance: importance.map(|q| [q; MAX_LANES]), row_mean_squares: [0.0; MAX_LANES] }
-    }
     /// Number of blocks.
     pub fn used(&self) -> usize {
         self.x.len() / self.len

@@ -107,6 +107,7 @@ impl<L: Layout> Codec for Tabled<L> {
         self.encode_rows(row, row.len(), importance, out);
     }
     fn encode_rows(&self, rows: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+        assert!(row_len.is_multiple_of(L::LEN) && rows.len().is_multiple_of(row_len.max(1)), "whole blocks and rows");
         assert_eq!(rows.len() / L::LEN * L::BYTES, out.len(), "output length");
         L::encode(rows, row_len, importance, out);
     }

@@ -89,10 +89,11 @@ impl<L: Layout> Problem<L> {
             }
             let step = (step as f64 + m.rt / m.tt) as f32;
             let next = self.moments(s, step);
-            if !(next.error < best.1.error) {
+            if next.error < best.1.error {
+                best = (step, next);
+            } else {
                 break;
             }
-            best = (step, next);
         }
         best
     }
@@ -166,10 +167,11 @@ impl<L: Layout> Problem<L> {
             let mut next = *scales;
             let moments: Vec<Moments> = (0..subs::<L>()).map(|s| self.choose(s, &mut next)).collect();
             let error: f64 = moments.iter().map(|m| m.error).sum();
-            if !(error < least) {
+            if error < least {
+                (*scales, least) = (next, error);
+            } else {
                 break;
             }
-            (*scales, least) = (next, error);
             let (mut rd, mut dd) = (0.0, 0.0);
             for (m, &int) in moments.iter().zip(&next.ints) {
                 let factor = L::factor(int) as f64;
@@ -218,10 +220,11 @@ impl<L: Layout> Problem<L> {
             let from = best.0;
             while (L::INTS.0..=L::INTS.1).contains(&(best.0 + way)) {
                 let m = at(best.0 + way);
-                if !(m.error < best.1.error) {
+                if m.error < best.1.error {
+                    best = (best.0 + way, m);
+                } else {
                     break;
                 }
-                best = (best.0 + way, m);
             }
             if best.0 != from {
                 break;

@@ -6,6 +6,7 @@
 
 mod metadata;
 mod reader;
+mod set;
 mod types;
 mod value;
 mod wire;
@@ -15,7 +16,8 @@ mod writer;
 mod tests;
 
 pub use metadata::Metadata;
-pub use reader::{GgufStore, Header, HeaderTensor, parse_header, parse_header_of};
+pub use reader::{GgufStore, Header, HeaderTensor, StoredTensor, parse_header, parse_header_of};
+pub use set::{GgufSetWriter, SPLIT_KEYS, SetPlan, set_paths};
 pub use types::GgmlType;
 pub use value::{Array, Value};
 pub use writer::{GgufWriter, TensorPlan, planned_bytes, write_gguf};

@@ -184,10 +184,31 @@ pub struct GgufStore {
     alignment: u64,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
-    /// File, type and bytes of each tensor, beside `tensors`.
-    places: Vec<(usize, GgmlType, Range<usize>)>,
-    by_name: HashMap<String, usize>,
+    /// Every tensor in the files, also those that are a part of another one's description.
+    stored: Vec<Stored>,
+    /// Places in `tensors` and in `stored`.
+    by_name: HashMap<String, (usize, usize)>,
 }
+
+#[derive(Debug)]
+struct Stored {
+    file: usize,
+    tensor: HeaderTensor,
+}
+
+/// A tensor as it lies in the files.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredTensor<'a> {
+    /// Its entry in the header.
+    pub entry: &'a HeaderTensor,
+    /// Its data.
+    pub bytes: &'a [u8],
+}
+
+/// What a weight `X.weight` is multiplied by, one F32: llama.cpp's place for NVFP4's scale per tensor. (BitNet's files have it too.)
+const SCALE: &str = ".scale";
+/// What llama.cpp's kernels multiply an activation by before they round it; it does not change the weight.
+const INPUT_SCALE: &str = ".input_scale";
 
 impl GgufStore {
     /// Opens a file; for the first file of a split set (`NAME-00001-of-0000N.gguf`), all of them.
@@ -202,13 +223,14 @@ impl GgufStore {
             alignment: header.alignment,
             metadata: header.metadata,
             tensors: Vec::new(),
-            places: Vec::new(),
+            stored: Vec::new(),
             by_name: HashMap::new(),
         };
         store.add(file, header.tensors)?;
         if let Some(split) = split.filter(|s| s.count > 1) {
             store.add_siblings(&split)?;
         }
+        store.list_tensors()?;
         Ok(store)
     }
 
@@ -234,22 +256,62 @@ impl GgufStore {
 
     /// The storage type of a tensor.
     pub fn ggml_type(&self, name: &str) -> Option<GgmlType> {
-        self.by_name.get(name).map(|&i| self.places[i].1)
+        self.by_name.get(name).map(|&(_, i)| self.stored[i].tensor.ty)
+    }
+
+    /// Every tensor in the files, in file order, also the scales that [`TensorStore::tensors`] has beside their weights: to copy a
+    /// model as it is.
+    pub fn stored(&self) -> impl Iterator<Item = StoredTensor<'_>> {
+        self.stored.iter().map(|s| StoredTensor { entry: &s.tensor, bytes: &self.files[s.file].bytes()[s.tensor.range.clone()] })
     }
 
     fn add(&mut self, file: Mapped, tensors: Vec<HeaderTensor>) -> Result<()> {
         let number = self.files.len();
         for t in tensors {
-            if let Some(&earlier) = self.by_name.get(&t.name) {
-                let other = self.files[self.places[earlier].0].path().display();
+            if let Some(&(_, earlier)) = self.by_name.get(&t.name) {
+                let other = self.files[self.stored[earlier].file].path().display();
                 return Err(Error::corrupt(format!("is in {other} as well")).file(file.path()).tensor(t.name));
             }
-            self.by_name.insert(t.name.clone(), self.tensors.len());
-            self.places.push((number, t.ty, t.range.clone()));
-            self.tensors.push(TensorInfo::new(t.name, t.shape, t.ty.encoding(), t.range.len()));
+            self.by_name.insert(t.name.clone(), (0, self.stored.len()));
+            self.stored.push(Stored { file: number, tensor: t });
         }
         self.files.push(file);
         Ok(())
+    }
+
+    /// The tensors as callers see them: a weight's scale is part of the weight.
+    fn list_tensors(&mut self) -> Result<()> {
+        let scales = (0..self.stored.len()).filter_map(|i| Some((i, self.weight_scaled_by(i)?))).collect::<Vec<_>>();
+        let mut factors = HashMap::new();
+        for &(i, weight) in &scales {
+            let Stored { file, tensor } = &self.stored[i];
+            let bytes = &self.files[*file].bytes()[tensor.range.clone()];
+            let factor = bytes.try_into().map_or(f32::NAN, f32::from_le_bytes);
+            if !factor.is_finite() {
+                return Err(Error::corrupt(format!("the scale is {factor}")).file(self.files[*file].path()).tensor(&tensor.name));
+            }
+            if tensor.name.ends_with(SCALE) {
+                factors.insert(weight, factor);
+            }
+        }
+        let hidden: HashSet<usize> = scales.into_iter().map(|(i, _)| i).collect();
+        self.by_name.clear();
+        for (i, Stored { tensor: t, .. }) in self.stored.iter().enumerate().filter(|(i, _)| !hidden.contains(i)) {
+            let mut info = TensorInfo::new(t.name.clone(), t.shape.clone(), t.ty.encoding(), t.range.len());
+            info.scale = factors.get(&i).copied().unwrap_or(1.0);
+            self.by_name.insert(t.name.clone(), (self.tensors.len(), i));
+            self.tensors.push(info);
+        }
+        Ok(())
+    }
+
+    /// The quantized weight that tensor `i` is a scale of. Experts have one scale each, which are tensors of their own.
+    fn weight_scaled_by(&self, i: usize) -> Option<usize> {
+        let t = &self.stored[i].tensor;
+        let module = t.name.strip_suffix(INPUT_SCALE).or_else(|| t.name.strip_suffix(SCALE))?;
+        let &(_, weight) = self.by_name.get(&format!("{module}.weight"))?;
+        let quantized = self.stored[weight].tensor.ty.block().is_some_and(|(len, _)| len > 1);
+        (quantized && t.ty == GgmlType(0) && t.shape == [1]).then_some(weight)
     }
 
     fn add_siblings(&mut self, split: &Split) -> Result<()> {
@@ -285,8 +347,8 @@ impl GgufStore {
             self.add(file, header.tensors)?;
         }
         match split.tensors {
-            Some(n) if n != self.tensors.len() as u64 => {
-                Err(Error::corrupt(format!("the set should have {n} tensors, but its files have {}", self.tensors.len()))
+            Some(n) if n != self.stored.len() as u64 => {
+                Err(Error::corrupt(format!("the set should have {n} tensors, but its files have {}", self.stored.len()))
                     .file(first))
             }
             _ => Ok(()),
@@ -299,24 +361,25 @@ impl TensorStore for GgufStore {
         &self.path
     }
     fn file_of(&self, name: &str) -> &Path {
-        self.by_name.get(name).map_or(&self.path, |&i| self.files[self.places[i].0].path())
+        self.by_name.get(name).map_or(&self.path, |&(_, i)| self.files[self.stored[i].file].path())
     }
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        let i = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
-        let (file, _, range) = &self.places[i];
-        Ok(Cow::Borrowed(&self.files[*file].bytes()[range.clone()]))
+        let (_, i) = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
+        let Stored { file, tensor } = &self.stored[i];
+        Ok(Cow::Borrowed(&self.files[*file].bytes()[tensor.range.clone()]))
     }
     fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
-        let i = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
-        let (file, _, range) = &self.places[i];
-        let within = self.tensors[i].rows_within(range.len(), rows);
-        self.files[*file].read(range.start + within.start..range.start + within.end).map(Cow::Owned).map_err(|e| e.tensor(name))
+        let (info, i) = *self.by_name.get(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
+        let Stored { file, tensor } = &self.stored[i];
+        let within = self.tensors[info].rows_within(tensor.range.len(), rows);
+        let start = tensor.range.start;
+        self.files[*file].read(start + within.start..start + within.end).map(Cow::Owned).map_err(|e| e.tensor(name))
     }
     fn find(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name.get(name).map(|&i| &self.tensors[i])
+        self.by_name.get(name).map(|&(i, _)| &self.tensors[i])
     }
 }
 

@@ -487,6 +487,39 @@ fn rejects_split_sets_that_contradict_themselves() {
 }
 
 #[test]
+fn a_scale_is_part_of_its_weight() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    let weight = EncodedTensor::encode(CodecId::Q8_0, &[2, 32], &[1.0; 64], None).unwrap();
+    let scale = |shape: &[usize], value: f32| {
+        EncodedTensor::encode(CodecId::F32, shape, &vec![value; shape.iter().product()], None).unwrap()
+    };
+    let write = |value| {
+        let tensors: Vec<(String, EncodedTensor)> = vec![
+            ("q.scale".into(), scale(&[1], value)),
+            ("q.weight".into(), weight.clone()),
+            ("q.input_scale".into(), scale(&[1], 7.0)),
+            // Scales of experts, of a norm and of nothing are tensors like any other.
+            ("e.weight".into(), weight.clone()),
+            ("e.scale".into(), scale(&[3], 2.0)),
+            ("n.weight".into(), f32s(&[4], 1.0)),
+            ("n.scale".into(), scale(&[1], 2.0)),
+            ("o.scale".into(), scale(&[1], 2.0)),
+        ];
+        write_gguf(&path, &Metadata::new(), &tensors).unwrap();
+        GgufStore::open(&path)
+    };
+    let store = write(0.5).unwrap();
+    let names: Vec<&str> = store.tensors().iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["q.weight", "e.weight", "e.scale", "n.weight", "n.scale", "o.scale"]);
+    assert_eq!((store.find("q.weight").unwrap().scale, store.find("e.weight").unwrap().scale), (0.5, 1.0));
+    assert_eq!(store.read_f32("q.weight").unwrap().1, weight.decode().iter().map(|v| v * 0.5).collect::<Vec<_>>());
+    assert_eq!(store.stored().count(), 8);
+    assert_eq!(store.bytes("q.scale").unwrap_err().kind, ErrorKind::Missing);
+    assert_eq!(write(f32::NAN).unwrap_err().tensor.as_deref(), Some("q.scale"));
+}
+
+#[test]
 fn numbers_are_shown_in_their_shortest_form() {
     assert_eq!(Value::F32(1e-5).to_json().as_f64(), Some(1e-5));
     assert_eq!(Value::F32(0.1).to_json().to_string(), "0.1");

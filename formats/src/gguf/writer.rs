@@ -149,6 +149,16 @@ impl GgufWriter {
         self.file.write_at(name, (first_row as u64).saturating_mul(row_bytes as u64), bytes)
     }
 
+    /// Writes some of one planned tensor's bytes, `offset` bytes into it; every byte exactly once.
+    pub fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_at(name, offset, bytes)
+    }
+
+    /// Checks that all tensors were written.
+    pub(super) fn check_complete(&self) -> Result<()> {
+        self.file.check_complete()
+    }
+
     /// Writes one planned tensor, whose shape and codec must be the planned ones.
     pub fn write_tensor(&self, name: &str, tensor: &EncodedTensor) -> Result<()> {
         if let Some(p) = self.plans.get(name)

@@ -187,7 +187,7 @@ impl<'a> Four<'a> {
             for (column, value) in out.iter_mut().enumerate() {
                 let at = row * width + column;
                 let byte = codes[at / 2];
-                let code = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
+                let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
                 *value = self.levels[usize::from(code)] * scale(at / self.group);
             }
         }))

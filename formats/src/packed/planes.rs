@@ -109,7 +109,7 @@ impl Tiles {
         let [scale_outer @ .., down, across] = &*scales else { return None };
         let side = |len: usize, count: usize, tile: Option<usize>| match tile {
             Some(tile) => (tile > 0 && len.div_ceil(tile) == count).then_some(tile.min(len)),
-            None => (count > 0 && len % count == 0).then(|| len / count),
+            None => (count > 0 && len.is_multiple_of(count)).then(|| len / count),
         };
         let rows = side(*height, *down, tile.map(|t| t[0]))?;
         let cols = side(*width, *across, tile.map(|t| t[1]))?;

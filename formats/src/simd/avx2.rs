@@ -119,19 +119,9 @@ impl Lanes for Avx2 {
         Ints(unsafe { _mm256_castps_si256(self.0) })
     }
     #[inline(always)]
-    fn from_bits(bits: Ints) -> Self {
-        // SAFETY: see the top of the file.
-        Avx2(unsafe { _mm256_castsi256_ps(bits.0) })
-    }
-    #[inline(always)]
     fn from_int(x: Ints) -> Self {
         // SAFETY: see the top of the file.
         Avx2(unsafe { _mm256_cvtepi32_ps(x.0) })
-    }
-    #[inline(always)]
-    fn truncate(self) -> Ints {
-        // SAFETY: see the top of the file.
-        Ints(unsafe { _mm256_cvttps_epi32(self.0) })
     }
     #[inline(always)]
     fn gather(table: &[f32], index: Ints) -> Self {
@@ -222,11 +212,5 @@ impl IntLanes for Ints {
     fn shr<const BITS: u32>(self) -> Self {
         // SAFETY: see the top of the file.
         Ints(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
-    }
-    #[inline(always)]
-    fn gather(table: &[i32], index: Self) -> Self {
-        index.check(table.len());
-        // SAFETY: see the top of the file; every index is within the table.
-        Ints(unsafe { _mm256_i32gather_epi32::<4>(table.as_ptr(), index.0) })
     }
 }

@@ -129,19 +129,9 @@ impl Lanes for Avx512 {
         Ints(unsafe { _mm512_castps_si512(self.0) })
     }
     #[inline(always)]
-    fn from_bits(bits: Ints) -> Self {
-        // SAFETY: see the top of the file.
-        Avx512(unsafe { _mm512_castsi512_ps(bits.0) })
-    }
-    #[inline(always)]
     fn from_int(x: Ints) -> Self {
         // SAFETY: see the top of the file.
         Avx512(unsafe { _mm512_cvtepi32_ps(x.0) })
-    }
-    #[inline(always)]
-    fn truncate(self) -> Ints {
-        // SAFETY: see the top of the file.
-        Ints(unsafe { _mm512_cvttps_epi32(self.0) })
     }
     #[inline(always)]
     fn gather(table: &[f32], index: Ints) -> Self {
@@ -228,11 +218,5 @@ impl IntLanes for Ints {
     fn shr<const BITS: u32>(self) -> Self {
         // SAFETY: see the top of the file.
         Ints(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
-    }
-    #[inline(always)]
-    fn gather(table: &[i32], index: Self) -> Self {
-        index.check(table.len());
-        // SAFETY: see the top of the file; every index is within the table.
-        Ints(unsafe { _mm512_i32gather_epi32::<4>(index.0, table.as_ptr().cast()) })
     }
 }

@@ -57,12 +57,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
     /// The bit patterns.
     fn to_bits(self) -> Self::Int;
-    /// Numbers of these bit patterns.
-    fn from_bits(bits: Self::Int) -> Self;
     /// Integers as numbers, rounded to nearest.
     fn from_int(x: Self::Int) -> Self;
-    /// Rounded toward zero; `i32::MIN` for what does not fit, as x86 has it.
-    fn truncate(self) -> Self::Int;
     /// `table[index]`.
     ///
     /// # Panics
@@ -115,11 +111,6 @@ pub(crate) trait IntLanes:
     fn shl<const BITS: u32>(self) -> Self;
     /// Shifted right, filled with zeros.
     fn shr<const BITS: u32>(self) -> Self;
-    /// `table[index]`.
-    ///
-    /// # Panics
-    /// If an index is not within the table.
-    fn gather(table: &[i32], index: Self) -> Self;
 }
 
 /// Several truth values side by side.

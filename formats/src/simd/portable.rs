@@ -100,17 +100,8 @@ impl<const K: usize> Lanes for Portable<K> {
         Ints(self.0.map(|x| x.to_bits().cast_signed()))
     }
     #[inline(always)]
-    fn from_bits(bits: Ints<K>) -> Self {
-        Portable(bits.0.map(|b| f32::from_bits(b.cast_unsigned())))
-    }
-    #[inline(always)]
     fn from_int(x: Ints<K>) -> Self {
         Portable(x.0.map(|x| x as f32))
-    }
-    #[inline(always)]
-    fn truncate(self) -> Ints<K> {
-        // 2³¹ and beyond, and NaN, do not fit; −2³¹ does and is the same number.
-        Ints(self.0.map(|x| if x < 2_147_483_648.0 { x as i32 } else { i32::MIN }))
     }
     #[inline(always)]
     fn gather(table: &[f32], index: Ints<K>) -> Self {
@@ -173,9 +164,5 @@ impl<const K: usize> IntLanes for Ints<K> {
     #[inline(always)]
     fn shr<const BITS: u32>(self) -> Self {
         Ints(self.0.map(|x| (x.cast_unsigned() >> BITS).cast_signed()))
-    }
-    #[inline(always)]
-    fn gather(table: &[i32], index: Self) -> Self {
-        Ints(index.0.map(|i| table[i.cast_unsigned() as usize]))
     }
 }

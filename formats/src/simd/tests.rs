@@ -21,7 +21,6 @@ impl Kernel for Everything<'_> {
     fn run<F: Lanes>(self) -> Self::Output {
         let mut results: Vec<Vec<u32>> = Vec::new();
         let table: Vec<f32> = (0..64).map(|i| i as f32 * 0.5).collect();
-        let ints: Vec<i32> = (0..64).map(|i| i * 3 - 7).collect();
         for (a, b) in self.0.chunks_exact(F::N).zip(self.1.chunks_exact(F::N)) {
             let (a, b) = (F::load(a), F::load(b));
             let (p, q) = (a.to_bits(), b.to_bits());
@@ -37,7 +36,6 @@ impl Kernel for Everything<'_> {
                 a.min(b),
                 a.max(b),
                 F::select(less, a, b),
-                F::from_bits(p),
                 F::from_int(p),
                 F::gather(&table, index),
                 round(a),
@@ -54,11 +52,9 @@ impl Kernel for Everything<'_> {
                 p.max(q),
                 p.shl::<3>(),
                 p.shr::<5>(),
-                a.truncate(),
                 nearest(a),
                 F::Int::select(p.gt(q), p, q),
                 F::Int::select(p.eq(q), p, F::Int::splat(9)),
-                F::Int::gather(&ints, index),
             ];
             let mut values: Vec<Vec<u32>> = Vec::new();
             let mut buffer = [0f32; MAX_LANES];

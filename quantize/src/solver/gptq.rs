@@ -1,4 +1,4 @@
-//! Error feedback into any scalar grid (GPTQ, Frantar et al. 2022, with static groups).
+//! Error feedback into any grid (GPTQ, Frantar et al. 2022, with static groups); grids that are not linear go to `stepwise`.
 //!
 //! 1. Fit every block's scales to W, weighted by E(x²), so that the order of columns is free.
 //! 2. Visit the columns by descending E(x²). Round column i, then move the columns not yet visited by `−e U[i, ·]`:
@@ -10,10 +10,10 @@
 //! Rows are independent given U. They are solved in chunks, in parallel; the result does not depend on the number of threads.
 
 use super::descent::{self, Descent};
-use super::{Problem, Solution, Solver};
+use super::{Problem, Solution, Solver, stepwise};
 use crate::hessian::Hessian;
 use crate::kernels::{ROWS, feed_back, nearest};
-use bitsmith_formats::{BlockScales, EncodedTensor, Error, Grid, Result};
+use bitsmith_formats::{BlockScales, EncodedTensor, Grid, Result};
 use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
@@ -39,9 +39,6 @@ impl Solver for Gptq {
         let (rows, cols) = problem.weights.dim();
         let codec = problem.codec.codec();
         let Some(grid) = codec.grid() else { return super::reference::Reference.solve(problem) };
-        if !grid.is_linear() {
-            return Err(Error::unsupported(format!("error feedback into {} is not available", problem.codec)));
-        }
         let row_bytes = problem.codec.row_bytes(cols)?;
         let mut notes = Vec::new();
         let ones;
@@ -55,6 +52,10 @@ impl Solver for Gptq {
         };
         if let Some(h) = problem.hessian {
             report(h, &mut notes);
+        }
+        if !grid.is_linear() {
+            let bytes = stepwise::solve(problem, codec, grid, importance)?;
+            return Ok(Solution { tensor: EncodedTensor::new(&[rows, cols], problem.codec, bytes), notes });
         }
         let descent = problem.hessian.map(|h| Descent::new(h, grid.block_len()));
         let mut bytes = vec![0u8; rows * row_bytes];

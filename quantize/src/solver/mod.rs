@@ -3,6 +3,7 @@
 mod descent;
 pub mod gptq;
 mod reference;
+mod stepwise;
 
 use crate::hessian::Hessian;
 use bitsmith_formats::{CodecId, EncodedTensor, Result};

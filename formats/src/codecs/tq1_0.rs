@@ -1,0 +1,88 @@
+//! ggml's TQ1_0: 256 ternary weights, five to a byte. Bytes 0–47 and 48–51 codes, 52–53 scale.
+//!
+//! A byte's codes are the digits of a number in base 3, first weight first, stored as the fraction number / 243 of 256, rounded
+//! up: multiplying by 3 pushes out digit after digit. Of 256 bytes 243 are used; the others decode as well.
+
+use super::block::{inverse, largest, read_half, write_half};
+use super::flat::{Layout, Shape};
+use crate::codec::{CodecId, Float};
+
+pub(super) struct TQ1_0;
+
+const LEN: usize = 256;
+const SCALE: usize = 52;
+
+/// Groups of bytes: how many, and how many weights each holds (of five; missing digits are 0). In a group of n bytes, byte m
+/// holds weights m, m + n, m + 2n, … of the group.
+const GROUPS: [(usize, usize); 3] = [(32, 5), (16, 5), (4, 4)];
+
+impl Layout for TQ1_0 {
+    fn id(&self) -> CodecId {
+        CodecId::TQ1_0
+    }
+    #[inline(always)]
+    fn shape(&self) -> Shape {
+        SHAPE
+    }
+    #[inline(always)]
+    fn len(&self) -> usize {
+        LEN
+    }
+    #[inline(always)]
+    fn bytes(&self) -> usize {
+        54
+    }
+    #[inline(always)]
+    fn write(&self, stored: [f32; 2], mut codes: &[u8], out: &mut [u8]) {
+        write_half(stored[0], 0, &mut out[SCALE..]);
+        let mut out = &mut out[..SCALE];
+        for (n, weights) in GROUPS {
+            let group;
+            (group, out) = out.split_at_mut(n);
+            for (m, byte) in group.iter_mut().enumerate() {
+                let digit = |k: usize| if k < weights { codes[m + k * n] as u16 } else { 0 };
+                let number = (0..5).fold(0, |number, k| 3 * number + digit(k));
+                *byte = (number * 256).div_ceil(243) as u8;
+            }
+            codes = &codes[n * weights..];
+        }
+    }
+    #[inline(always)]
+    fn read(&self, mut bytes: &[u8], mut codes: &mut [u8]) -> [f32; 2] {
+        let scale = read_half(&bytes[SCALE..], 0);
+        for (n, weights) in GROUPS {
+            let (group, digits);
+            (group, bytes) = bytes.split_at(n);
+            (digits, codes) = codes.split_at_mut(n * weights);
+            let mut power = 1u8;
+            for digits in digits.chunks_exact_mut(n) {
+                for (digit, byte) in digits.iter_mut().zip(group) {
+                    *digit = ((byte.wrapping_mul(power) as u16 * 3) >> 8) as u8;
+                }
+                power = power.wrapping_mul(3);
+            }
+        }
+        [scale, 0.0]
+    }
+    #[inline(always)]
+    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
+        [ternary(x, codes), 0.0]
+    }
+}
+
+/// Codes 0, 1 and 2 are −1, 0 and 1 times the scale.
+pub(super) const SHAPE: Shape = Shape { max: 2, zero: Some(1), float: Float::F16 };
+
+/// ggml's encoder of both ternary formats: the largest magnitude is the scale, and what reaches half of it is not zero.
+#[inline(always)]
+pub(super) fn ternary(x: &[f32], codes: &mut [u8]) -> f32 {
+    let d = largest(x);
+    let inverse = inverse(d);
+    // Quotients by a scale too small to divide by give zeros.
+    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+    for (code, &v) in codes.iter_mut().zip(x) {
+        let t = v * inverse;
+        *code = 1 + (t >= 0.5) as u8 - (t <= -0.5) as u8;
+    }
+    d
+}
