@@ -18,7 +18,7 @@ pub enum Container {
     Gguf,
     /// A folder in MLX's layout with quantized tensors.
     Mlx,
-    /// A Hugging Face folder whose `quantization_config` names a layout of [`packed`](crate::packed).
+    /// A Hugging Face folder whose `quantization_config` names a layout of [`crate::packed`].
     Packed,
     /// A safetensors file, an index, or a Hugging Face folder.
     Safetensors,

@@ -1,6 +1,6 @@
 //! llama-quantize's presets: which block format each tensor of a GGUF gets.
 //!
-//! A preset is a base format and the exceptions in [`RULES`]; the output matrix has rules of its own ([`GgufPreset::head`]).
+//! A preset is a base format and the exceptions in `RULES`; the output matrix has rules of its own (`GgufPreset::head`).
 
 use CodecId::*;
 use Part::*;

@@ -1,7 +1,7 @@
 //! Checkpoint folders whose quantized weights are spread over several safetensors tensors ("planes"), as `config.json` says under
 //! `quantization_config`. One file per layout; [`PackedStore`] offers each such weight as one tensor in one of our codecs.
 //!
-//! A new layout is a file here with a [`Layout`], and a line in [`LAYOUTS`].
+//! A new layout is a file here with a `Layout`, and a line in `LAYOUTS`.
 
 mod awq;
 mod bitsandbytes;
