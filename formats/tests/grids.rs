@@ -160,7 +160,9 @@ proptest! {
             return Ok(());
         }
         let (relative, absolute) = coarseness(id);
-        for (x, d) in x.iter().zip(&decoded) {
+        // NVFP4's scales end at 448 and e2m1 at 6: without a scale per tensor, what lies beyond is cut off.
+        let end = if matches!(id, CodecId::NVFP4 | CodecId::Micro(Micro::Nvfp4)) { 2688.0 } else { f32::INFINITY };
+        for (x, d) in x.iter().map(|x| x.clamp(-end, end)).zip(&decoded) {
             prop_assert!((x - d).abs() <= largest * relative + absolute, "{}: {x} became {d}", id);
         }
     }
