@@ -197,6 +197,10 @@ impl ArtifactWriter for Writing {
         if role.part.is_matrix() && self.plan.orders.contains_key(&role.part) { self.plan.head_dim } else { 1 }
     }
 
+    fn holds_scale(&self, role: Role) -> bool {
+        self.plan.layout.find(role).ok().and_then(scale_name).is_some()
+    }
+
     fn finish(self: Box<Self>) -> Result<Artifact> {
         let paths = self.file.finish()?;
         let check = || -> Result<Vec<(PathBuf, u64)>> {

@@ -37,6 +37,11 @@ pub trait ArtifactWriter: Send + Sync {
     fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()>;
     /// Rows that this container rearranges together, so that [`ArtifactWriter::put_rows`] needs them in one part: 1 for most tensors.
     fn row_align(&self, role: Role) -> usize;
+    /// Whether there is a place for a scale that multiplies all of this tensor ([`EncodedTensor::scale`]).
+    fn holds_scale(&self, role: Role) -> bool {
+        let _ = role;
+        false
+    }
     /// Completes the artifact: checks that nothing is missing, writes what belongs beside the tensors, reads the headers back, and
     /// gives it its final name.
     fn finish(self: Box<Self>) -> Result<Artifact>;

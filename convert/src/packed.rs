@@ -14,7 +14,7 @@ use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES};
 use bitsmith_formats::packed::{
     Described, PackedFormat, PackedStore, PackedWriter, ZeroPoints, compressed_tensors_config, modelopt_config,
 };
-use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result};
+use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Micro, Result};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Part, Role};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -119,6 +119,10 @@ impl ArtifactWriter for Writing {
 
     fn row_align(&self, role: Role) -> usize {
         self.plan.layout.find(role).ok().filter(|t| t.codec.float().is_none()).map_or(1, PlannedTensor::n_rows)
+    }
+
+    fn holds_scale(&self, role: Role) -> bool {
+        self.plan.layout.find(role).is_ok_and(|t| t.codec == CodecId::Micro(Micro::Nvfp4))
     }
 
     fn finish(self: Box<Self>) -> Result<Artifact> {

@@ -421,6 +421,12 @@ pub trait Grid: Send + Sync {
         }
         falls
     }
+    /// The scales under which codes give the points `step · code + offset`, up to a whole number of steps and as well as the format
+    /// can store them; `None` for formats whose blocks have finer structure than one line.
+    fn place(&self, step: f32, offset: f32) -> Option<BlockScales> {
+        let _ = (step, offset);
+        None
+    }
     /// Writes the block's bytes.
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]);
     /// Reads scales and codes back from a packed block.

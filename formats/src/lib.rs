@@ -11,6 +11,7 @@ mod kernels;
 pub mod mlx;
 mod mmap;
 pub mod packed;
+pub mod regrid;
 pub mod safetensors;
 mod shards;
 mod simd;

@@ -1,12 +1,12 @@
 //! Whether a model can be read, run and written to each target, from its configuration and headers alone.
 
 use crate::artifact;
+use crate::carry;
 use crate::context::Context;
 use crate::model::{Located, ModelRef, resolve};
 use crate::opened::Opened;
 use crate::problem::Problem;
 use crate::pull::{Peeked, peek};
-use crate::quantize::dense_type;
 use crate::target::Target;
 use bitsmith_formats::store::Container;
 use bitsmith_formats::{Error, Float, Result};
@@ -133,7 +133,7 @@ fn describe(opened: &Opened, checked: &mut Checked) {
 }
 
 fn check_targets(opened: &Opened, targets: &[Target], problem: &dyn Fn(Error) -> Problem) -> Vec<TargetCheck> {
-    let dense = dense_type(&opened.checkpoint).map_err(problem);
+    let dense = carry::dense_type(&opened.checkpoint).map_err(problem);
     // Tokenizer and container matter alike to all encodings of a container, and rebuilding a tokenizer takes a while.
     let mut carried: BTreeMap<&str, Result<(), Problem>> = BTreeMap::new();
     let check = |target: &Target| {
@@ -149,7 +149,10 @@ fn check_targets(opened: &Opened, targets: &[Target], problem: &dyn Fn(Error) ->
 fn sized(opened: &Opened, target: Target, dense: Float) -> Result<TargetCheck> {
     let spec = opened.checkpoint.spec();
     // As the default method has it.
-    let plan = target.plan(spec, dense, &PlanOptions { importance: true, ..PlanOptions::default() })?;
+    let options = PlanOptions { importance: true, ..PlanOptions::default() };
+    let mut plan = target.plan(spec, dense, &options)?;
+    carry::settle(&mut plan, target.base(dense), &opened.checkpoint, &options)?;
+    carry::check(&plan, &opened.checkpoint, &target.to_string(), false)?;
     let bytes = plan.bytes(spec);
     Ok(TargetCheck {
         target: target.to_string(),

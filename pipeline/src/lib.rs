@@ -3,6 +3,7 @@
 pub mod artifact;
 pub mod calibrate;
 pub mod calibration;
+pub mod carry;
 pub mod check;
 pub mod context;
 pub mod encode;

@@ -1,7 +1,8 @@
-//! One dense model in, one artifact per target out.
+//! One model in, one artifact per target out.
 
 use crate::artifact::{self, Output};
 use crate::calibration::{CalibrationOptions, Loaded};
+use crate::carry::{self, Account, Tally};
 use crate::context::Context;
 use crate::encode::{Encoder, Evidence, gather};
 use crate::estimate::Estimate;
@@ -12,10 +13,10 @@ use crate::spool::Spool;
 use crate::stream;
 use crate::target::Target;
 use bitsmith_calibrate::Detail;
-use bitsmith_formats::{Encoding, Error, Float, Result};
+use bitsmith_formats::{Error, Float, Result};
 use bitsmith_quantize::Method;
 use bitsmith_quantize::plan::{Plan, PlanOptions};
-use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
+use bitsmith_runtime::{Role, WeightSource};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub struct QuantizeOptions {
     pub mlx_dtype: Option<Float>,
     /// Largest file of a set in bytes, for containers that are written in several files.
     pub shard_size: Option<u64>,
+    /// Whether weights that are quantized already may be quantized a second time.
+    pub allow_requantize: bool,
 }
 
 /// A finished artifact.
@@ -101,7 +104,7 @@ impl<'a> Job<'a> {
         if options.targets.is_empty() {
             return Err(Error::usage("no target is given").hint("for example --to gguf:q4_k_m"));
         }
-        let dense = dense_type(&model.checkpoint)?;
+        let dense = carry::dense_type(&model.checkpoint)?;
         for &target in &options.targets {
             artifact::check(model, target)?;
         }
@@ -126,7 +129,13 @@ impl<'a> Job<'a> {
     /// The format of every tensor of a target.
     pub fn plan(&self, target: Target) -> Result<Plan> {
         let options = PlanOptions { importance: self.is_weighted(), ..self.options.plan.clone() };
-        target.plan(self.model.checkpoint.spec(), self.dense_for(target), &options)
+        let (source, dense) = (&self.model.checkpoint, self.dense_for(target));
+        let mut plan = target.plan(source.spec(), dense, &options)?;
+        carry::settle(&mut plan, target.base(dense), source, &options)?;
+        if !self.options.allow_requantize {
+            carry::check(&plan, source, &target.to_string(), !self.streams())?;
+        }
+        Ok(plan)
     }
 
     /// Whether importance guides the encoders.
@@ -216,23 +225,38 @@ impl<'a> Job<'a> {
             }
             let shard_size = self.options.shard_size;
             let writer = artifact::start(self.model, *target, plan, self.dense_for(*target), name, shard_size)?;
-            outputs.push(stream::Output { plan, writer });
+            outputs.push(stream::Output { plan, writer, allow_requantize: self.options.allow_requantize });
         }
         let (inputs, passed) = std::thread::scope(|scope| {
             let hashing = scope.spawn(|| known.map_or_else(|| hash_inputs(model), Ok));
             let passed = stream::run(&self.model.checkpoint, &outputs, &self.given_importance(), self.context);
             (hashing.join().expect("hashing does not panic"), passed)
         });
-        passed?;
+        let accounts = passed?;
         let inputs = inputs?;
         let mut made = Vec::new();
-        for (work, output) in todo.iter().zip(outputs) {
+        for ((work, output), account) in todo.iter().zip(outputs).zip(accounts) {
             output.writer.finish()?;
             let recipe = self.recipe(work, &inputs)?;
-            made.push(self.record(work, recipe, start, work.plan.fallbacks())?);
+            let notes = [work.plan.fallbacks(), self.tell(work.target, &account)].concat();
+            made.push(self.record(work, recipe, start, notes)?);
         }
         let mut made = made.into_iter();
         Ok(finished.into_iter().filter_map(|f| f.or_else(|| made.next())).collect())
+    }
+
+    /// Says what became of quantized weights; the lines go to the manifest too.
+    fn tell(&self, target: Target, account: &Account) -> Vec<String> {
+        let said = account.lines().into_iter().map(|(loss, line)| {
+            let text = format!("{target}: {line}");
+            if loss {
+                self.context.progress.warn(&text)
+            } else {
+                self.context.progress.note(&text)
+            }
+            line
+        });
+        said.collect()
     }
 
     /// Importance that was given, if the solver weighs by it.
@@ -291,6 +315,11 @@ impl<'a> Job<'a> {
         for line in plan.fallbacks() {
             self.context.progress.warn(&format!("{target}: {line}"));
         }
+        if !self.options.method.transforms.is_empty() && self.quantized_source()? {
+            let line =
+                "weights that are quantized already are transformed and quantized a second time, on top of the source's own loss";
+            self.context.progress.warn(&format!("{target}: {line}"));
+        }
         let spool = Spool::open(&artifact::work_folder(path), &recipe.key()?)?;
         let encoder = Encoder {
             source: &self.model.checkpoint,
@@ -309,14 +338,29 @@ impl<'a> Job<'a> {
         notes.extend(found);
         self.context.progress.start("write", 1);
         let writer = artifact::start(self.model, target, plan, self.dense_for(target), name, self.options.shard_size)?;
+        let mut account = Account::default();
         for entry in &plan.entries {
-            writer.put(entry.role, &encoder.encoded(entry.role)?)?;
+            let encoded = encoder.encoded(entry.role)?;
+            writer.put(entry.role, &encoded)?;
+            let from = self.model.checkpoint.codec(entry.role)?;
+            // Transforms change what the weights are, so that there is nothing to compare with.
+            if carry::is_quantized(&from) && self.options.method.transforms.is_empty() {
+                let weights = self.model.checkpoint.read(entry.role)?.data;
+                account.add(entry.role, &from, entry.codec, &Tally::encoded(&weights, &encoded));
+            }
         }
         writer.finish()?;
         self.context.progress.finish();
+        notes.extend(self.tell(target, &account));
         let artifact = self.record(work, recipe, start, notes)?;
         spool.remove()?;
         Ok(artifact)
+    }
+
+    fn quantized_source(&self) -> Result<bool> {
+        let source = &self.model.checkpoint;
+        let each = source.spec().roles().into_iter().map(|role| source.codec(role));
+        Ok(each.collect::<Result<Vec<_>>>()?.iter().any(carry::is_quantized))
     }
 
     fn evidence(&self) -> Evidence<'_> {
@@ -370,25 +414,4 @@ fn mlx_dtype(model: &Opened, options: &QuantizeOptions, evidence: &Loaded, dense
     }
     context.progress.note(&format!("mlx: activations reach {peak:.0}, too large for f16: scales stay bf16"));
     Ok(dense)
-}
-
-/// The type in which a dense checkpoint stores its matrices; an error if they are quantized already.
-pub fn dense_type(checkpoint: &Checkpoint) -> Result<Float> {
-    let mut found = None;
-    for role in checkpoint.spec().roles() {
-        let name = checkpoint.tensor_name(role)?;
-        let float = match checkpoint.codec(role)? {
-            Encoding::Codec(codec) if codec.float().is_some() => codec.float().expect("just checked"),
-            other => {
-                return Err(Error::unsupported(format!("is not a plain floating-point tensor but {other}"))
-                    .file(checkpoint.path())
-                    .tensor(name)
-                    .hint("start from the unquantized checkpoint"));
-            }
-        };
-        if role == Role::layer(0, Part::AttnQ) {
-            found = Some(float);
-        }
-    }
-    found.ok_or_else(|| Error::corrupt("the model has no layers").file(checkpoint.path()))
 }

@@ -4,15 +4,16 @@
 //! Every tensor is cut into parts of whole rows. A thread reads and decodes a part once, encodes it for every target and writes
 //! it to its place, so memory follows the number of threads and not the model.
 
+use crate::carry::{self, Account, Tally, Treatment};
 use crate::context::Context;
 use bitsmith_convert::ArtifactWriter;
-use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result, encode_rows};
+use bitsmith_formats::{CodecId, EncodedTensor, Encoding, Error, Float, Result, encode_rows};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::{Checkpoint, Role, WeightSource};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// Weights of a part, unless its rows belong together: enough for vector lanes to fill and system calls not to matter.
 const PART: usize = 1 << 19;
@@ -26,6 +27,8 @@ pub struct Output<'a> {
     pub plan: &'a Plan,
     /// Where the tensors go.
     pub writer: Box<dyn ArtifactWriter>,
+    /// Whether weights that are quantized already may be quantized a second time.
+    pub allow_requantize: bool,
 }
 
 /// Rows of a tensor that are worked on together.
@@ -35,34 +38,49 @@ struct Part {
     row_len: usize,
 }
 
-/// Reads every tensor of `source` once and writes it to all `outputs`, in their formats.
-pub fn run(source: &Checkpoint, outputs: &[Output<'_>], importance: &Importance, context: &Context) -> Result<()> {
+/// Reads every tensor of `source` once and writes it to all `outputs`, in their formats. Says of each output what became of weights
+/// that were quantized already.
+pub fn run(source: &Checkpoint, outputs: &[Output<'_>], importance: &Importance, context: &Context) -> Result<Vec<Account>> {
     let parts = parts(source, outputs);
     context.progress.start("convert", parts.len() as u64);
     let next = AtomicUsize::new(0);
     let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let tallies: Vec<OnceLock<Tallies>> = parts.iter().map(|_| OnceLock::new()).collect();
     rayon::broadcast(|_| {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(part) = parts.get(i) else { break };
-            if let Err(e) = convert(source, part, outputs, importance) {
-                let mut failed = failed.lock().expect("no thread panics while it holds the lock");
-                // Of several errors the first in file order is reported, whichever thread was faster.
-                if failed.as_ref().is_none_or(|(earlier, _)| i < *earlier) {
-                    *failed = Some((i, e));
+            match convert(source, part, outputs, importance) {
+                Ok(found) => drop(tallies[i].set(found)),
+                Err(e) => {
+                    let mut failed = failed.lock().expect("no thread panics while it holds the lock");
+                    // Of several errors the first in file order is reported, whichever thread was faster.
+                    if failed.as_ref().is_none_or(|(earlier, _)| i < *earlier) {
+                        *failed = Some((i, e));
+                    }
+                    next.store(parts.len(), Ordering::Relaxed);
+                    break;
                 }
-                next.store(parts.len(), Ordering::Relaxed);
-                break;
             }
             context.progress.advance(1);
         }
     });
     context.progress.finish();
-    match failed.into_inner().expect("no thread panics while it holds the lock") {
-        Some((_, error)) => Err(error),
-        None => Ok(()),
+    if let Some((_, error)) = failed.into_inner().expect("no thread panics while it holds the lock") {
+        return Err(error);
     }
+    // In file order, so that the sums do not depend on which thread was faster.
+    let mut accounts: Vec<Account> = outputs.iter().map(|_| Account::default()).collect();
+    for (part, found) in parts.iter().zip(&tallies) {
+        for (from, codec, output, tally) in found.get().into_iter().flatten() {
+            accounts[*output].add(part.role, from, *codec, tally);
+        }
+    }
+    Ok(accounts)
 }
+
+/// What became of a part that was quantized already: its format, the new one, the number of the output.
+type Tallies = Vec<(Encoding, CodecId, usize, Tally)>;
 
 /// All parts, in the source's order of tensors.
 fn parts(source: &Checkpoint, outputs: &[Output<'_>]) -> Vec<Part> {
@@ -89,19 +107,45 @@ fn lcm(a: usize, b: usize) -> usize {
     if a == b { a } else { a / gcd(a, b) * b }
 }
 
-fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance: &Importance) -> Result<()> {
+fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance: &Importance) -> Result<Tallies> {
     let Part { role, rows, row_len } = part;
+    let from = source.codec(*role)?;
     let weights = source.read_rows(*role, rows.clone())?;
-    for output in outputs {
+    let mut tallies = Tallies::new();
+    for (number, output) in outputs.iter().enumerate() {
         let codec =
             output.plan.codec(*role).ok_or_else(|| Error::failed("the plan lacks this tensor").tensor(role.to_string()))?;
         if let Some(float) = codec.float() {
             check_range(*role, float, &weights)?;
         }
-        let encoded = encode(*role, codec, &weights, *row_len, importance)?;
+        let anew = || encode(*role, codec, &weights, *row_len, importance);
+        let (encoded, tally) = match carry::treatment(&from, codec) {
+            Treatment::Encode => (anew()?, None),
+            Treatment::Keep => {
+                let blocks = source.read_blocks(*role, rows.clone())?;
+                let again = output.allow_requantize.then_some(&anew as &dyn Fn() -> Result<EncodedTensor>);
+                let whole = blocks.scale == 1.0 || output.writer.holds_scale(*role);
+                let kept = if whole {
+                    carry::keep(&blocks, &weights, codec, again)
+                } else {
+                    carry::rescale(&blocks, &weights, codec, again)
+                };
+                let (kept, tally) = kept.map_err(|e| match source.tensor_name(*role) {
+                    Ok(name) => e.file(source.store().file_of(name)).tensor(name),
+                    Err(_) => e,
+                })?;
+                (kept, Some(tally))
+            }
+            Treatment::Decode | Treatment::Again => {
+                let encoded = anew()?;
+                let tally = Tally::encoded(&weights, &encoded);
+                (encoded, Some(tally))
+            }
+        };
         output.writer.put_rows(*role, rows.start, &encoded)?;
+        tallies.extend(tally.map(|tally| (from.clone(), codec, number, tally)));
     }
-    Ok(())
+    Ok(tallies)
 }
 
 fn encode(role: Role, codec: CodecId, weights: &[f32], row_len: usize, importance: &Importance) -> Result<EncodedTensor> {

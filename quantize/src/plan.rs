@@ -51,6 +51,13 @@ pub struct PlanOptions {
 }
 
 impl PlanOptions {
+    /// Whether the format of this tensor was chosen by name.
+    pub fn names(&self, role: Role) -> bool {
+        self.overrides.iter().any(|(name, _)| names(name, role))
+            || role.part == Part::Output && self.output_type.is_some()
+            || role.part == Part::TokenEmbd && self.embedding_type.is_some()
+    }
+
     /// Whether any tensor is wanted in a format that is not plain floating point.
     pub fn names_quantized(&self) -> bool {
         let named = self.overrides.iter().map(|(_, codec)| codec).chain(&self.output_type).chain(&self.embedding_type);

@@ -1,6 +1,6 @@
 //! A model on disk, in any container, as weights by role.
 
-use crate::arch::{ContainerKind, TensorMap, gguf_row_order};
+use crate::arch::{ContainerKind, TensorMap};
 use crate::role::{Part, Role};
 use crate::spec::ModelSpec;
 use bitsmith_formats::gguf::GgufStore;
@@ -11,7 +11,6 @@ use bitsmith_formats::store::Container;
 use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
 use serde_json::{Map, Value};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A tensor on the host, row-major f32.
@@ -174,45 +173,6 @@ impl Checkpoint {
     }
 }
 
-/// Parts of a tensor, for work in bounded memory.
-impl Checkpoint {
-    /// Rows of this tensor that the container may have rearranged among themselves: [`Checkpoint::read_rows`] takes them together.
-    pub fn row_align(&self, role: Role) -> usize {
-        if self.heads(role).is_some() && role.part.is_matrix() { self.spec.head_dim } else { 1 }
-    }
-
-    /// Some rows of a tensor decoded to f32, in Hugging Face's order. Of a tensor with more than two dimensions, all but the last
-    /// make rows; a vector is one row. Multiples of [`Checkpoint::row_align`] read nothing else.
-    pub fn read_rows(&self, role: Role, rows: Range<usize>) -> Result<Vec<f32>> {
-        let name = self.tensor_name(role)?;
-        let read = |rows| self.store().read_rows(name, rows).map_err(|e| e.file(self.store().file_of(name)).tensor(name));
-        let Some(heads) = self.heads(role) else { return read(rows) };
-        let order = gguf_row_order(heads, self.spec.head_dim);
-        if !role.part.is_matrix() {
-            return Ok(unpermute(&read(rows)?, &order));
-        }
-        // Rows move only within their head.
-        let align = self.spec.head_dim;
-        let whole = rows.start / align * align..rows.end.next_multiple_of(align);
-        let local: Vec<usize> = order[whole.clone()].iter().map(|row| row - whole.start).collect();
-        let values = unpermute(&read(whole.clone())?, &local);
-        let row_len = values.len() / local.len().max(1);
-        Ok(values[(rows.start - whole.start) * row_len..(rows.end - whole.start) * row_len].to_vec())
-    }
-
-    /// The heads of a tensor whose rows GGUF interleaves.
-    fn heads(&self, role: Role) -> Option<usize> {
-        if self.kind != ContainerKind::Gguf || !self.spec.arch.gguf_permutes_qk {
-            return None;
-        }
-        match role.part {
-            Part::AttnQ | Part::AttnQBias => Some(self.spec.n_heads),
-            Part::AttnK | Part::AttnKBias => Some(self.spec.n_kv_heads),
-            _ => None,
-        }
-    }
-}
-
 impl WeightSource for Checkpoint {
     fn spec(&self) -> &ModelSpec {
         &self.spec
@@ -234,16 +194,6 @@ impl WeightSource for Checkpoint {
         let shape = info.shape.clone();
         Ok(HostTensor { shape, data })
     }
-}
-
-/// Puts row `i` of `data` at `order[i]`.
-fn unpermute(data: &[f32], order: &[usize]) -> Vec<f32> {
-    let row_len = data.len() / order.len().max(1);
-    let mut out = vec![0f32; data.len()];
-    for (row, at) in data.chunks_exact(row_len.max(1)).zip(order) {
-        out[at * row_len..(at + 1) * row_len].copy_from_slice(row);
-    }
-    out
 }
 
 /// Checks a tensor's shape against the model.
@@ -288,6 +238,7 @@ fn read_generation_config(folder: &Path, spec: &mut ModelSpec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::gguf_row_order;
     use crate::memory::MemoryWeights;
     use crate::spec::RopeScaling;
     use crate::testing::{config, model};

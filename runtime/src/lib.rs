@@ -15,6 +15,7 @@ pub mod memory;
 pub mod ops;
 pub mod role;
 pub mod rope;
+mod rows;
 pub mod sampler;
 pub mod spec;
 pub mod sweep;

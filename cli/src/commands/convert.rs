@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Split the weights into files of at most this size, for example 5GB
     #[arg(long, value_name = "SIZE")]
     pub shard_size: Option<String>,
+    /// Quantize weights a second time that are quantized already; otherwise they must have a place in the target's grid
+    #[arg(long)]
+    pub allow_requantize: bool,
     /// Only say what it would cost in time, memory and disk
     #[arg(long)]
     pub dry_run: bool,
@@ -46,6 +49,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         to: args.to.clone(),
         method: Some("reference".into()),
         shard_size: args.shard_size.clone(),
+        allow_requantize: args.allow_requantize,
         ..JobArgs::default()
     };
     let options = job.resolve(Output::from_argument(&args.out, &job.targets()?))?;

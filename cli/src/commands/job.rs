@@ -69,6 +69,9 @@ pub struct JobArgs {
     /// Split the weights into files of at most this size, for example 5GB
     #[arg(long, value_name = "SIZE")]
     pub shard_size: Option<String>,
+    /// Quantize weights a second time that are quantized already; otherwise they must have a place in the target's grid
+    #[arg(long)]
+    pub allow_requantize: bool,
 }
 
 impl JobArgs {
@@ -94,6 +97,7 @@ impl JobArgs {
             token_embedding_type: self.token_embedding_type.or(other.token_embedding_type),
             mlx_dtype: self.mlx_dtype.or(other.mlx_dtype),
             shard_size: self.shard_size.or(other.shard_size),
+            allow_requantize: self.allow_requantize || other.allow_requantize,
         }
     }
 
@@ -133,6 +137,7 @@ impl JobArgs {
             out,
             mlx_dtype: self.mlx_dtype.as_deref().map(float).transpose()?.flatten(),
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
+            allow_requantize: self.allow_requantize,
         })
     }
 }

@@ -288,6 +288,11 @@ impl<L: Layout> Grid for Flat<L> {
         falls
     }
 
+    fn place(&self, step: f32, offset: f32) -> Option<BlockScales> {
+        let Shape { zero, float, .. } = self.0.shape();
+        let bias = if zero.is_some() { 0.0 } else { offset };
+        Some(self.scales([step, bias].map(|s| saturate(float, s))))
+    }
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {
         self.0.write(scales.stored, codes, out);
     }

@@ -317,6 +317,13 @@ impl Grid for IntGroup {
         falls
     }
 
+    fn place(&self, step: f32, offset: f32) -> Option<BlockScales> {
+        let zero = match (self.symmetric, -offset / step) {
+            (false, zero) if zero.is_finite() => zero.round().clamp(0.0, f32::from(self.max())),
+            _ => self.middle(),
+        };
+        Some(self.scales([self.storable(step), zero]))
+    }
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {
         self.write(scales.stored, codes, out);
     }
