@@ -11,6 +11,7 @@ pub mod estimate;
 pub mod evaluate;
 pub mod imatrix;
 pub mod inspect;
+pub mod keep;
 pub mod manifest;
 pub mod memory;
 pub mod model;

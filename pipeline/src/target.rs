@@ -1,6 +1,6 @@
 //! `container:encoding`: what `--to` names.
 
-use crate::repack::KEEP;
+use crate::keep;
 use bitsmith_formats::mlx::Scheme;
 use bitsmith_formats::packed::{PackedFormat, ZeroPoints};
 use bitsmith_formats::{CodecId, Error, Float, Micro, Result};
@@ -199,6 +199,14 @@ impl Target {
         Ok(plan)
     }
 
+    /// Whether this tensor can have this format in the container, which its dimensions decide too.
+    pub(crate) fn holds(self, role: Role, codec: CodecId, shape: &[usize]) -> bool {
+        let packed = self
+            .packed()
+            .is_none_or(|format| role.layer.is_some() && matches!(shape, &[rows, columns] if format.fits(rows, columns)));
+        packed && self.can_hold(codec)
+    }
+
     /// Whether tensors of the container can have this format.
     fn can_hold(self, codec: CodecId) -> bool {
         match codec {
@@ -233,11 +241,11 @@ impl FromStr for Target {
         if encoding.contains('@') {
             return Err(Error::unsupported(format!("target `{s}`: size budgets are not available")).hint(hint));
         }
-        if s == KEEP {
+        if keep::container(s).is_some() {
             return Err(Error::usage(format!(
-                "{KEEP} copies a GGUF as it is, which is no work for this command or beside other targets"
+                "{s} keeps a model as it is, which is no work for this command or beside other targets"
             ))
-            .hint("`bitsmith convert FILE.gguf --to gguf:keep`, with --shard-size to split it"));
+            .hint("`bitsmith convert MODEL --to gguf:keep`, with --shard-size to split a GGUF"));
         }
         let unknown = || Error::unsupported(format!("unknown target `{s}`")).hint(hint);
         match container {

@@ -11,6 +11,7 @@ mod hub;
 mod jobs;
 mod packed;
 mod pull;
+mod requantize;
 mod resume;
 mod support;
 mod text;

@@ -40,7 +40,7 @@ fn folders_are_written_and_read_back() {
         assert!(found > 0.98 && found < ratio, "{target} {method}: {found}");
         let text = work.json(&format!("generate {out} -p The -n 3"));
         assert_eq!(text["tokens"].as_array().unwrap().len(), 3);
-        // What is quantized already is no source.
+        // What is quantized already is not quantized again unasked.
         assert!(work.fails(&format!("quantize {out} --to gguf:q4_0 -o x.gguf"), 69)["hint"].is_string());
     }
     let gptq = config(&work, "gptq-4bit-g32")["quantization_config"].clone();

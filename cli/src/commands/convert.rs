@@ -2,10 +2,10 @@
 
 use super::job::{JobArgs, make, repack};
 use crate::app::App;
-use bitsmith_formats::Result;
-use bitsmith_pipeline::Opened;
+use bitsmith_formats::{Container, Result};
 use bitsmith_pipeline::artifact::Output;
-use bitsmith_pipeline::repack::KEEP;
+use bitsmith_pipeline::model::resolve;
+use bitsmith_pipeline::{Opened, keep};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   bitsmith convert ./model --to gguf:bf16 -o model-bf16.gguf
   bitsmith convert ./model --to mlx:bf16 -o model-mlx --shard-size 5GB
+  bitsmith convert ./model-awq --to mlx:keep -o model-mlx
   bitsmith convert model.gguf --to gguf:keep -o model-parts.gguf --shard-size 2GB
   bitsmith convert model-parts-00001-of-00003.gguf --to gguf:keep -o merged.gguf";
 
@@ -22,8 +23,9 @@ Examples:
 pub struct Arguments {
     /// Hub id, checkpoint folder, .gguf file, or `demo`
     pub model: String,
-    /// Target, as container:encoding; several separated by commas. Quantized ones get the format's own encoder. `gguf:keep`, alone,
-    /// copies a GGUF with every tensor as it is, to merge or split it
+    /// Target, as container:encoding; several separated by commas. Quantized ones get the format's own encoder. `gguf:keep`,
+    /// `mlx:keep` and the like, alone, keep every tensor as it is: quantized ones in the formats that have their grids, and a GGUF
+    /// as a GGUF byte for byte, to merge or split it
     #[arg(long, value_name = "TARGET", value_delimiter = ',', required = true)]
     pub to: Vec<String>,
     /// Where to: the artifact's name, or a folder for several targets
@@ -42,8 +44,10 @@ pub struct Arguments {
 
 /// Writes the model anew.
 pub fn run(args: &Arguments, app: &App) -> Result<()> {
-    if args.to == [KEEP] {
-        return repack(&args.model, &args.out, args.shard_size.as_deref(), args.dry_run, app);
+    if let [target] = &args.to[..]
+        && let Some(container) = keep::container(target)
+    {
+        return keep(args, container, app);
     }
     let job = JobArgs {
         to: args.to.clone(),
@@ -54,5 +58,25 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
     };
     let options = job.resolve(Output::from_argument(&args.out, &job.targets()?))?;
     let model = Opened::find(&args.model, &app.context)?;
+    make(&model, &options, args.dry_run, app)
+}
+
+/// Writes the model with every tensor as it is: a GGUF as a copy of its bytes, others in formats that have the same grids.
+fn keep(args: &Arguments, container: &str, app: &App) -> Result<()> {
+    let located = resolve(&args.model, &app.context)?;
+    if container == "gguf" && Container::detect(&located.path)? == Container::Gguf {
+        return repack(&located.path, &args.out, args.shard_size.as_deref(), args.dry_run, app);
+    }
+    let model = Opened::open(located)?;
+    let kept = keep::find(&model, container)?;
+    let job = JobArgs {
+        to: vec![kept.target.to_string()],
+        method: Some("reference".into()),
+        shard_size: args.shard_size.clone(),
+        allow_requantize: args.allow_requantize,
+        ..JobArgs::default()
+    };
+    let mut options = job.resolve(Output::from_argument(&args.out, &[kept.target]))?;
+    options.plan.overrides = kept.formats;
     make(&model, &options, args.dry_run, app)
 }

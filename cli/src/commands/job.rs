@@ -9,7 +9,6 @@ use bitsmith_pipeline::artifact::Output;
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::context::parse_size;
 use bitsmith_pipeline::estimate::{Cost, Estimate};
-use bitsmith_pipeline::model::resolve;
 use bitsmith_pipeline::quantize::{Artifact, Job, QuantizeOptions};
 use bitsmith_pipeline::repack::Repack;
 use bitsmith_pipeline::target::Target;
@@ -224,9 +223,8 @@ pub fn make(model: &Opened, options: &QuantizeOptions, dry_run: bool, app: &App)
 }
 
 /// Copies a GGUF as it is, in one file or several.
-pub fn repack(model: &str, out: &Path, shard_size: Option<&str>, dry_run: bool, app: &App) -> Result<()> {
-    let source = resolve(model, &app.context)?.path;
-    let copy = Repack::new(&source, out, shard_size.map(parse_size).transpose()?)?;
+pub fn repack(source: &Path, out: &Path, shard_size: Option<&str>, dry_run: bool, app: &App) -> Result<()> {
+    let copy = Repack::new(source, out, shard_size.map(parse_size).transpose()?)?;
     if dry_run {
         let (document, text) = estimates(&[copy.estimate()?]);
         return app.output.result(&document, |_| text);
