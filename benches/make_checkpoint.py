@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Makes a Llama checkpoint of random BF16 weights for measuring speed and memory: make_checkpoint.py OUT SHAPE [--layers N] [--sparse].
 
-Tokenizer and vocabulary are those of the built-in demo model, so that any target can be written. `--sparse` leaves the weights as holes in
-the file: all zero, and hardly any disk. Needs numpy.
+Tokenizer and vocabulary are those of the built-in demo model, so that any target can be written, or those in the folder that
+`--tokenizer` names, as llama.cpp's converter knows only tokenizers of released models. `--sparse` leaves the weights as holes in the
+file: all zero, and hardly any disk. Needs numpy.
 """
 import argparse
 import json
@@ -66,6 +67,7 @@ def main():
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--sparse", action="store_true")
+    parser.add_argument("--tokenizer", type=pathlib.Path, default=DEMO)
     args = parser.parse_args()
     hidden, ffn, heads, kv_heads, layers = SHAPES[args.shape]
     layers = args.layers or layers
@@ -75,9 +77,17 @@ def main():
         "hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
         "num_hidden_layers": layers, "head_dim": hidden // heads, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
     }
+    if args.tokenizer != DEMO:
+        tokenizer = json.loads((args.tokenizer / "tokenizer.json").read_text())
+        ids = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
+        config["vocab_size"] = max(ids.values()) + 1
+        config |= {"bos_token_id": ids.get("<s>", 0), "eos_token_id": ids.get("</s>", 0)}
+        (args.out / "generation_config.json").write_text("{}")
+    else:
+        shutil.copy(DEMO / "generation_config.json", args.out)
     (args.out / "config.json").write_text(json.dumps(config, indent=2))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(DEMO / name, args.out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(args.tokenizer / name, args.out)
     weights = (0.02 * np.random.default_rng(1).standard_normal(1 << 25, dtype=np.float32)).view(np.uint32)
     pool = memoryview((weights >> 16).astype("<u2").tobytes())
     shards, filled = [[]], 0

@@ -30,6 +30,19 @@ pub fn is_quantized(encoding: &Encoding) -> bool {
     }
 }
 
+/// Says what of a model was released in FP8 and is decoded like plain numbers.
+pub fn released_in_fp8(source: &dyn WeightSource) -> Result<Option<String>> {
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for role in source.spec().roles() {
+        let from = source.codec(role)?;
+        if !is_quantized(&from) && !matches!(&from, Encoding::Codec(codec) if codec.float().is_some()) {
+            *found.entry(from.to_string()).or_default() += 1;
+        }
+    }
+    let line = |(from, n): (&String, &usize)| format!("{n} tensors are decoded from {from}");
+    Ok((!found.is_empty()).then(|| found.iter().map(line).collect::<Vec<_>>().join(", ")))
+}
+
 /// What `from` needs to become `to`.
 pub fn treatment(from: &Encoding, to: CodecId) -> Treatment {
     match from {

@@ -169,6 +169,9 @@ impl<'a> Job<'a> {
         for estimate in self.estimates(0)? {
             estimate.check_ram(self.context.max_ram)?;
         }
+        if let Some(line) = carry::released_in_fp8(&self.model.checkpoint)? {
+            self.context.progress.note(&line);
+        }
         let paths = self.options.out.paths(&self.model.about.name, &self.options.targets, self.model.checkpoint.path())?;
         if self.mlx_dtype.get().is_none() {
             let found = mlx_dtype(self.model, self.options, &self.evidence, self.dense, self.context)?;
