@@ -1,6 +1,6 @@
 //! A tiny model in memory, written and read back.
 
-use crate::{ArtifactWriter, GgufPlan, MlxPlan, ModelAbout, PlannedTensor, gguf, permute_rows};
+use crate::{ArtifactWriter, FolderFiles, FolderPlan, GgufPlan, ModelAbout, PlannedTensor, gguf, permute_rows};
 use bitsmith_formats::gguf::{GgufStore, Metadata};
 use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore};
@@ -203,7 +203,9 @@ fn tensors_can_come_in_parts() {
     std::fs::create_dir(&src).unwrap();
     source(&src);
     let four = CodecId::MlxAffine { bits: 4, group: 64, scale: Float::F32 };
-    let plan = || MlxPlan::new(&spec, &src, &about(), Float::F32, &codecs(&spec, |_| four)).unwrap();
+    let plan = || {
+        FolderPlan::mlx(&spec, &FolderFiles::of_folder(&src).unwrap(), &about(), Float::F32, &codecs(&spec, |_| four)).unwrap()
+    };
     let codec = |role: Role| if role.part.is_matrix() { four } else { CodecId::F32 };
     let whole = plan().write(dir.path().join("whole"), |role| Ok(encoded(&spec, role, codec(role)))).unwrap();
     let writer = plan().start(dir.path().join("parts")).unwrap();
@@ -293,7 +295,9 @@ fn mlx_is_what_the_runtime_reads() {
         Part::AttnV if r.layer == Some(1) => CodecId::BF16,
         _ => four,
     };
-    let plan = MlxPlan::new(&spec, &src, &about(), Float::F32, &codecs(&spec, choose)).unwrap().shard_bytes(20_000);
+    let plan = FolderPlan::mlx(&spec, &FolderFiles::of_folder(&src).unwrap(), &about(), Float::F32, &codecs(&spec, choose))
+        .unwrap()
+        .shard_bytes(Some(20_000));
     let out = dir.path().join("out");
     let artifact = plan
         .write(&out, |role| Ok(encoded(&spec, role, if role.part.is_matrix() { choose(role) } else { CodecId::F32 })))
@@ -360,7 +364,14 @@ fn an_mlx_folder_says_what_mlx_lm_does_not_find_or_assumes_otherwise() {
     object.remove("tie_word_embeddings");
     let spec = ModelSpec::from_config(&newer).unwrap();
     std::fs::write(dir.path().join("config.json"), newer.to_string()).unwrap();
-    let plan = MlxPlan::new(&spec, dir.path(), &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    let plan = FolderPlan::mlx(
+        &spec,
+        &FolderFiles::of_folder(dir.path()).unwrap(),
+        &about(),
+        Float::F16,
+        &codecs(&spec, |_| CodecId::F16),
+    )
+    .unwrap();
     let written = plan.config();
     assert_eq!(written["rope_theta"], json!(spec.rope.theta));
     assert_eq!(written["tie_word_embeddings"], json!(spec.tied));
@@ -377,7 +388,9 @@ fn a_dense_mlx_folder_has_no_quantization() {
     std::fs::create_dir(&src).unwrap();
     source(&src);
     let spec = spec();
-    let plan = MlxPlan::new(&spec, &src, &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    let plan =
+        FolderPlan::mlx(&spec, &FolderFiles::of_folder(&src).unwrap(), &about(), Float::F16, &codecs(&spec, |_| CodecId::F16))
+            .unwrap();
     assert!(plan.config().get("quantization").is_none());
     assert_eq!(plan.config()["torch_dtype"], "float16");
     // Norms come as F32 and are stored as planned.
@@ -390,17 +403,15 @@ fn a_dense_mlx_folder_has_no_quantization() {
 }
 
 #[test]
-fn mlx_needs_a_folder_and_its_own_codecs() {
+fn mlx_needs_a_configuration_and_its_own_codecs() {
     let dir = tempfile::tempdir().unwrap();
     let spec = spec();
-    let file = dir.path().join("x.gguf");
-    std::fs::write(&file, "GGUF").unwrap();
-    let plan = |src: &Path, codec| MlxPlan::new(&spec, src, &about(), Float::BF16, &codecs(&spec, |_| codec)).map(|_| ());
-    assert_eq!(plan(&file, CodecId::BF16).unwrap_err().kind, ErrorKind::Unsupported);
-    assert_eq!(plan(dir.path(), CodecId::BF16).unwrap_err().kind, ErrorKind::Missing);
+    assert_eq!(FolderFiles::of_folder(dir.path()).unwrap_err().kind, ErrorKind::Missing);
     source(dir.path());
-    assert_eq!(plan(dir.path(), CodecId::Q8_0).unwrap_err().kind, ErrorKind::Unsupported);
-    plan(dir.path(), CodecId::BF16).unwrap();
+    let files = FolderFiles::of_folder(dir.path()).unwrap();
+    let plan = |codec| FolderPlan::mlx(&spec, &files, &about(), Float::BF16, &codecs(&spec, |_| codec)).map(|_| ());
+    assert_eq!(plan(CodecId::Q8_0).unwrap_err().kind, ErrorKind::Unsupported);
+    plan(CodecId::BF16).unwrap();
 }
 
 #[test]

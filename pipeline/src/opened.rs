@@ -2,8 +2,8 @@
 
 use crate::context::Context;
 use crate::model::{Located, resolve};
-use bitsmith_convert::ModelAbout;
 use bitsmith_convert::names::model_name;
+use bitsmith_convert::{FolderFiles, ModelAbout};
 use bitsmith_formats::Result;
 use bitsmith_runtime::{Checkpoint, GgufVocab, Tokenizer, WeightSource};
 
@@ -52,6 +52,14 @@ impl Opened {
         let mut tokenizer = self.tokenizer()?;
         tokenizer.set_parse_special(false);
         Ok(tokenizer)
+    }
+
+    /// Configuration, tokenizer and other small files for a checkpoint folder: the source's own, or made from a GGUF's metadata.
+    pub fn folder_files(&self) -> Result<FolderFiles> {
+        match self.checkpoint.gguf() {
+            Some(_) => FolderFiles::made(self.checkpoint.spec(), &self.vocab()?, self.checkpoint.path()),
+            None => FolderFiles::of_folder(self.checkpoint.folder()),
+        }
     }
 
     /// The tokenizer in GGUF's terms.
