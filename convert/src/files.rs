@@ -8,7 +8,9 @@ use bitsmith_runtime::ModelSpec;
 use bitsmith_runtime::tokenizer::{GgufVocab, PROBES, Tokenizer, verify_roundtrip};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+const TOKENIZER_FILE: &str = "tokenizer.json";
 const GENERATION_FILE: &str = "generation_config.json";
 
 /// Configuration, tokenizer and other small files for a checkpoint folder. Every writer of folders takes them from here.
@@ -25,8 +27,8 @@ pub struct FolderFiles {
 enum Others {
     /// Copied from this folder.
     Of(PathBuf),
-    /// Written: names and contents.
-    Made(Vec<(&'static str, Value)>),
+    /// Written: names and contents. Vocabularies are large, and every plan of a job has these files.
+    Made(Arc<Vec<(&'static str, String)>>),
 }
 
 impl FolderFiles {
@@ -64,34 +66,15 @@ impl FolderFiles {
                 generation.insert(key.into(), id);
             }
         }
-        let mut others = vocab.to_hf_files(spec.context_length).map_err(|e| e.file(origin))?;
-        others.push((GENERATION_FILE, generation.clone().into()));
-        let files = FolderFiles { config, generation: Some(generation), others: Others::Made(others) };
-        files.verify(vocab, origin)?;
-        Ok(files)
-    }
-
-    /// Holds the written tokenizer against the vocabulary that it was made from.
-    fn verify(&self, vocab: &GgufVocab, origin: &Path) -> Result<()> {
-        let Others::Made(files) = &self.others else { return Ok(()) };
-        let written = Tokenizer::from_hf_files(origin, |name| {
-            let file = files.iter().find(|(n, _)| *n == name);
-            file.map(|(_, json)| serde_json::to_vec(json).map_err(|e| Error::failed(e.to_string()).with_source(e))).transpose()
-        })?;
-        let source = Tokenizer::from_vocab(vocab, origin)?;
-        let remedy = "the vocabulary has no exact form in tokenizer.json; choose a GGUF target, which carries it as it is";
-        verify_roundtrip(&source, &written, PROBES).map_err(|e| e.hint(remedy))?;
-        if (source.bos(), source.eos()) != (written.bos(), written.eos()) {
-            let message = format!(
-                "the tokenizer written would begin and end texts with {:?} and {:?} instead of {:?} and {:?}",
-                written.bos(),
-                written.eos(),
-                source.bos(),
-                source.eos()
-            );
-            return Err(Error::failed(message).file(origin).hint(remedy));
+        config.sort_keys();
+        let mut others = Vec::new();
+        let tokenizer = vocab.to_hf_files(spec.context_length).map_err(|e| e.file(origin))?;
+        for (name, json) in tokenizer.into_iter().chain([(GENERATION_FILE, generation.clone().into())]) {
+            // A line for every token and every part of a merge helps no reader.
+            others.push((name, if name == TOKENIZER_FILE { json.to_string() } else { pretty(&json)? }));
         }
-        Ok(())
+        verify(&others, vocab, origin)?;
+        Ok(FolderFiles { config, generation: Some(generation), others: Others::Made(others.into()) })
     }
 
     /// What `config.json` says about the model.
@@ -108,12 +91,29 @@ impl FolderFiles {
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         match &self.others {
             Others::Of(source) => sidecars::copy(source, folder).map(|_| ()),
-            Others::Made(files) => files.iter().try_for_each(|(name, json)| {
+            Others::Made(files) => files.iter().try_for_each(|(name, text)| {
                 let path = folder.join(name);
-                // A vocabulary with a line per token is no pleasure to read, spread over even more of them.
-                let text = if *name == "tokenizer.json" { json.to_string() } else { pretty(json)? };
                 std::fs::write(&path, text).map_err(|e| Error::write(path, e))
             }),
         }
     }
+}
+
+/// Holds tokenizer files against the vocabulary that they were made from.
+fn verify(files: &[(&'static str, String)], vocab: &GgufVocab, origin: &Path) -> Result<()> {
+    let content = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, text)| text.clone().into_bytes());
+    let written = Tokenizer::from_hf_files(origin, |name| Ok(content(name)))?;
+    let source = Tokenizer::from_vocab(vocab, origin)?;
+    let remedy = "the vocabulary has no exact form in tokenizer.json; choose a GGUF target, which carries it as it is";
+    verify_roundtrip(&source, &written, PROBES).map_err(|e| e.hint(remedy))?;
+    let ends = |t: &Tokenizer| (t.bos(), t.eos().to_vec());
+    if ends(&source) != ends(&written) {
+        let message = format!(
+            "the tokenizer written would have {:?} as BOS and EOS, the vocabulary has {:?}",
+            ends(&written),
+            ends(&source)
+        );
+        return Err(Error::failed(message).file(origin).hint(remedy));
+    }
+    Ok(())
 }

@@ -45,6 +45,16 @@ fn vocab(n: usize) -> GgufVocab {
     }
 }
 
+/// A vocabulary that the tokenizer library takes: special tokens, letters and one merge.
+fn letters(n: usize) -> GgufVocab {
+    let mut tokens: Vec<String> = ["<s>", "</s>", "<pad>", "<|end|>"].map(String::from).into();
+    tokens.extend(('!'..).take(n - 5).map(String::from));
+    tokens.push("AB".into());
+    let mut types = vec![TokenType::Normal; n];
+    types[..4].fill(TokenType::Control);
+    GgufVocab { tokens, types, merges: vec![("A".into(), "B".into())], ..vocab(n) }
+}
+
 /// Values that differ everywhere and are exact in bf16: position in the tensor, modulo 251, with a sign.
 fn values(role: Role, n: usize) -> Vec<f32> {
     let seed = role.layer.unwrap_or(9) * 31 + role.part as usize * 7;
@@ -379,6 +389,66 @@ fn an_mlx_folder_says_what_mlx_lm_does_not_find_or_assumes_otherwise() {
     parameters.as_object_mut().unwrap().remove("rope_theta");
     assert_eq!(written["rope_scaling"], parameters);
     assert_eq!(ModelSpec::from_config(written).unwrap().rope, spec.rope);
+}
+
+#[test]
+fn a_plain_folder_forgets_how_its_source_was_packed() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = dir.path().join("src");
+    std::fs::create_dir(&src).unwrap();
+    source(&src);
+    let mut packed = config();
+    for key in ["quantization", "quantization_config", "compression_config"] {
+        packed[key] = json!({"bits": 4});
+    }
+    packed["dtype"] = "bfloat16".into();
+    std::fs::write(src.join("config.json"), packed.to_string()).unwrap();
+    let spec = spec();
+    let files = FolderFiles::of_folder(&src).unwrap();
+    let plan = FolderPlan::hf(&spec, &files, &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    let mut expected = config();
+    expected.as_object_mut().unwrap().remove("_name_or_path");
+    (expected["torch_dtype"], expected["dtype"]) = ("float16".into(), "float16".into());
+    assert_eq!(plan.config(), &expected);
+    let writer = plan.shard_bytes(Some(20_000)).start(dir.path().join("out")).unwrap();
+    put_in_parts(&*writer, &spec, 7, |_| CodecId::F16);
+    let artifact = writer.finish().unwrap();
+    assert!(artifact.path.join("model.safetensors.index.json").is_file() && artifact.path.join("chat_template.jinja").is_file());
+    let card = std::fs::read_to_string(artifact.path.join("README.md")).unwrap();
+    assert!(card.contains("library_name: transformers") && !card.contains("base_model_relation"), "{card}");
+    let checkpoint = Checkpoint::open(&artifact.path).unwrap();
+    for role in spec.roles() {
+        assert_eq!(checkpoint.read(role).unwrap().data, encoded(&spec, role, CodecId::F16).decode(), "{role}");
+    }
+    let quantized = codecs(&spec, |_| CodecId::Q8_0);
+    let e = FolderPlan::hf(&spec, &files, &about(), Float::F16, &quantized).unwrap_err();
+    assert_eq!((e.kind, e.tensor.as_deref()), (ErrorKind::Unsupported, Some("model.embed_tokens.weight")));
+}
+
+#[test]
+fn files_can_be_made_from_a_vocabulary() {
+    let spec = spec();
+    let byte_level = GgufVocab { pad: Some(2), more_eos: vec![3], ..letters(70) };
+    let files = FolderFiles::made(&spec, &byte_level, "a.gguf").unwrap();
+    let plan =
+        |files: &FolderFiles| FolderPlan::hf(&spec, files, &about(), Float::BF16, &codecs(&spec, |_| CodecId::BF16)).unwrap();
+    let written = plan(&files).config().clone();
+    assert_eq!((&written["eos_token_id"], &written["pad_token_id"]), (&json!([1, 3]), &json!(2)));
+    assert_eq!((&written["torch_dtype"], &written["architectures"]), (&json!("bfloat16"), &json!(["LlamaForCausalLM"])));
+    assert_eq!(ModelSpec::from_config(&written).unwrap().rope, spec.rope);
+    let dir = tempfile::tempdir().unwrap();
+    let out = plan(&files).write(dir.path().join("out"), |role| Ok(encoded(&spec, role, CodecId::BF16))).unwrap().path;
+    let read = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(out.join(name)).unwrap()).unwrap() };
+    assert_eq!(read("generation_config.json"), json!({"bos_token_id": 0, "eos_token_id": [1, 3], "pad_token_id": 2}));
+    let again = GgufVocab::from_hf_folder(&out, 70).unwrap();
+    assert_eq!((again.pre, again.tokens, again.merges), (byte_level.pre, byte_level.tokens, byte_level.merges));
+    // Other kinds of folder take the same files; and a vocabulary must fit the model.
+    let mlx = FolderPlan::mlx(&spec, &files, &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    assert_eq!((&mlx.config()["torch_dtype"], &mlx.config()["eos_token_id"]), (&json!("float16"), &json!([1, 3])));
+    let e = FolderFiles::made(&spec, &letters(71), "a.gguf").unwrap_err();
+    assert_eq!((e.kind, e.file.as_deref()), (ErrorKind::Corrupt, Some(Path::new("a.gguf"))));
+    let e = FolderFiles::made(&spec, &GgufVocab { bos: None, ..letters(70) }, "a.gguf").unwrap_err();
+    assert_eq!(e.kind, ErrorKind::Corrupt);
 }
 
 #[test]

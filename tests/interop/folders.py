@@ -5,7 +5,8 @@
 
 For every model of architectures.py: checkpoint -> gguf:f32 -> hf:f32. The folder must have the checkpoint's tensors bit for bit and
 tokenize as it does; mlx-lm, given nothing but the folder, must compute what our runtime computes from the checkpoint; and MLX, GPTQ and
-AWQ folders made from the GGUF must have the very weights of those made from the checkpoint. Exits 1 if anything differs.
+AWQ folders made from the GGUF must have the very weights of those made from the checkpoint. Then one GGUF with every way of cutting
+text into words: transformers must take the expressions, and cut as we do. Exits 1 if anything differs.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import gguf
 import mlx.core as mx
 import numpy as np
 from architectures import LENGTH, MODELS, VOCAB, Checks, write_checkpoint
@@ -28,6 +30,9 @@ SPECIAL = ["a <s> b</s>", "  two  spaces\n\n\tx ", "", "don't I'LL 1234567"]
 # By transformers' names, with what it calls them.
 KEYS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 KEYS += ("head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "bos_token_id", "eos_token_id")
+# One name per entry of the table in runtime/src/tokenizer/pre.rs.
+CUTTINGS = ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "qwen35", "tekken", "gpt-4o", "deepseek-v3", "deepseek-coder")
+CUTTINGS += ("deepseek-llm", "falcon", "bloom", "viking", "default")
 QUANTIZED = ("mlx:4bit", "gptq:4bit-g32", "awq:4bit-g32", "mlx:bf16")
 
 
@@ -115,6 +120,37 @@ def tokens_of(checks, name, source, made):
         checks.expect(f"{name}: {kind} in transformers", a == b, f"{b!r}, the checkpoint's {a!r}")
 
 
+def check_cuttings(bitsmith, checks, work):
+    """Texts without characters that Unicode versions disagree about."""
+    bitsmith.json("convert", "demo", "--to", "gguf:bf16", "-o", work / "demo.gguf")
+    texts = [*TEXTS, "3 33 333 3333 12345678 1,000,000", "IT'S we'll HELLO helloWorld HTTPServer", "a  b\t\tc\n\n d\r\n  ", "Straße Ωmega жук 한국어"]
+    for cutting in CUTTINGS:
+        reader = gguf.GGUFReader(work / "demo.gguf")
+        writer = gguf.GGUFWriter(work / "cut.gguf", "llama")
+        for name, field in reader.fields.items():
+            if name.startswith("GGUF.") or name == "general.architecture":
+                continue
+            value = cutting if name == "tokenizer.ggml.pre" else field.contents()
+            kind = field.types[0]
+            writer.add_key_value(name, value, kind, sub_type=field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        bitsmith.json("convert", work / "cut.gguf", "--to", "hf:bf16", "-o", work / "cut")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(work / "cut")
+        except Exception as e:
+            checks.expect(f"{cutting} in transformers", False, str(e))
+            continue
+        theirs = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        ours = bitsmith.tokens(work / "cut.gguf", texts)
+        for text, a, b in zip(texts, theirs, ours, strict=True):
+            checks.expect(f"{cutting}: tokens of {text!r}", a == b, f"{b}, transformers' {a}")
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("bitsmith")
@@ -123,6 +159,9 @@ def main():
     args.add_argument("-v", "--verbose", action="store_true", help="print every comparison")
     args = args.parse_args()
     bitsmith, checks = Bitsmith(args.bitsmith), Folders(args.verbose)
+    if not args.only:
+        with tempfile.TemporaryDirectory() as work:
+            check_cuttings(bitsmith, checks, Path(work))
     for number, (name, (architecture, model_type, changes)) in enumerate(MODELS.items()):
         if args.only and name not in args.only:
             continue

@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   bitsmith convert ./model --to gguf:bf16 -o model-bf16.gguf
   bitsmith convert ./model --to mlx:bf16 -o model-mlx --shard-size 5GB
+  bitsmith convert model.gguf --to hf:bf16 -o model-hf
   bitsmith convert model.gguf --to gguf:keep -o model-parts.gguf --shard-size 2GB
   bitsmith convert model-parts-00001-of-00003.gguf --to gguf:keep -o merged.gguf";
 

@@ -1,6 +1,6 @@
 //! From GGUF's terms to the tokenizer files of a Hugging Face folder.
 
-use super::vocab::GgufVocab;
+use super::vocab::{GgufVocab, TokenType};
 use bitsmith_formats::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -18,8 +18,17 @@ impl GgufVocab {
         if let Some(template) = self.chat_template() {
             config.insert("chat_template".into(), template);
         }
+        let mut tokenizer = self.to_tokenizer_json()?;
+        if let Some(vocab) = tokenizer.pointer_mut("/model/vocab").and_then(Value::as_object_mut) {
+            // Converters fill up the vocabulary to the rows of the embedding; checkpoints leave such ids without a token.
+            let is_filler = |token: &str, id: &Value| {
+                let id = id.as_u64().unwrap_or(0) as usize;
+                self.types.get(id) == Some(&TokenType::Unused) && token == format!("[PAD{id}]")
+            };
+            vocab.retain(|token, id| !is_filler(token, id));
+        }
         Ok(vec![
-            ("tokenizer.json", self.to_tokenizer_json()?),
+            ("tokenizer.json", tokenizer),
             ("tokenizer_config.json", config.into()),
             ("special_tokens_map.json", special.into()),
         ])
