@@ -1,29 +1,210 @@
-//! What all checkpoint folders have in common: configuration, card, sidecar files, the last steps of writing.
+//! Checkpoint folders: safetensors beside configuration, tokenizer and card. What differs between kinds of folder is the
+//! configuration and how a weight is spread over tensors; see [`FolderPlan::hf`], [`FolderPlan::mlx`] and [`FolderPlan::packed`].
 
 use crate::about::{ModelAbout, yaml};
-use crate::layout::Layout;
-use crate::{Artifact, sidecars};
+use crate::files::FolderFiles;
+use crate::layout::{Layout, PlannedTensor};
+use crate::{Artifact, ArtifactWriter, check};
 use bitsmith_formats::atomic::AtomicDir;
-use bitsmith_formats::mlx::CONFIG_FILE;
-use bitsmith_formats::{Error, Float, Result};
+use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter};
+use bitsmith_formats::packed::{PackedFormat, PackedStore, PackedWriter};
+use bitsmith_formats::safetensors::{SafetensorsStore, ShardedWriter, TensorPlan, plan_shards};
+use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Micro, Result, TensorStore};
+use bitsmith_runtime::Role;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A folder can only be made from a folder.
-pub(crate) fn check_source(source: &Path, kind: &str) -> Result<()> {
-    if source.is_dir() {
-        return Ok(());
-    }
-    let message =
-        format!("{kind} folder can be made from a checkpoint folder only: it carries on config.json and the tokenizer's files");
-    Err(Error::unsupported(message).file(source).hint("name the Hugging Face checkpoint that this file was made from"))
+/// A checkpoint folder to be written.
+#[derive(Debug, Clone)]
+pub struct FolderPlan {
+    files: FolderFiles,
+    config: Value,
+    card: String,
+    layout: Layout,
+    scheme: Scheme,
+    max_shard_bytes: u64,
 }
 
-/// A JSON object from a file.
-pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::read(path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(format!("not a JSON object: {e}")).file(path).with_source(e))
+/// How weights are spread over tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// One tensor each.
+    Plain,
+    /// MLX's planes.
+    Mlx,
+    /// A packed layout's planes.
+    Packed(PackedFormat),
+}
+
+impl FolderPlan {
+    pub(crate) fn new(
+        files: &FolderFiles,
+        about: &ModelAbout,
+        config: Map<String, Value>,
+        layout: Layout,
+        scheme: Scheme,
+        kind: &Kind<'_>,
+    ) -> Self {
+        let card = card(about, &layout, kind);
+        FolderPlan { files: files.clone(), config: config.into(), card, layout, scheme, max_shard_bytes: MAX_SHARD_BYTES }
+    }
+
+    /// Sets the most bytes of tensor data in one file. `None`: 5 GiB.
+    pub fn shard_bytes(mut self, bytes: Option<u64>) -> Self {
+        self.max_shard_bytes = bytes.unwrap_or(MAX_SHARD_BYTES);
+        self
+    }
+
+    /// The `config.json` to be written.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Claims the disk space and starts writing. The folder appears as `path` on [`ArtifactWriter::finish`] and replaces whatever
+    /// folder has that name.
+    pub fn start(self, path: impl AsRef<Path>) -> Result<Box<dyn ArtifactWriter>> {
+        let dir = AtomicDir::create(path)?;
+        let weights = Weights::create(dir.path(), &self)?;
+        Ok(Box::new(Writing { plan: self, weights, dir }))
+    }
+
+    /// Writes the whole folder, asking for one tensor after the other.
+    pub fn write(self, path: impl AsRef<Path>, tensor: impl FnMut(Role) -> Result<EncodedTensor>) -> Result<Artifact> {
+        let roles: Vec<Role> = self.layout.tensors.iter().map(|t| t.role).collect();
+        crate::put_all(self.start(path)?, &roles, tensor)
+    }
+
+    /// A tensor as a reader of the folder finds it: its format, and the bytes of its planes.
+    fn read_back(&self, t: &PlannedTensor) -> Result<PlannedTensor> {
+        let Scheme::Packed(format) = self.scheme else { return Ok(t.clone()) };
+        let codec = match t.codec {
+            CodecId::IntGroup { bits, group, scale, .. } if matches!(format, PackedFormat::Gptq(_) | PackedFormat::Awq) => {
+                CodecId::IntGroup { bits, group, scale, symmetric: false }
+            }
+            other => other,
+        };
+        let planes = format.plan_planes(&t.name, t.codec, &t.shape)?;
+        Ok(PlannedTensor { codec, bytes: planes.iter().map(TensorPlan::n_bytes).sum(), ..t.clone() })
+    }
+
+    /// Opens a written folder and holds its headers against the plan.
+    fn check(&self, folder: &Path) -> Result<()> {
+        let store: Box<dyn TensorStore> = match self.scheme {
+            Scheme::Mlx if self.config.get("quantization").is_some() => Box::new(MlxStore::open(folder)?),
+            Scheme::Packed(_) => Box::new(PackedStore::open(folder)?),
+            Scheme::Plain | Scheme::Mlx => Box::new(SafetensorsStore::open(folder)?),
+        };
+        let expected = self.layout.tensors.iter().map(|t| self.read_back(t)).collect::<Result<Vec<_>>>()?;
+        check::tensors(&*store, &expected, 0)
+    }
+}
+
+/// The safetensors files of a folder that is being written.
+enum Weights {
+    Plain(ShardedWriter),
+    Mlx(MlxWriter),
+    Packed(PackedWriter),
+}
+
+impl Weights {
+    fn create(folder: &Path, plan: &FolderPlan) -> Result<Self> {
+        let tensors: Vec<_> = plan.layout.tensors.iter().map(|t| (t.name.clone(), t.codec, t.shape.clone())).collect();
+        let max = plan.max_shard_bytes;
+        Ok(match plan.scheme {
+            Scheme::Mlx => Weights::Mlx(MlxWriter::create(folder, &tensors, max)?),
+            Scheme::Packed(format) => Weights::Packed(PackedWriter::create(folder, format, &tensors, max)?),
+            Scheme::Plain => {
+                let plans = tensors.iter().map(|(name, codec, shape)| TensorPlan::float(name, *codec, shape));
+                // Transformers loads no file that does not name its framework.
+                let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+                let shards = plan_shards(plans.collect::<Result<_>>()?, max, &metadata, None, false)?;
+                Weights::Plain(ShardedWriter::create(folder, shards)?)
+            }
+        })
+    }
+
+    fn write_rows(&self, planned: &PlannedTensor, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+        match self {
+            Weights::Plain(w) => {
+                let at = planned.bytes / planned.n_rows() * first_row;
+                w.write_at(&planned.name, at as u64, &rows.bytes)
+            }
+            Weights::Mlx(w) => w.write_rows(&planned.name, first_row, rows),
+            Weights::Packed(w) => w.write_rows(&planned.name, first_row, rows),
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        match self {
+            Weights::Plain(w) => w.finish(),
+            Weights::Mlx(w) => w.finish(),
+            Weights::Packed(w) => w.finish(),
+        }
+    }
+}
+
+struct Writing {
+    plan: FolderPlan,
+    // Before the folder, so that an abandoned writer removes its partial files first.
+    weights: Weights,
+    dir: AtomicDir,
+}
+
+impl ArtifactWriter for Writing {
+    fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
+        self.plan.layout.check_whole(role, tensor).map_err(|e| e.file(self.dir.target()))?;
+        self.put_rows(role, 0, tensor)
+    }
+
+    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
+        self.weights.write_rows(planned, first_row, &rows)
+    }
+
+    /// Packed planes mix rows: such tensors come whole.
+    fn row_align(&self, role: Role) -> usize {
+        match (self.plan.scheme, self.plan.layout.find(role)) {
+            (Scheme::Packed(_), Ok(t)) if t.codec.float().is_none() => t.n_rows(),
+            _ => 1,
+        }
+    }
+
+    fn holds_scale(&self, role: Role) -> bool {
+        let nvfp4 = CodecId::Micro(Micro::Nvfp4);
+        matches!(self.plan.scheme, Scheme::Packed(_)) && self.plan.layout.find(role).is_ok_and(|t| t.codec == nvfp4)
+    }
+
+    /// Completes the weights, adds the other files, reads all back, and gives the folder its name.
+    fn finish(self: Box<Self>) -> Result<Artifact> {
+        let Writing { plan, weights, dir } = *self;
+        weights.finish()?;
+        plan.files.write(dir.path())?;
+        for (name, text) in [("README.md", plan.card.clone()), (CONFIG_FILE, pretty(&plan.config)?)] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).map_err(|e| Error::write(path, e))?;
+        }
+        plan.check(dir.path())?;
+        let path = dir.target().to_path_buf();
+        dir.commit()?;
+        let mut files = Vec::new();
+        sizes(&path, &mut files)?;
+        files.sort();
+        Ok(Artifact { path, files })
+    }
+}
+
+/// Names the type of the tensors in a configuration, under the key that it has for it: transformers 5 writes `dtype`, and
+/// everything reads `torch_dtype`.
+pub(crate) fn set_dtype(config: &mut Map<String, Value>, float: Float) {
+    let newer = config.contains_key("dtype");
+    if newer {
+        config.insert("dtype".into(), dtype(float).into());
+    }
+    if !newer || config.contains_key("torch_dtype") {
+        config.insert("torch_dtype".into(), dtype(float).into());
+    }
 }
 
 /// The name of a type in `config.json`.
@@ -35,8 +216,14 @@ pub(crate) fn dtype(float: Float) -> &'static str {
     }
 }
 
+/// A JSON object from a file.
+pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::read(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(format!("not a JSON object: {e}")).file(path).with_source(e))
+}
+
 /// JSON with four spaces of indentation, as Python's `json.dump(indent=4)` writes it.
-fn pretty(value: &Value) -> Result<String> {
+pub(crate) fn pretty(value: &Value) -> Result<String> {
     let mut out = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, serde_json::ser::PrettyFormatter::with_indent(b"    "));
     value.serialize(&mut serializer).map_err(|e| Error::failed(e.to_string()).with_source(e))?;
@@ -56,7 +243,7 @@ pub(crate) struct Kind<'a> {
 }
 
 /// The `README.md` of a folder.
-pub(crate) fn card(about: &ModelAbout, layout: &Layout, kind: &Kind<'_>) -> String {
+fn card(about: &ModelAbout, layout: &Layout, kind: &Kind<'_>) -> String {
     let mut lines = vec!["---".to_string(), format!("library_name: {}", kind.library)];
     lines.push(format!("pipeline_tag: {}", yaml(about.pipeline_tag.as_deref().unwrap_or("text-generation"))));
     lines.extend(about.card_lines(layout.tensors.iter().any(|t| t.codec.float().is_none())));
@@ -74,31 +261,6 @@ pub(crate) fn card(about: &ModelAbout, layout: &Layout, kind: &Kind<'_>) -> Stri
     lines.push(format!("{origin} in {} format, {bpw:.2} bits per weight, made with bitsmith {version}.\n", kind.format));
     lines.push(format!("```sh\n{}\n```\n", kind.commands));
     lines.join("\n")
-}
-
-/// Completes a folder whose weights are written: sidecar files, card and configuration; `check` reads it back; then it gets its
-/// final name.
-pub(crate) fn finish(
-    source: &Path,
-    dir: AtomicDir,
-    card: &str,
-    config: &Value,
-    check: impl FnOnce(&Path) -> Result<()>,
-) -> Result<Artifact> {
-    sidecars::copy(source, dir.path())?;
-    let write = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).map_err(|e| Error::write(path, e))
-    };
-    write("README.md", card)?;
-    write(CONFIG_FILE, &pretty(config)?)?;
-    check(dir.path())?;
-    let path = dir.target().to_path_buf();
-    dir.commit()?;
-    let mut files = Vec::new();
-    sizes(&path, &mut files)?;
-    files.sort();
-    Ok(Artifact { path, files })
 }
 
 fn sizes(folder: &Path, out: &mut Vec<(PathBuf, u64)>) -> Result<()> {

@@ -1,25 +1,27 @@
 //! One model description, many containers: names, metadata and tokenizers carried between them.
 //!
 //! This crate knows what a container wants to be told about a model and under which names its tensors go; the tensors
-//! themselves come encoded from the caller, one at a time and in any order. A plan ([`GgufPlan`], [`MlxPlan`], [`PackedPlan`]) says what will be
-//! written and how large it will be; its writer takes [`EncodedTensor`]s by [`Role`], in Hugging Face's row order, and the
+//! themselves come encoded from the caller, one at a time and in any order. A plan ([`GgufPlan`], [`FolderPlan`]) says what will be
+//! written; its writer takes [`EncodedTensor`]s by [`Role`], in Hugging Face's row order, and the
 //! artifact appears under its final name when it is whole.
 
 mod about;
 mod check;
+mod files;
 mod folder;
 pub mod gguf;
+mod hf;
 mod layout;
-pub mod mlx;
+mod mlx;
 pub mod names;
-pub mod packed;
+mod packed;
 mod sidecars;
 
 pub use about::ModelAbout;
+pub use files::FolderFiles;
+pub use folder::FolderPlan;
 pub use gguf::{GgufPlan, permute_rows};
 pub use layout::PlannedTensor;
-pub use mlx::MlxPlan;
-pub use packed::PackedPlan;
 
 use bitsmith_formats::{EncodedTensor, Result};
 use bitsmith_runtime::Role;

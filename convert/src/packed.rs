@@ -6,37 +6,20 @@
 //! ModelOpt a list of modules that stay dense.
 
 use crate::about::ModelAbout;
-use crate::folder::{self, Kind};
+use crate::files::FolderFiles;
+use crate::folder::{self, FolderPlan, Kind, Scheme};
 use crate::layout::{Layout, PlannedTensor};
-use crate::{Artifact, ArtifactWriter, check};
-use bitsmith_formats::atomic::AtomicDir;
-use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES};
-use bitsmith_formats::packed::{
-    Described, PackedFormat, PackedStore, PackedWriter, ZeroPoints, compressed_tensors_config, modelopt_config,
-};
-use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Micro, Result};
+use bitsmith_formats::packed::{Described, PackedFormat, ZeroPoints, compressed_tensors_config, modelopt_config};
+use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Part, Role};
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
 
-/// A folder with packed weights to be written.
-#[derive(Debug, Clone)]
-pub struct PackedPlan {
-    source: PathBuf,
-    format: PackedFormat,
-    config: Value,
-    card: String,
-    layout: Layout,
-    max_shard_bytes: u64,
-}
-
-impl PackedPlan {
-    /// Plans a folder for the checkpoint folder `source`. `codecs` must name every matrix of the model: what `format` can hold for
-    /// the layers' matrices, `default` for most of them, or floats for those that stay dense. Norms and biases are stored as
-    /// `dense`.
-    pub fn new(
+impl FolderPlan {
+    /// Plans a folder of packed weights. `codecs` must name every matrix of the model: what `format` can hold for the layers'
+    /// matrices, `default` for most of them, or floats for those that stay dense. Norms and biases are stored as `dense`.
+    pub fn packed(
         spec: &ModelSpec,
-        source: &Path,
+        files: &FolderFiles,
         about: &ModelAbout,
         format: PackedFormat,
         default: CodecId,
@@ -44,7 +27,6 @@ impl PackedPlan {
         codecs: &[(Role, CodecId)],
     ) -> Result<Self> {
         let name = format.method().to_uppercase();
-        folder::check_source(source, &format!("a {name}"))?;
         let layout = Layout::new(spec, ContainerKind::Hf, codecs, dense)?;
         for t in &layout.tensors {
             format.plan_planes(&t.name, t.codec, &t.shape)?;
@@ -57,98 +39,26 @@ impl PackedPlan {
                 return Err(Error::unsupported(format!("AWQ has one format for all: {default}, not {}", t.codec)).tensor(&t.name));
             }
         }
-        let config = config(source, format, default, dense, &layout.tensors)?;
+        let config = config(files, format, default, dense, &layout.tensors)?;
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: format.method(), format: &name, commands };
-        let card = folder::card(about, &layout, &kind);
-        let source = source.to_path_buf();
-        Ok(PackedPlan { source, format, config, card, layout, max_shard_bytes: MAX_SHARD_BYTES })
-    }
-
-    /// Sets the most bytes of tensor data in one file (5 GiB otherwise).
-    pub fn shard_bytes(mut self, bytes: u64) -> Self {
-        self.max_shard_bytes = bytes;
-        self
-    }
-
-    /// Claims the disk space and starts writing. The folder appears as `path` on [`ArtifactWriter::finish`] and replaces whatever
-    /// folder has that name.
-    pub fn start(self, path: impl AsRef<Path>) -> Result<Box<dyn ArtifactWriter>> {
-        let dir = AtomicDir::create(path)?;
-        let tensors: Vec<_> = self.layout.tensors.iter().map(|t| (t.name.clone(), t.codec, t.shape.clone())).collect();
-        let weights = PackedWriter::create(dir.path(), self.format, &tensors, self.max_shard_bytes)?;
-        Ok(Box::new(Writing { plan: self, weights, dir }))
-    }
-
-    /// Writes the whole folder, asking for one tensor after the other.
-    pub fn write(self, path: impl AsRef<Path>, tensor: impl FnMut(Role) -> Result<EncodedTensor>) -> Result<Artifact> {
-        let roles: Vec<Role> = self.layout.tensors.iter().map(|t| t.role).collect();
-        crate::put_all(self.start(path)?, &roles, tensor)
-    }
-
-    /// A tensor as a reader of the folder finds it: its format, and the bytes of its planes.
-    fn read_back(&self, t: &PlannedTensor) -> Result<(CodecId, usize)> {
-        let codec = match t.codec {
-            CodecId::IntGroup { bits, group, scale, .. } if matches!(self.format, PackedFormat::Gptq(_) | PackedFormat::Awq) => {
-                CodecId::IntGroup { bits, group, scale, symmetric: false }
-            }
-            other => other,
-        };
-        let planes = self.format.plan_planes(&t.name, t.codec, &t.shape)?;
-        Ok((codec, planes.iter().map(|p| p.n_bytes()).sum()))
+        Ok(FolderPlan::new(files, about, config, layout, Scheme::Packed(format), &kind))
     }
 }
 
-struct Writing {
-    plan: PackedPlan,
-    // Before the folder, so that an abandoned writer removes its partial files first.
-    weights: PackedWriter,
-    dir: AtomicDir,
-}
-
-impl ArtifactWriter for Writing {
-    fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
-        self.plan.layout.check_whole(role, tensor).map_err(|e| e.file(self.dir.target()))?;
-        self.put_rows(role, 0, tensor)
-    }
-
-    fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
-        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
-        self.weights.write_rows(&planned.name, first_row, &rows)
-    }
-
-    fn row_align(&self, role: Role) -> usize {
-        self.plan.layout.find(role).ok().filter(|t| t.codec.float().is_none()).map_or(1, PlannedTensor::n_rows)
-    }
-
-    fn holds_scale(&self, role: Role) -> bool {
-        self.plan.layout.find(role).is_ok_and(|t| t.codec == CodecId::Micro(Micro::Nvfp4))
-    }
-
-    fn finish(self: Box<Self>) -> Result<Artifact> {
-        let Writing { plan, weights, dir } = *self;
-        weights.finish()?;
-        folder::finish(&plan.source, dir, &plan.card, &plan.config, |folder| {
-            let expected = plan.layout.tensors.iter().map(|t| {
-                let (codec, bytes) = plan.read_back(t)?;
-                Ok(PlannedTensor { codec, bytes, ..t.clone() })
-            });
-            check::tensors(&PackedStore::open(folder)?, &expected.collect::<Result<Vec<_>>>()?, 0)
-        })
-    }
-}
-
-/// The source's configuration with the `quantization_config` block.
-fn config(source: &Path, format: PackedFormat, default: CodecId, dense: Float, tensors: &[PlannedTensor]) -> Result<Value> {
-    let mut config = folder::read_json(&source.join(CONFIG_FILE))?;
-    config.remove("_name_or_path");
-    config.remove("quantization");
-    // transformers 5 has the shorter name, older ones and vLLM know the longer.
-    let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-    config.insert(key.into(), folder::dtype(dense).into());
+/// The model's configuration with the `quantization_config` block.
+fn config(
+    files: &FolderFiles,
+    format: PackedFormat,
+    default: CodecId,
+    dense: Float,
+    tensors: &[PlannedTensor],
+) -> Result<Map<String, Value>> {
+    let mut config = files.config();
+    folder::set_dtype(&mut config, dense);
     if tensors.iter().all(|t| t.codec.float().is_some()) {
         let message = format!("no matrix of this model can be {default}");
-        return Err(Error::unsupported(message).file(source).hint("choose a smaller group, or another format"));
+        return Err(Error::unsupported(message).hint("choose a smaller group, or another format"));
     }
     let integers = || match default {
         CodecId::IntGroup { bits, group, symmetric, .. } => Ok((bits, group, symmetric)),
@@ -200,7 +110,7 @@ fn config(source: &Path, format: PackedFormat, default: CodecId, dense: Float, t
         }
     };
     config.insert("quantization_config".into(), block);
-    Ok(Value::Object(config))
+    Ok(config)
 }
 
 /// The layers' matrices, which a reader takes for packed unless it is told otherwise.

@@ -1,6 +1,6 @@
 //! A tiny model in memory, written and read back.
 
-use crate::{ArtifactWriter, GgufPlan, MlxPlan, ModelAbout, PlannedTensor, gguf, permute_rows};
+use crate::{ArtifactWriter, FolderFiles, FolderPlan, GgufPlan, ModelAbout, PlannedTensor, gguf, permute_rows};
 use bitsmith_formats::gguf::{GgufStore, Metadata};
 use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore};
@@ -43,6 +43,16 @@ fn vocab(n: usize) -> GgufVocab {
         templates: Default::default(),
         notes: Vec::new(),
     }
+}
+
+/// A vocabulary that the tokenizer library takes: special tokens, letters and one merge.
+fn letters(n: usize) -> GgufVocab {
+    let mut tokens: Vec<String> = ["<s>", "</s>", "<pad>", "<|end|>"].map(String::from).into();
+    tokens.extend(('!'..).take(n - 5).map(String::from));
+    tokens.push("AB".into());
+    let mut types = vec![TokenType::Normal; n];
+    types[..4].fill(TokenType::Control);
+    GgufVocab { tokens, types, merges: vec![("A".into(), "B".into())], ..vocab(n) }
 }
 
 /// Values that differ everywhere and are exact in bf16: position in the tensor, modulo 251, with a sign.
@@ -203,7 +213,9 @@ fn tensors_can_come_in_parts() {
     std::fs::create_dir(&src).unwrap();
     source(&src);
     let four = CodecId::MlxAffine { bits: 4, group: 64, scale: Float::F32 };
-    let plan = || MlxPlan::new(&spec, &src, &about(), Float::F32, &codecs(&spec, |_| four)).unwrap();
+    let plan = || {
+        FolderPlan::mlx(&spec, &FolderFiles::of_folder(&src).unwrap(), &about(), Float::F32, &codecs(&spec, |_| four)).unwrap()
+    };
     let codec = |role: Role| if role.part.is_matrix() { four } else { CodecId::F32 };
     let whole = plan().write(dir.path().join("whole"), |role| Ok(encoded(&spec, role, codec(role)))).unwrap();
     let writer = plan().start(dir.path().join("parts")).unwrap();
@@ -293,7 +305,9 @@ fn mlx_is_what_the_runtime_reads() {
         Part::AttnV if r.layer == Some(1) => CodecId::BF16,
         _ => four,
     };
-    let plan = MlxPlan::new(&spec, &src, &about(), Float::F32, &codecs(&spec, choose)).unwrap().shard_bytes(20_000);
+    let plan = FolderPlan::mlx(&spec, &FolderFiles::of_folder(&src).unwrap(), &about(), Float::F32, &codecs(&spec, choose))
+        .unwrap()
+        .shard_bytes(Some(20_000));
     let out = dir.path().join("out");
     let artifact = plan
         .write(&out, |role| Ok(encoded(&spec, role, if role.part.is_matrix() { choose(role) } else { CodecId::F32 })))
@@ -360,7 +374,14 @@ fn an_mlx_folder_says_what_mlx_lm_does_not_find_or_assumes_otherwise() {
     object.remove("tie_word_embeddings");
     let spec = ModelSpec::from_config(&newer).unwrap();
     std::fs::write(dir.path().join("config.json"), newer.to_string()).unwrap();
-    let plan = MlxPlan::new(&spec, dir.path(), &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    let plan = FolderPlan::mlx(
+        &spec,
+        &FolderFiles::of_folder(dir.path()).unwrap(),
+        &about(),
+        Float::F16,
+        &codecs(&spec, |_| CodecId::F16),
+    )
+    .unwrap();
     let written = plan.config();
     assert_eq!(written["rope_theta"], json!(spec.rope.theta));
     assert_eq!(written["tie_word_embeddings"], json!(spec.tied));
@@ -371,13 +392,75 @@ fn an_mlx_folder_says_what_mlx_lm_does_not_find_or_assumes_otherwise() {
 }
 
 #[test]
+fn a_plain_folder_forgets_how_its_source_was_packed() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = dir.path().join("src");
+    std::fs::create_dir(&src).unwrap();
+    source(&src);
+    let mut packed = config();
+    for key in ["quantization", "quantization_config", "compression_config"] {
+        packed[key] = json!({"bits": 4});
+    }
+    packed["dtype"] = "bfloat16".into();
+    std::fs::write(src.join("config.json"), packed.to_string()).unwrap();
+    let spec = spec();
+    let files = FolderFiles::of_folder(&src).unwrap();
+    let plan = FolderPlan::hf(&spec, &files, &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    let mut expected = config();
+    expected.as_object_mut().unwrap().remove("_name_or_path");
+    (expected["torch_dtype"], expected["dtype"]) = ("float16".into(), "float16".into());
+    assert_eq!(plan.config(), &expected);
+    let writer = plan.shard_bytes(Some(20_000)).start(dir.path().join("out")).unwrap();
+    put_in_parts(&*writer, &spec, 7, |_| CodecId::F16);
+    let artifact = writer.finish().unwrap();
+    assert!(artifact.path.join("model.safetensors.index.json").is_file() && artifact.path.join("chat_template.jinja").is_file());
+    let card = std::fs::read_to_string(artifact.path.join("README.md")).unwrap();
+    assert!(card.contains("library_name: transformers") && !card.contains("base_model_relation"), "{card}");
+    let checkpoint = Checkpoint::open(&artifact.path).unwrap();
+    for role in spec.roles() {
+        assert_eq!(checkpoint.read(role).unwrap().data, encoded(&spec, role, CodecId::F16).decode(), "{role}");
+    }
+    let quantized = codecs(&spec, |_| CodecId::Q8_0);
+    let e = FolderPlan::hf(&spec, &files, &about(), Float::F16, &quantized).unwrap_err();
+    assert_eq!((e.kind, e.tensor.as_deref()), (ErrorKind::Unsupported, Some("model.embed_tokens.weight")));
+}
+
+#[test]
+fn files_can_be_made_from_a_vocabulary() {
+    let spec = spec();
+    let byte_level = GgufVocab { pad: Some(2), more_eos: vec![3], ..letters(70) };
+    let files = FolderFiles::made(&spec, &byte_level, "a.gguf").unwrap();
+    let plan =
+        |files: &FolderFiles| FolderPlan::hf(&spec, files, &about(), Float::BF16, &codecs(&spec, |_| CodecId::BF16)).unwrap();
+    let written = plan(&files).config().clone();
+    assert_eq!((&written["eos_token_id"], &written["pad_token_id"]), (&json!([1, 3]), &json!(2)));
+    assert_eq!((&written["torch_dtype"], &written["architectures"]), (&json!("bfloat16"), &json!(["LlamaForCausalLM"])));
+    assert_eq!(ModelSpec::from_config(&written).unwrap().rope, spec.rope);
+    let dir = tempfile::tempdir().unwrap();
+    let out = plan(&files).write(dir.path().join("out"), |role| Ok(encoded(&spec, role, CodecId::BF16))).unwrap().path;
+    let read = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(out.join(name)).unwrap()).unwrap() };
+    assert_eq!(read("generation_config.json"), json!({"bos_token_id": 0, "eos_token_id": [1, 3], "pad_token_id": 2}));
+    let again = GgufVocab::from_hf_folder(&out, 70).unwrap();
+    assert_eq!((again.pre, again.tokens, again.merges), (byte_level.pre, byte_level.tokens, byte_level.merges));
+    // Other kinds of folder take the same files; and a vocabulary must fit the model.
+    let mlx = FolderPlan::mlx(&spec, &files, &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    assert_eq!((&mlx.config()["torch_dtype"], &mlx.config()["eos_token_id"]), (&json!("float16"), &json!([1, 3])));
+    let e = FolderFiles::made(&spec, &letters(71), "a.gguf").unwrap_err();
+    assert_eq!((e.kind, e.file.as_deref()), (ErrorKind::Corrupt, Some(Path::new("a.gguf"))));
+    let e = FolderFiles::made(&spec, &GgufVocab { bos: None, ..letters(70) }, "a.gguf").unwrap_err();
+    assert_eq!(e.kind, ErrorKind::Corrupt);
+}
+
+#[test]
 fn a_dense_mlx_folder_has_no_quantization() {
     let dir = tempfile::tempdir().unwrap();
     let src = dir.path().join("src");
     std::fs::create_dir(&src).unwrap();
     source(&src);
     let spec = spec();
-    let plan = MlxPlan::new(&spec, &src, &about(), Float::F16, &codecs(&spec, |_| CodecId::F16)).unwrap();
+    let plan =
+        FolderPlan::mlx(&spec, &FolderFiles::of_folder(&src).unwrap(), &about(), Float::F16, &codecs(&spec, |_| CodecId::F16))
+            .unwrap();
     assert!(plan.config().get("quantization").is_none());
     assert_eq!(plan.config()["torch_dtype"], "float16");
     // Norms come as F32 and are stored as planned.
@@ -390,17 +473,15 @@ fn a_dense_mlx_folder_has_no_quantization() {
 }
 
 #[test]
-fn mlx_needs_a_folder_and_its_own_codecs() {
+fn mlx_needs_a_configuration_and_its_own_codecs() {
     let dir = tempfile::tempdir().unwrap();
     let spec = spec();
-    let file = dir.path().join("x.gguf");
-    std::fs::write(&file, "GGUF").unwrap();
-    let plan = |src: &Path, codec| MlxPlan::new(&spec, src, &about(), Float::BF16, &codecs(&spec, |_| codec)).map(|_| ());
-    assert_eq!(plan(&file, CodecId::BF16).unwrap_err().kind, ErrorKind::Unsupported);
-    assert_eq!(plan(dir.path(), CodecId::BF16).unwrap_err().kind, ErrorKind::Missing);
+    assert_eq!(FolderFiles::of_folder(dir.path()).unwrap_err().kind, ErrorKind::Missing);
     source(dir.path());
-    assert_eq!(plan(dir.path(), CodecId::Q8_0).unwrap_err().kind, ErrorKind::Unsupported);
-    plan(dir.path(), CodecId::BF16).unwrap();
+    let files = FolderFiles::of_folder(dir.path()).unwrap();
+    let plan = |codec| FolderPlan::mlx(&spec, &files, &about(), Float::BF16, &codecs(&spec, |_| codec)).map(|_| ());
+    assert_eq!(plan(CodecId::Q8_0).unwrap_err().kind, ErrorKind::Unsupported);
+    plan(CodecId::BF16).unwrap();
 }
 
 #[test]

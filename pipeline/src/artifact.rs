@@ -3,12 +3,12 @@
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_convert::{ArtifactWriter, GgufPlan, MlxPlan, PackedPlan, names};
+use bitsmith_convert::{ArtifactWriter, FolderPlan, GgufPlan, names};
 use bitsmith_formats::gguf::set_paths;
 use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
-use bitsmith_runtime::{ContainerKind, Tokenizer, WeightSource};
+use bitsmith_runtime::{Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
 
 /// Where the user wants artifacts.
@@ -42,7 +42,7 @@ impl Output {
                 .map(|t| match t.container() {
                     "gguf" => dir.join(names::gguf_file(model, &t.encoding())),
                     "mlx" => dir.join(names::mlx_folder(model, &t.encoding())),
-                    packed => dir.join(names::packed_folder(model, packed, &t.encoding())),
+                    other => dir.join(names::packed_folder(model, other, &t.encoding())),
                 })
                 .collect(),
         };
@@ -95,12 +95,8 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
             let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;
             verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())
         }
-        _ if model.checkpoint.kind() == ContainerKind::Gguf => {
-            Err(Error::unsupported(format!("a folder for {target} cannot be made from a GGUF file"))
-                .file(model.checkpoint.path())
-                .hint("start from the Hugging Face checkpoint, which has config.json and tokenizer.json"))
-        }
-        _ => Ok(()),
+        // Out of a GGUF, configuration and tokenizer must have a form that other tools read.
+        _ => model.folder_files().map(|_| ()),
     }
 }
 
@@ -141,25 +137,15 @@ pub fn start(
     path: &Path,
     shard_size: Option<u64>,
 ) -> Result<Box<dyn ArtifactWriter>> {
-    let spec = model.checkpoint.spec();
-    let codecs = plan.pairs();
-    match target {
-        Target::Gguf(_) => gguf_plan(model, target, plan, shard_size)?.start(path),
-        Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) => {
-            let mut mlx = MlxPlan::new(spec, model.checkpoint.folder(), &model.about, target.vector_type(dense), &codecs)?;
-            if let Some(bytes) = shard_size {
-                mlx = mlx.shard_bytes(bytes);
-            }
-            mlx.start(path)
-        }
-        Target::Gptq { .. } | Target::Awq { .. } => {
-            let format = target.packed().expect("these targets are packed");
-            let (base, vectors) = (target.base(dense), target.vector_type(dense));
-            let mut packed = PackedPlan::new(spec, model.checkpoint.folder(), &model.about, format, base, vectors, &codecs)?;
-            if let Some(bytes) = shard_size {
-                packed = packed.shard_bytes(bytes);
-            }
-            packed.start(path)
-        }
+    if let Target::Gguf(_) = target {
+        return gguf_plan(model, target, plan, shard_size)?.start(path);
     }
+    let (spec, about, files, codecs) = (model.checkpoint.spec(), &model.about, model.folder_files()?, plan.pairs());
+    let vectors = target.vector_type(dense);
+    let folder = match (target, target.packed()) {
+        (_, Some(format)) => FolderPlan::packed(spec, &files, about, format, target.base(dense), vectors, &codecs)?,
+        (Target::Hf(_), _) => FolderPlan::hf(spec, &files, about, vectors, &codecs)?,
+        _ => FolderPlan::mlx(spec, &files, about, vectors, &codecs)?,
+    };
+    folder.shard_bytes(shard_size).start(path)
 }

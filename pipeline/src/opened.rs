@@ -2,10 +2,11 @@
 
 use crate::context::Context;
 use crate::model::{Located, resolve};
-use bitsmith_convert::ModelAbout;
 use bitsmith_convert::names::model_name;
+use bitsmith_convert::{FolderFiles, ModelAbout};
 use bitsmith_formats::Result;
 use bitsmith_runtime::{Checkpoint, GgufVocab, Tokenizer, WeightSource};
+use std::sync::OnceLock;
 
 /// An opened model.
 pub struct Opened {
@@ -15,6 +16,8 @@ pub struct Opened {
     pub about: ModelAbout,
     /// The weights.
     pub checkpoint: Checkpoint,
+    /// Made once, as large vocabularies take seconds.
+    folder_files: OnceLock<FolderFiles>,
 }
 
 impl Opened {
@@ -35,7 +38,7 @@ impl Opened {
             about.name = model_name(&located.path, None);
         }
         about.revision = located.pulled.map(|p| p.commit);
-        Ok(Opened { name: located.name, about, checkpoint })
+        Ok(Opened { name: located.name, about, checkpoint, folder_files: OnceLock::new() })
     }
 
     /// The model's tokenizer: `tokenizer.json` of a folder, or rebuilt from a GGUF's metadata.
@@ -52,6 +55,18 @@ impl Opened {
         let mut tokenizer = self.tokenizer()?;
         tokenizer.set_parse_special(false);
         Ok(tokenizer)
+    }
+
+    /// Configuration, tokenizer and other small files for a checkpoint folder: the source's own, or made from a GGUF's metadata.
+    pub fn folder_files(&self) -> Result<FolderFiles> {
+        if let Some(files) = self.folder_files.get() {
+            return Ok(files.clone());
+        }
+        let files = match self.checkpoint.gguf() {
+            Some(_) => FolderFiles::made(self.checkpoint.spec(), &self.vocab()?, self.checkpoint.path())?,
+            None => FolderFiles::of_folder(self.checkpoint.folder())?,
+        };
+        Ok(self.folder_files.get_or_init(|| files).clone())
     }
 
     /// The tokenizer in GGUF's terms.

@@ -31,6 +31,8 @@ pub enum Target {
     MlxMicro(Micro),
     /// An MLX folder of plain floating-point tensors.
     MlxDense(Float),
+    /// A plain Hugging Face folder of floating-point tensors.
+    Hf(Float),
     /// A GPTQ folder.
     Gptq {
         /// Bits per code.
@@ -47,6 +49,8 @@ pub enum Target {
     },
 }
 
+/// Types of dense targets.
+const FLOATS: [Float; 3] = [Float::BF16, Float::F16, Float::F32];
 /// Bits and groups that MLX's affine kernels take.
 const MLX_BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 const MLX_GROUPS: [u16; 3] = [32, 64, 128];
@@ -66,7 +70,8 @@ impl Target {
         }
         all.extend(MLX_MICRO.map(|(_, format)| Target::MlxMicro(format)));
         all.extend(MlxRecipe::ALL.map(Target::MlxRecipe));
-        all.extend([Float::BF16, Float::F16, Float::F32].map(Target::MlxDense));
+        all.extend(FLOATS.map(Target::MlxDense));
+        all.extend(FLOATS.map(Target::Hf));
         for symmetric in [true, false] {
             let gptq = |bits| PACKED_GROUPS.map(|group| Target::Gptq { bits, group, symmetric });
             all.extend(GPTQ_BITS.into_iter().flat_map(gptq));
@@ -75,11 +80,12 @@ impl Target {
         all
     }
 
-    /// `gguf`, `mlx`, `gptq` or `awq`.
+    /// `gguf`, `mlx`, `hf`, `gptq` or `awq`.
     pub fn container(self) -> &'static str {
         match self {
             Target::Gguf(_) => "gguf",
             Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) => "mlx",
+            Target::Hf(_) => "hf",
             Target::Gptq { .. } => "gptq",
             Target::Awq { .. } => "awq",
         }
@@ -96,7 +102,7 @@ impl Target {
                 let name = MLX_MICRO.into_iter().find(|(_, f)| *f == format).map(|(name, _)| name);
                 name.expect("every format has a name").to_string()
             }
-            Target::MlxDense(float) => float.codec().to_string(),
+            Target::MlxDense(float) | Target::Hf(float) => float.codec().to_string(),
             Target::Gptq { bits, group, symmetric } => format!("{bits}bit-g{group}{}", if symmetric { "" } else { "-asym" }),
             Target::Awq { group } => format!("4bit-g{group}"),
         }
@@ -120,7 +126,7 @@ impl Target {
             Target::Mlx { bits, group } => CodecId::MlxAffine { bits, group, scale: dense },
             Target::MlxRecipe(recipe) => CodecId::MlxAffine { bits: recipe.base(), group: MlxRecipe::GROUP, scale: dense },
             Target::MlxMicro(format) => CodecId::Micro(format),
-            Target::MlxDense(float) => float.codec(),
+            Target::MlxDense(float) | Target::Hf(float) => float.codec(),
             // The tools keep scales in F16 whatever the rest is stored in.
             Target::Gptq { bits, group, symmetric } => {
                 CodecId::IntGroup { bits, group: group.into(), scale: Float::F16, symmetric }
@@ -144,7 +150,7 @@ impl Target {
         match self {
             Target::Gguf(_) => Float::F32,
             Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) => dense,
-            Target::MlxDense(float) => float,
+            Target::MlxDense(float) | Target::Hf(float) => float,
             // Their kernels compute in 16 bits, AWQ's in F16.
             Target::Gptq { .. } if dense != Float::F32 => dense,
             Target::Gptq { .. } | Target::Awq { .. } => Float::F16,
@@ -160,7 +166,7 @@ impl Target {
                 let fits = |rows, columns| format.fits(rows, columns);
                 Plan::linears(spec, self.base(dense), self.vector_type(dense), fits, options)?
             }
-            Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) => {
+            Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) | Target::Hf(_) => {
                 let scale = self.vector_type(dense);
                 // MLX computes in the type of the scales, which is one type for the whole model.
                 let scaled = |codec: &CodecId| match *codec {
@@ -248,11 +254,12 @@ impl FromStr for Target {
             .hint("`bitsmith convert MODEL --to gguf:keep`, with --shard-size to split a GGUF"));
         }
         let unknown = || Error::unsupported(format!("unknown target `{s}`")).hint(hint);
+        let dense = || FLOATS.into_iter().find(|f| f.codec().to_string() == encoding);
         match container {
+            "hf" => dense().map(Target::Hf).ok_or_else(unknown),
             "gguf" => encoding.parse().map(Target::Gguf).map_err(|_| unknown()),
             "mlx" => {
-                let dense = [Float::BF16, Float::F16, Float::F32].into_iter().find(|f| f.codec().to_string() == encoding);
-                if let Some(float) = dense {
+                if let Some(float) = dense() {
                     return Ok(Target::MlxDense(float));
                 }
                 if let Some((_, format)) = MLX_MICRO.into_iter().find(|(name, _)| *name == encoding) {
@@ -309,6 +316,8 @@ mod tests {
                 && !mlx.can_hold(int(Float::F16, true))
         );
         assert!(mlx.can_hold(affine) && mlx.can_hold(CodecId::F32) && !mlx.can_hold(CodecId::Q6K));
+        let hf: Target = "hf:bf16".parse().unwrap();
+        assert!(hf.can_hold(CodecId::F16) && !hf.can_hold(CodecId::Q8_0) && !hf.can_hold(affine) && !hf.is_quantized());
         let small = CodecId::Micro(Micro::Mxfp4);
         assert!(mlx.can_hold(small) && !gguf.can_hold(small) && gguf.can_hold(CodecId::MXFP4) && !mlx.can_hold(CodecId::MXFP4));
         let int = CodecId::IntGroup { bits: 4, group: 128, scale: Float::F16, symmetric: true };
@@ -339,6 +348,7 @@ mod tests {
             "awq:8bit",
             "awq:4bit-sym",
             "gguf:auto@4.5bpw",
+            "hf:4bit",
             ":",
         ] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");

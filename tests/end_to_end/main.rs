@@ -6,6 +6,7 @@ mod damage;
 mod disk;
 mod evidence;
 mod examine;
+mod folders;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;

@@ -52,6 +52,7 @@ check check.py "${mlx[@]%/}" --texts 2
 check metadata.py datasets/demo "${artifacts[@]}"
 check perplexity.py datasets/text/evaluation/prose.txt --windows 12 "$out"/bitsmith-demo-{BF16,Q8_0}.gguf "$out"/best/*.gguf
 check architectures.py datasets/demo
+check folders.py datasets/demo
 # A set of files that llama-gguf-split cuts and merges to the same bytes, and presets as llama-quantize has them: these tools are in no package.
 check sets.py "$out/bitsmith-demo-BF16.gguf" ${LLAMA_GGUF_SPLIT:+--llama-gguf-split "$LLAMA_GGUF_SPLIT"}
 if [ -n "${LLAMA_QUANTIZE:-}" ]; then check presets.py "$LLAMA_QUANTIZE" datasets/demo; else

@@ -14,6 +14,7 @@ Examples:
   bitsmith convert ./model --to gguf:bf16 -o model-bf16.gguf
   bitsmith convert ./model --to mlx:bf16 -o model-mlx --shard-size 5GB
   bitsmith convert ./model-awq --to mlx:keep -o model-mlx
+  bitsmith convert model.gguf --to hf:bf16 -o model-hf
   bitsmith convert model.gguf --to gguf:keep -o model-parts.gguf --shard-size 2GB
   bitsmith convert model-parts-00001-of-00003.gguf --to gguf:keep -o merged.gguf";
 

@@ -8,13 +8,14 @@ mod mistral;
 mod names;
 mod qwen2;
 mod qwen3;
+mod write;
 
 pub use names::{ContainerKind, TensorMap, gguf_row_order};
 
 use crate::role::Part;
 use crate::spec::ModelSpec;
 use bitsmith_formats::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Every architecture that bitsmith knows. Where several share a GGUF name, the first reads it.
 pub static ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
@@ -27,6 +28,8 @@ pub struct Architecture {
     pub model_types: &'static [&'static str],
     /// GGUF's `general.architecture`.
     pub gguf: &'static str,
+    /// The class that transformers runs it with: `architectures` in `config.json`.
+    pub hf_class: &'static str,
     /// Whether GGUF stores the rows of q and k interleaved for its own rope (pairs next to each other instead of halves).
     pub gguf_permutes_qk: bool,
     /// Whether queries and keys are normed per head.
@@ -35,6 +38,8 @@ pub struct Architecture {
     pub hf_names: &'static [(Part, &'static str)],
     /// Reads the hyperparameters from `config.json`.
     pub from_config: fn(&'static Architecture, &Value) -> Result<ModelSpec>,
+    /// Writes them as `config.json`; an error if it has no key for something.
+    pub to_config: fn(&ModelSpec) -> Result<Map<String, Value>>,
 }
 
 impl std::fmt::Debug for Architecture {

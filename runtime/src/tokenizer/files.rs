@@ -23,27 +23,38 @@ pub(super) struct HfFiles {
 
 impl HfFiles {
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::read_by(folder, |name| match std::fs::read(folder.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::read(folder.join(name), e)),
+        })
+    }
+
+    /// With the contents of files as `read` gives them by name.
+    pub fn read_by(folder: &Path, read: impl Fn(&str) -> Result<Option<Vec<u8>>>) -> Result<Self> {
+        let optional_json = |name: &str| match read(name)? {
+            None => Ok(Value::Null),
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(folder.join(name)).with_source(e)),
+        };
         let tokenizer_path = folder.join("tokenizer.json");
-        let tokenizer_bytes = std::fs::read(&tokenizer_path).map_err(|e| missing(folder, &tokenizer_path, e))?;
+        let tokenizer_bytes = read("tokenizer.json")?.ok_or_else(|| missing(folder, &tokenizer_path))?;
         let tokenizer = serde_json::from_slice(&tokenizer_bytes)
             .map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(&tokenizer_path).with_source(e))?;
-        let jinja_path = folder.join("chat_template.jinja");
-        let jinja = match std::fs::read_to_string(&jinja_path) {
-            Ok(text) => Some(text),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            Err(e) => return Err(Error::read(jinja_path, e)),
+        const JINJA: &str = "chat_template.jinja";
+        let text = |bytes| {
+            String::from_utf8(bytes).map_err(|e| Error::corrupt("not text in UTF-8").file(folder.join(JINJA)).with_source(e))
         };
-        let config_path = folder.join("tokenizer_config.json");
         Ok(HfFiles {
             tokenizer_path,
             tokenizer_bytes,
             tokenizer,
-            config: optional_json(&config_path)?,
-            config_path,
-            generation: optional_json(&folder.join("generation_config.json"))?,
-            model_config: optional_json(&folder.join("config.json"))?,
-            template_json: optional_json(&folder.join("chat_template.json"))?,
-            jinja,
+            config: optional_json("tokenizer_config.json")?,
+            config_path: folder.join("tokenizer_config.json"),
+            generation: optional_json("generation_config.json")?,
+            model_config: optional_json("config.json")?,
+            template_json: optional_json("chat_template.json")?,
+            jinja: read(JINJA)?.map(text).transpose()?,
         })
     }
 
@@ -178,29 +189,14 @@ impl HfFiles {
 }
 
 /// A missing `tokenizer.json`, with what the folder has instead.
-fn missing(folder: &Path, path: &Path, e: std::io::Error) -> Error {
-    let absent = e.kind() == std::io::ErrorKind::NotFound;
-    let error = Error::read(path, e);
-    if !absent {
-        return error;
-    }
+fn missing(folder: &Path, path: &Path) -> Error {
     let other = ["tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "vocab.txt"]
         .into_iter()
         .find(|n| folder.join(n).is_file());
-    Error { message: "the tokenizer is missing".into(), ..error }.hint(match other {
+    Error::missing("the tokenizer is missing").file(path).hint(match other {
         Some(name) => format!("the folder has {name} only; save the tokenizer in the fast format (tokenizer.json) with transformers' save_pretrained"),
         None => "download the checkpoint's tokenizer.json (and tokenizer_config.json) into this folder".to_string(),
     })
-}
-
-fn optional_json(path: &Path) -> Result<Value> {
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(format!("not JSON: {e}")).file(path).with_source(e))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(e) => Err(Error::read(path, e)),
-    }
 }
 
 /// A token id or a list of them.

@@ -6,6 +6,7 @@
 
 mod analyse;
 mod chat;
+mod export;
 mod files;
 mod metadata;
 pub mod pre;
@@ -46,7 +47,16 @@ impl Tokenizer {
     /// Reads `tokenizer.json`, and what `tokenizer_config.json`, `generation_config.json`, `config.json` and
     /// `chat_template.jinja` add to it if they are there.
     pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Self> {
-        let files = HfFiles::read(folder.as_ref())?;
+        Self::from_files(HfFiles::read(folder.as_ref())?)
+    }
+
+    /// The same from files that need not be on disk yet: `read` gives the contents of a file by its name, or nothing if there is no
+    /// such file. `folder` is named in messages.
+    pub fn from_hf_files(folder: impl AsRef<Path>, read: impl Fn(&str) -> Result<Option<Vec<u8>>>) -> Result<Self> {
+        Self::from_files(HfFiles::read_by(folder.as_ref(), read)?)
+    }
+
+    fn from_files(files: HfFiles) -> Result<Self> {
         let inner = parse(&files.tokenizer_bytes).map_err(|e| e.file(&files.tokenizer_path))?;
         let (prefix, suffix) = files.surroundings()?;
         let (bos, eos, unk, pad) = (files.special_id("bos"), files.eos_ids(), files.special_id("unk"), files.special_id("pad"));
@@ -65,11 +75,7 @@ impl Tokenizer {
     pub fn from_vocab(vocab: &GgufVocab, origin: impl AsRef<Path>) -> Result<Self> {
         let json = serde_json::to_vec(&vocab.to_tokenizer_json()?).map_err(|e| Error::failed(e.to_string()).with_source(e))?;
         let inner = parse(&json)?;
-        let required = |id: Option<u32>, what: &str| {
-            id.ok_or_else(|| Error::corrupt(format!("the tokenizer adds {what}, but its id is not given")))
-        };
-        let prefix = if vocab.add_bos { vec![required(vocab.bos, "BOS")?] } else { Vec::new() };
-        let suffix = if vocab.add_eos { vec![required(vocab.eos, "EOS")?] } else { Vec::new() };
+        let (prefix, suffix) = vocab.surroundings()?;
         Ok(Tokenizer {
             inner,
             origin: origin.as_ref().to_path_buf(),

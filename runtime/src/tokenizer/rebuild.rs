@@ -43,7 +43,7 @@ impl GgufVocab {
             "added_tokens": added,
             "normalizer": parts.normalizer,
             "pre_tokenizer": parts.pre_tokenizer,
-            "post_processor": null,
+            "post_processor": self.post_processor()?,
             "decoder": parts.decoder,
             "model": parts.model,
         }))

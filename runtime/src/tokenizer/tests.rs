@@ -91,7 +91,24 @@ fn roundtrip(dir: &Path, vocab_size: usize) -> (Tokenizer, GgufVocab, Tokenizer)
     let read = GgufVocab::from_metadata(&metadata).unwrap();
     assert_eq!(GgufVocab { notes: Vec::new(), ..vocab.clone() }, read);
     let rebuilt = Tokenizer::from_gguf(&metadata, "x.gguf").unwrap();
+    exported(&vocab, &rebuilt);
     (source, vocab, rebuilt)
+}
+
+/// The vocabulary as files of a folder: the same tokenizer, and the same vocabulary again.
+fn exported(vocab: &GgufVocab, tokenizer: &Tokenizer) {
+    let mut files = vocab.to_hf_files(512).unwrap();
+    files.push(("generation_config.json", json!({ "eos_token_id": vocab.all_eos() })));
+    let dir = folder(&files);
+    let read = |name: &str| Ok(fs::read(dir.path().join(name)).ok());
+    let written = Tokenizer::from_hf_files("x.gguf", read).unwrap();
+    let texts: Vec<&str> = TEXTS.iter().chain(PROBES).copied().collect();
+    verify_roundtrip(tokenizer, &written, &texts).unwrap();
+    let described = |t: &Tokenizer| (t.bos(), t.eos().to_vec(), t.unk(), t.pad(), t.adds_bos(), t.templates().clone());
+    assert_eq!(described(&written), described(tokenizer));
+    // Scores have the same order, in other numbers.
+    let plain = |v: &GgufVocab| GgufVocab { notes: Vec::new(), scores: Vec::new(), ..v.clone() };
+    assert_eq!(plain(&GgufVocab::from_hf_folder(dir.path(), vocab.tokens.len()).unwrap()), plain(vocab));
 }
 
 const TEXTS: [&str; 6] = ["hello world", "hello  world\n\t12 123 don't", "é東🙂", "", "a<s>b<tool>c</s>", "HELLO  \n  \n x "];
@@ -157,6 +174,33 @@ fn config_decides_about_bos() {
     without["add_bos_token"] = false.into();
     let dir = folder(&[("tokenizer.json", sentencepiece()), ("tokenizer_config.json", without)]);
     assert!(!Tokenizer::from_hf_folder(dir.path()).unwrap().adds_bos());
+}
+
+#[test]
+fn folders_say_what_goes_around_a_text() {
+    let dir = folder(&[("tokenizer.json", byte_level()), ("tokenizer_config.json", config())]);
+    let vocab = GgufVocab::from_hf_folder(dir.path(), 280).unwrap();
+    let both = GgufVocab { add_bos: true, add_eos: true, pad: Some(2), ..vocab.clone() };
+    exported(&both, &Tokenizer::from_vocab(&both, "x.gguf").unwrap());
+    let files = both.to_hf_files(77).unwrap();
+    let file = |name: &str| &files.iter().find(|(n, _)| *n == name).unwrap().1;
+    let special = json!({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"});
+    assert_eq!(file("special_tokens_map.json"), &special);
+    let config = file("tokenizer_config.json");
+    assert_eq!((&config["model_max_length"], &config["clean_up_tokenization_spaces"]), (&json!(77), &json!(false)));
+    assert!(config.get("chat_template").is_none() && config.get("add_bos_token").is_none());
+    // As transformers runs it: the post-processor alone decides.
+    let tokenizer = tokenizers::Tokenizer::from_bytes(file("tokenizer.json").to_string()).unwrap();
+    let ids = |text, special| tokenizer.encode(text, special).unwrap().get_ids().to_vec();
+    assert_eq!(ids("he", true), [&[0], ids("he", false).as_slice(), &[1]].concat());
+    assert_eq!(tokenizer.encode(("h", "e"), true).unwrap().get_ids().len(), 6);
+    assert_eq!(tokenizer.id_to_token(279), None);
+    let e = GgufVocab { bos: None, ..both }.to_hf_files(77).unwrap_err();
+    assert!(e.kind == ErrorKind::Corrupt && e.message.contains("BOS"), "{e}");
+    // Several templates keep their names.
+    let templates = ChatTemplates { default: Some("D".into()), named: vec![("rag".into(), "R".into())] };
+    let several = GgufVocab { templates, ..vocab };
+    exported(&several, &Tokenizer::from_vocab(&several, "x.gguf").unwrap());
 }
 
 #[test]

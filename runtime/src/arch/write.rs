@@ -1,0 +1,250 @@
+//! Hyperparameters as the `config.json` of a Hugging Face checkpoint.
+
+use super::Architecture;
+use crate::spec::{ModelSpec, Rope, RopeScaling};
+use bitsmith_formats::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::f64::consts::PI;
+
+impl ModelSpec {
+    /// The model as `config.json`: every key that transformers, mlx-lm and [`ModelSpec::from_config`] read, but for the type of the
+    /// tensors. An error says what the architecture's configuration has no key for.
+    ///
+    /// Where several architectures share a GGUF name, this is the plainest that computes the same: a GGUF of a Mistral without a
+    /// window becomes a Llama.
+    pub fn to_config(&self) -> Result<Map<String, Value>> {
+        (self.arch.to_config)(self)
+    }
+}
+
+/// The keys that all members of the Llama family have, as `arch` calls itself.
+pub(super) fn base(arch: &Architecture, spec: &ModelSpec) -> Result<Map<String, Value>> {
+    let eos = match spec.eos.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        several => json!(several),
+    };
+    let config = json!({
+        "architectures": [arch.hf_class],
+        "bos_token_id": spec.bos,
+        "eos_token_id": eos,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.ffn_size,
+        "max_position_embeddings": spec.context_length,
+        "model_type": arch.model_types[0],
+        "num_attention_heads": spec.n_heads,
+        "num_hidden_layers": spec.n_layers,
+        "num_key_value_heads": spec.n_kv_heads,
+        "rms_norm_eps": decimal(spec.rms_eps),
+        "rope_scaling": scaling(&spec.rope, spec.head_dim)?,
+        "rope_theta": decimal(spec.rope.theta),
+        "tie_word_embeddings": spec.tied,
+        "use_cache": true,
+        "vocab_size": spec.vocab_size,
+    });
+    match config {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::failed(format!("a configuration is an object, not {other}"))),
+    }
+}
+
+/// The error for what an architecture's configuration cannot say.
+pub(super) fn inexpressible(arch: &Architecture, what: &str) -> Error {
+    Error::unsupported(format!("{} has no configuration for {what}", arch.hf_class))
+        .hint("a GGUF target keeps the model as it is")
+}
+
+/// `attention_bias`: one switch for all four projections.
+pub(super) fn attention_bias(spec: &ModelSpec) -> Result<Value> {
+    if spec.qkv_bias != spec.attn_output_bias {
+        let which = if spec.qkv_bias { "on q, k and v, but not on the output" } else { "on the output, but not on q, k and v" };
+        return Err(inexpressible(spec.arch, &format!("biases of the attention {which}")));
+    }
+    Ok(spec.qkv_bias.into())
+}
+
+/// A number that went through f32, as GGUF keeps it, in the decimals that it was written with: 1e-5 and not 9.999999747378752e-6.
+fn decimal(x: f64) -> f64 {
+    let narrow = x as f32;
+    if f64::from(narrow) == x { narrow.to_string().parse().unwrap_or(x) } else { x }
+}
+
+/// `rope_scaling`.
+fn scaling(rope: &Rope, head_dim: usize) -> Result<Value> {
+    let recovered;
+    let known = match &rope.scaling {
+        RopeScaling::Factors(divisors) => {
+            recovered = recover(rope.theta, head_dim, divisors).ok_or_else(|| {
+                Error::unsupported(
+                    "config.json can name no rule for these divisors of the rope's frequencies: neither one divisor for all nor \
+                     Llama 3's rule gives them",
+                )
+                .tensor("rope_freqs.weight")
+                .hint("a GGUF target keeps them as they are")
+            })?;
+            &recovered
+        }
+        known => known,
+    };
+    Ok(match *known {
+        RopeScaling::None | RopeScaling::Factors(_) => Value::Null,
+        RopeScaling::Linear { factor } => json!({ "factor": decimal(factor), "rope_type": "linear", "type": "linear" }),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
+            "factor": factor,
+            "high_freq_factor": high_freq_factor,
+            "low_freq_factor": low_freq_factor,
+            "original_max_position_embeddings": original_context,
+            "rope_type": "llama3",
+        }),
+    })
+}
+
+/// Relative difference of divisors that counts as rounding: writers compute them in f32, by way of wavelengths.
+const ROUNDING: f64 = 1e-5;
+
+/// The rule that gives these divisors. Of Llama 3's parameters only ratios show in them, so that `low_freq_factor` is taken to be
+/// 1; and where few frequencies lie between the kept and the divided ones, `high_freq_factor` is taken to be 4. So are those of all
+/// models of that kind.
+fn recover(theta: f64, head_dim: usize, divisors: &[f32]) -> Option<RopeScaling> {
+    let largest = f64::from(divisors.iter().copied().fold(0f32, f32::max));
+    let alike = |a: f64, b: f64| (a - b).abs() <= ROUNDING * b.abs();
+    if divisors.iter().all(|d| alike(f64::from(*d), largest)) {
+        let factor = decimal(largest);
+        return Some(if alike(factor, 1.0) { RopeScaling::None } else { RopeScaling::Linear { factor } });
+    }
+    let rounded = largest.round();
+    let factor = if alike(largest, rounded) { rounded } else { decimal(largest) };
+    let plain = Rope { theta, scaling: RopeScaling::None }.frequencies(head_dim);
+    // Between the kept and the divided frequencies, 1 / divisor rises linearly with the frequency, from 1 / factor to 1.
+    let ramp: Vec<(f64, f64)> = plain
+        .iter()
+        .zip(divisors)
+        .map(|(f, d)| (f / (2.0 * PI), (1.0 / f64::from(*d) - 1.0 / factor) / (1.0 - 1.0 / factor)))
+        .filter(|(_, smooth)| (1e-3..1.0 - 1e-3).contains(smooth))
+        .collect();
+    let solved = match (ramp.first(), ramp.last()) {
+        (Some(a), Some(b)) if a.0 > b.0 => {
+            let slope = (a.1 - b.1) / (a.0 - b.0);
+            let high = 1.0 + 1.0 / (slope * a.0 - a.1);
+            Some((((high * 1e3).round() / 1e3), slope * (high - 1.0)))
+        }
+        _ => None,
+    };
+    let customary = ramp.iter().map(|(f, smooth)| (4.0, (1.0 + 3.0 * smooth) / f));
+    let powers = (4..31).map(|bits| (4.0, f64::from(1u32 << bits)));
+    customary.chain(powers).chain(solved).find_map(|(high_freq_factor, context)| {
+        if !(1.0..1e15).contains(&context) {
+            return None;
+        }
+        let original_context = context.round() as usize;
+        let scaling = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor, original_context };
+        let made = Rope { theta, scaling: scaling.clone() }.factors(head_dim)?;
+        let same = made.iter().zip(divisors).all(|(m, d)| alike(f64::from(*m), f64::from(*d)));
+        (same && high_freq_factor > 1.0).then_some(scaling)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::spec;
+    use bitsmith_formats::ErrorKind;
+
+    /// What a spec says, the architecture's name aside.
+    fn said(spec: &ModelSpec) -> String {
+        format!("{:?}", ModelSpec { arch: &super::super::llama::LLAMA, ..spec.clone() })
+    }
+
+    #[test]
+    fn what_is_written_reads_as_the_same_model() {
+        for (model_type, changes) in [
+            ("llama", json!({})),
+            ("llama", json!({"attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true, "head_dim": 12})),
+            ("llama", json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.5}, "eos_token_id": [7, 3]})),
+            (
+                "llama",
+                json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64}, "bos_token_id": null, "eos_token_id": null}),
+            ),
+            ("mistral", json!({"sliding_window": 128, "rms_norm_eps": 1e-6})),
+            ("mistral", json!({"sliding_window": null})),
+            ("qwen2", json!({"rope_theta": 1e6, "head_dim": 12})),
+            ("qwen2", json!({"use_sliding_window": true, "sliding_window": 32, "max_window_layers": 0})),
+            ("qwen3", json!({"head_dim": 16, "attention_bias": true})),
+            ("qwen3", json!({"use_sliding_window": true, "sliding_window": 32, "max_window_layers": 0})),
+        ] {
+            let spec = spec(model_type, changes);
+            let written = Value::Object(spec.to_config().unwrap());
+            let read = ModelSpec::from_config(&written).unwrap();
+            assert_eq!(said(&read), said(&spec), "{written}");
+            assert_eq!(read.arch.name, model_type);
+            let class = written["architectures"][0].as_str().unwrap();
+            assert_eq!(class.to_lowercase(), format!("{model_type}forcausallm"));
+        }
+    }
+
+    #[test]
+    fn a_window_makes_a_llama_a_mistral() {
+        let mut llama = spec("llama", json!({}));
+        llama.sliding_window = Some(64);
+        let written = Value::Object(llama.to_config().unwrap());
+        assert_eq!((&written["model_type"], &written["sliding_window"]), (&json!("mistral"), &json!(64)));
+        llama.mlp_bias = true;
+        assert_eq!(llama.to_config().unwrap_err().kind, ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn what_a_configuration_cannot_say_is_refused() {
+        let mut odd = spec("llama", json!({}));
+        odd.qkv_bias = true;
+        let e = odd.to_config().unwrap_err();
+        assert!(e.kind == ErrorKind::Unsupported && e.message.contains("LlamaForCausalLM") && e.hint.is_some(), "{e}");
+        let mut odd = spec("qwen2", json!({}));
+        odd.qkv_bias = false;
+        assert!(odd.to_config().is_err());
+        let mut odd = spec("qwen3", json!({}));
+        odd.mlp_bias = true;
+        assert!(odd.to_config().is_err());
+        let mut odd = spec("llama", json!({}));
+        odd.rope.scaling = RopeScaling::Factors(vec![1.0, 3.0, 2.0, 8.0]);
+        let e = odd.to_config().unwrap_err();
+        assert_eq!((e.kind, e.tensor.as_deref()), (ErrorKind::Unsupported, Some("rope_freqs.weight")));
+    }
+
+    #[test]
+    fn numbers_that_went_through_f32_are_written_as_they_were() {
+        let mut through = spec("llama", json!({}));
+        (through.rms_eps, through.rope.theta) = (f64::from(1e-5f32), f64::from(500_000f32));
+        let written = through.to_config().unwrap();
+        assert_eq!((&written["rms_norm_eps"], &written["rope_theta"]), (&json!(1e-5), &json!(500_000.0)));
+        assert_eq!(decimal(0.1), 0.1);
+    }
+
+    /// Llama 3.1, 3.2 and others, through the divisors that a GGUF has.
+    #[test]
+    fn llama_3s_rule_is_found_in_its_divisors() {
+        for (theta, head_dim, factor, low, high, context, expected) in [
+            (5e5, 128, 8.0, 1.0, 4.0, 8192, (4.0, 8192)),
+            (5e5, 64, 32.0, 1.0, 4.0, 8192, (4.0, 8192)),
+            (1e4, 16, 8.0, 1.0, 4.0, 64, (4.0, 64)),
+            (5e5, 128, 16.0, 2.0, 8.0, 8192, (4.0, 4096)),
+            (1e6, 128, 4.0, 1.0, 3.0, 10_000, (3.0, 10_000)),
+            (5e5, 64, 8.5, 1.0, 32.0, 4096, (32.0, 4096)),
+        ] {
+            let scaling = RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context: context };
+            let divisors = Rope { theta, scaling }.factors(head_dim).unwrap();
+            let (high_freq_factor, original_context) = expected;
+            let wanted = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor, original_context };
+            assert_eq!(recover(theta, head_dim, &divisors), Some(wanted), "{theta} {head_dim} {factor}");
+        }
+        // No frequency on the ramp: any rule that separates the two kinds will do.
+        let divisors = [1.0, 1.0, 8.0, 8.0];
+        let found = recover(1e4, 8, &divisors).unwrap();
+        assert_eq!(Rope { theta: 1e4, scaling: found }.factors(8).unwrap(), divisors);
+        assert_eq!(recover(1e4, 8, &[1.0; 4]), Some(RopeScaling::None));
+        assert_eq!(recover(1e4, 8, &[2.5; 4]), Some(RopeScaling::Linear { factor: 2.5 }));
+        assert_eq!(recover(1e4, 8, &[1.0, 8.0, 1.0, 8.0]), None);
+    }
+}
