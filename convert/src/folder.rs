@@ -43,6 +43,12 @@ fn pretty(value: &Value) -> Result<String> {
     String::from_utf8(out).map_err(|e| Error::failed(e.to_string()).with_source(e))
 }
 
+/// Writes a JSON file into a folder.
+pub(crate) fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
+    let path = folder.join(name);
+    std::fs::write(&path, pretty(value)?).map_err(|e| Error::write(path, e))
+}
+
 /// What a card says of its kind of folder.
 pub(crate) struct Kind<'a> {
     /// The hub's name of the library that loads it.
@@ -86,12 +92,9 @@ pub(crate) fn finish(
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<Artifact> {
     sidecars::copy(source, dir.path())?;
-    let write = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).map_err(|e| Error::write(path, e))
-    };
-    write("README.md", card)?;
-    write(CONFIG_FILE, &pretty(config)?)?;
+    let readme = dir.path().join("README.md");
+    std::fs::write(&readme, card).map_err(|e| Error::write(readme, e))?;
+    write_json(dir.path(), CONFIG_FILE, config)?;
     check(dir.path())?;
     let path = dir.target().to_path_buf();
     dir.commit()?;

@@ -1,5 +1,5 @@
-//! GPTQ, AWQ, compressed-tensors and ModelOpt folders: the source's configuration and tokenizer with the layers' matrices packed as vLLM, transformers and
-//! GPTQModel read them.
+//! GPTQ, AWQ, compressed-tensors and ModelOpt folders: the source's configuration and tokenizer with the layers' matrices packed as
+//! vLLM, transformers and GPTQModel read them.
 //!
 //! Embedding, output matrix, norms and biases stay dense. Matrices of another width or group than the rest, and such as stay
 //! dense, are named in the configuration: GPTQ has rules per module (`dynamic`), compressed-tensors groups of modules, AWQ and
@@ -25,10 +25,15 @@ pub struct PackedPlan {
     source: PathBuf,
     format: PackedFormat,
     config: Value,
+    /// ModelOpt's own file, beside `config.json`.
+    own_config: Option<Value>,
     card: String,
     layout: Layout,
     max_shard_bytes: u64,
 }
+
+/// Where ModelOpt looks for its configuration.
+const MODELOPT_FILE: &str = "hf_quant_config.json";
 
 impl PackedPlan {
     /// Plans a folder for the checkpoint folder `source`. `codecs` must name every matrix of the model: what `format` can hold for
@@ -58,11 +63,12 @@ impl PackedPlan {
             }
         }
         let config = config(source, format, default, dense, &layout.tensors)?;
+        let own_config = (format == PackedFormat::ModelOpt).then(|| modelopt_config(&dense_modules(&layout.tensors)).1);
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: format.method(), format: &name, commands };
         let card = folder::card(about, &layout, &kind);
         let source = source.to_path_buf();
-        Ok(PackedPlan { source, format, config, card, layout, max_shard_bytes: MAX_SHARD_BYTES })
+        Ok(PackedPlan { source, format, config, own_config, card, layout, max_shard_bytes: MAX_SHARD_BYTES })
     }
 
     /// Sets the most bytes of tensor data in one file (5 GiB otherwise).
@@ -124,6 +130,9 @@ impl ArtifactWriter for Writing {
     fn finish(self: Box<Self>) -> Result<Artifact> {
         let Writing { plan, weights, dir } = *self;
         weights.finish()?;
+        if let Some(config) = &plan.own_config {
+            folder::write_json(dir.path(), MODELOPT_FILE, config)?;
+        }
         folder::finish(&plan.source, dir, &plan.card, &plan.config, |folder| {
             let expected = plan.layout.tensors.iter().map(|t| {
                 let (codec, bytes) = plan.read_back(t)?;
@@ -190,10 +199,7 @@ fn config(source: &Path, format: PackedFormat, default: CodecId, dense: Float, t
                 .collect();
             compressed_tensors_config(&described)?
         }
-        PackedFormat::ModelOpt => {
-            let dense = tensors.iter().filter(|t| t.role.part.is_matrix() && t.role.part != Part::TokenEmbd);
-            modelopt_config(&dense.filter(|t| t.codec.float().is_some()).map(module).collect::<Vec<_>>()).0
-        }
+        PackedFormat::ModelOpt => modelopt_config(&dense_modules(tensors)).0,
     };
     config.insert("quantization_config".into(), block);
     Ok(Value::Object(config))
@@ -202,6 +208,12 @@ fn config(source: &Path, format: PackedFormat, default: CodecId, dense: Float, t
 /// The layers' matrices, which a reader takes for packed unless it is told otherwise.
 fn linears(tensors: &[PlannedTensor]) -> impl Iterator<Item = &PlannedTensor> {
     tensors.iter().filter(|t| t.role.layer.is_some() && t.role.part.is_matrix())
+}
+
+/// Linear layers that are not packed, the output matrix among them.
+fn dense_modules(tensors: &[PlannedTensor]) -> Vec<&str> {
+    let linear = tensors.iter().filter(|t| t.role.part.is_matrix() && t.role.part != Part::TokenEmbd);
+    linear.filter(|t| t.codec.float().is_some()).map(module).collect()
 }
 
 fn module(tensor: &PlannedTensor) -> &str {

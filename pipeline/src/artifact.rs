@@ -152,9 +152,9 @@ pub fn start(
             }
             mlx.start(path)
         }
-        Target::Gptq { .. } | Target::Awq { .. } => {
+        Target::Gptq { .. } | Target::Awq { .. } | Target::Compressed(_) | Target::ModelOpt => {
             let format = target.packed().expect("these targets are packed");
-            let (base, vectors) = (target.base(dense), target.vector_type(dense));
+            let (base, vectors) = (target.base(dense, spec.hidden_size), target.vector_type(dense));
             let mut packed = PackedPlan::new(spec, model.checkpoint.folder(), &model.about, format, base, vectors, &codecs)?;
             if let Some(bytes) = shard_size {
                 packed = packed.shard_bytes(bytes);

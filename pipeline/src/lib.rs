@@ -4,6 +4,7 @@ pub mod artifact;
 pub mod calibrate;
 pub mod calibration;
 pub mod check;
+pub mod compressed;
 pub mod context;
 pub mod encode;
 pub mod estimate;

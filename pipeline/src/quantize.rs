@@ -216,7 +216,8 @@ impl<'a> Job<'a> {
             }
             let shard_size = self.options.shard_size;
             let writer = artifact::start(self.model, *target, plan, self.dense_for(*target), name, shard_size)?;
-            outputs.push(stream::Output { plan, writer });
+            let scales = stream::scales(&self.model.checkpoint, plan, self.context)?;
+            outputs.push(stream::Output { plan, scales, writer });
         }
         let (inputs, passed) = std::thread::scope(|scope| {
             let hashing = scope.spawn(|| known.map_or_else(|| hash_inputs(model), Ok));
