@@ -62,8 +62,11 @@ impl PackedPlan {
                 return Err(Error::unsupported(format!("AWQ has one format for all: {default}, not {}", t.codec)).tensor(&t.name));
             }
         }
-        let config = config(source, format, default, dense, &layout.tensors)?;
-        let own_config = (format == PackedFormat::ModelOpt).then(|| modelopt_config(&dense_modules(&layout.tensors)).1);
+        // Loaders make an output matrix of a tied embedding, and would look for its planes.
+        let tied = spec.tied.then(|| spec.arch.tensor_name(ContainerKind::Hf, Role::global(Part::Output))).flatten();
+        let config = config(source, format, default, dense, &layout.tensors, tied.as_deref())?;
+        let dense_modules = || dense_modules(&layout.tensors, tied.as_deref());
+        let own_config = (format == PackedFormat::ModelOpt).then(|| modelopt_config(&dense_modules()).1);
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: format.method(), format: &name, commands };
         let card = folder::card(about, &layout, &kind);
@@ -143,8 +146,15 @@ impl ArtifactWriter for Writing {
     }
 }
 
-/// The source's configuration with the `quantization_config` block.
-fn config(source: &Path, format: PackedFormat, default: CodecId, dense: Float, tensors: &[PlannedTensor]) -> Result<Value> {
+/// The source's configuration with the `quantization_config` block. `tied` is the output matrix that is no tensor of its own.
+fn config(
+    source: &Path,
+    format: PackedFormat,
+    default: CodecId,
+    dense: Float,
+    tensors: &[PlannedTensor],
+    tied: Option<&str>,
+) -> Result<Value> {
     let mut config = folder::read_json(&source.join(CONFIG_FILE))?;
     config.remove("_name_or_path");
     config.remove("quantization");
@@ -196,10 +206,11 @@ fn config(source: &Path, format: PackedFormat, default: CodecId, dense: Float, t
             let described: Vec<Described> = tensors
                 .iter()
                 .map(|t| Described { name: &t.name, codec: t.codec, row_len: *t.shape.last().unwrap_or(&1), linear: linear(t) })
+                .chain(tied.map(|name| Described { name, codec: dense.codec(), row_len: 1, linear: true }))
                 .collect();
             compressed_tensors_config(&described)?
         }
-        PackedFormat::ModelOpt => modelopt_config(&dense_modules(tensors)).0,
+        PackedFormat::ModelOpt => modelopt_config(&dense_modules(tensors, tied)).0,
     };
     config.insert("quantization_config".into(), block);
     Ok(Value::Object(config))
@@ -211,13 +222,18 @@ fn linears(tensors: &[PlannedTensor]) -> impl Iterator<Item = &PlannedTensor> {
 }
 
 /// Linear layers that are not packed, the output matrix among them.
-fn dense_modules(tensors: &[PlannedTensor]) -> Vec<&str> {
+fn dense_modules<'a>(tensors: &'a [PlannedTensor], tied: Option<&'a str>) -> Vec<&'a str> {
     let linear = tensors.iter().filter(|t| t.role.part.is_matrix() && t.role.part != Part::TokenEmbd);
-    linear.filter(|t| t.codec.float().is_some()).map(module).collect()
+    let dense = linear.filter(|t| t.codec.float().is_some());
+    dense.map(module).chain(tied.map(module_of)).collect()
 }
 
 fn module(tensor: &PlannedTensor) -> &str {
-    tensor.name.trim_end_matches(".weight")
+    module_of(&tensor.name)
+}
+
+fn module_of(name: &str) -> &str {
+    name.trim_end_matches(".weight")
 }
 
 /// GPTQModel's `dynamic`: what differs from the default, by patterns of whole names.

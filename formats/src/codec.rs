@@ -513,14 +513,7 @@ pub fn encode_all(codec: CodecId, weights: &[f32], row_len: usize, importance: O
     encode_in_parallel(codec, weights, row_len, importance, 1.0, out);
 }
 
-fn encode_in_parallel(
-    codec: CodecId,
-    weights: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    scale: f32,
-    out: &mut [u8],
-) {
+fn encode_in_parallel(codec: CodecId, weights: &[f32], row_len: usize, importance: Option<&[f32]>, scale: f32, out: &mut [u8]) {
     use rayon::prelude::*;
     let c = codec.codec();
     let row_len = row_len.max(1);

@@ -161,7 +161,7 @@ proptest! {
         let encode = |codec| {
             let mut tensor = EncodedTensor::encode(codec, &shape, &weights, None).unwrap();
             if codec == CodecId::Micro(Micro::Nvfp4) {
-                tensor.scale = 2f32.powi(exponent);
+                tensor.scale = codec.tensor_scale(1.37 * 2f32.powi(exponent));
             }
             tensor
         };

@@ -170,3 +170,28 @@ pub fn check_range(role: Role, float: Float, weights: &[f32]) -> Result<()> {
         .tensor(role.to_string())
         .hint("choose bf16 or f32 for this tensor, with --tensor-type"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitsmith_formats::Micro;
+    use bitsmith_quantize::PlanEntry;
+    use bitsmith_runtime::role::Part;
+
+    #[test]
+    fn layers_with_one_input_share_a_scale() {
+        let entry = |role, codec| PlanEntry { role, codec, instead_of: None, needs_importance: false };
+        let (q, k, v) = (Part::AttnQ, Part::AttnK, Part::AttnV);
+        let codec = CodecId::Micro(Micro::Nvfp4);
+        let mut entries = vec![entry(Role::layer(0, v), CodecId::BF16)];
+        let at = [(0, q), (0, k), (0, Part::AttnOutput), (1, q)].map(|(layer, part)| Role::layer(layer, part));
+        entries.extend(at.map(|role| entry(role, codec)));
+        let plan = Plan { entries, tensor_scales: true };
+        assert!(at.iter().all(|&role| plan.has_scale(role)) && !plan.has_scale(Role::layer(0, v)));
+        let found = shared_scales(&plan, &at.into_iter().zip([0.5, 2.0, 0.25, 1.0]).collect());
+        let expected = [2.0, 2.0, 0.25, 1.0].map(|largest| codec.tensor_scale(largest));
+        assert_eq!(at.map(|role| found[&role]), expected);
+        let without = Plan { tensor_scales: false, ..plan };
+        assert!(!without.has_scale(at[0]));
+    }
+}

@@ -339,7 +339,9 @@ mod tests {
             assert!(compressed.can_hold(codec), "{codec}");
             assert_eq!(modelopt.can_hold(codec), [nvfp4, CodecId::F16].contains(&codec), "{codec}");
         }
-        assert!(!compressed.can_hold(CodecId::NVFP4) && !compressed.can_hold(affine) && !gptq.can_hold(fp8) && !mlx.can_hold(fp8));
+        assert!(
+            !compressed.can_hold(CodecId::NVFP4) && !compressed.can_hold(affine) && !gptq.can_hold(fp8) && !mlx.can_hold(fp8)
+        );
         let int = CodecId::IntGroup { bits: 4, group: 128, scale: Float::F16, symmetric: true };
         assert!(!mlx.can_hold(int) && !gguf.can_hold(int));
     }

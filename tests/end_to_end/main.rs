@@ -12,6 +12,7 @@ mod jobs;
 mod packed;
 mod pull;
 mod resume;
+mod server;
 mod support;
 mod text;
 mod tiny;

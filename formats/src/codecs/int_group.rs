@@ -399,6 +399,23 @@ mod tests {
     }
 
     #[test]
+    fn compressed_tensors_divides_by_the_stored_scale() {
+        // 1 / 7.5 in BF16 is 0.13379: 0.4675 is less than 3.5 of these, but more than 3.5 of the 0.13333 that GPTQ divides by.
+        let x = [-0.5, 1.0, 0.0, 0.4675, -0.25, 0.75, 0.5, 0.1];
+        let codes = |float, symmetric| {
+            let bytes = block(find(4, 8, float, symmetric).unwrap(), &x);
+            let mut codes = [0; 8];
+            bits::unpack_width(4, &bytes, &mut codes);
+            (codes[3], bytes[6])
+        };
+        assert_eq!((codes(Float::F16, true), codes(Float::BF16, true)), ((12, 8), (11, 8)));
+        assert_eq!(codes(Float::BF16, false).1, 5);
+        // Nothing to scale: epsilon, so that no loader divides by 0.
+        let zeros = block(find(8, 8, Float::BF16, false).unwrap(), &[0.0; 8]);
+        assert_eq!((&zeros[..8], &zeros[8..]), (&[128u8; 8][..], &[0x00, 0x3c, 128][..]));
+    }
+
+    #[test]
     fn one_sided_groups_use_the_whole_range() {
         for sign in [1.0, -1.0] {
             let x: Vec<f32> = (0..32).map(|i| sign * (1.0 + i as f32 / 16.0)).collect();

@@ -1,9 +1,8 @@
 //! NVFP4 beside a scale of the whole tensor, as GPU servers have it: the value of a code is its small float times the group's e4m3 scale
 //! times the tensor's. The blocks are those of [`Micro::Nvfp4`](crate::Micro); only the encoder differs.
 //!
-//! The reference is ModelOpt's `NVFP4QTensor.quantize`, all in f32. compressed-tensors rounds alike but for three things that hardly
-//! matter: the last bit of intermediate scales; BF16 weights, whose scales it computes in BF16; and groups of zeros, whose scale of
-//! any size it sets to 1/8 instead of 1.
+//! The reference is ModelOpt's `NVFP4QTensor.quantize`, all in f32. compressed-tensors rounds alike but for two things that hardly
+//! matter: it computes scales in the weights' own type, and groups of zeros have the scale 1/8 instead of 1.
 
 use super::minifloat::{E2M1_MAX, E4M3_MAX, from_e4m3, to_e4m3};
 
@@ -11,14 +10,14 @@ const LEN: usize = 16;
 const BYTES: usize = 9;
 /// The smallest e4m3 number but 0.
 const LEAST: f32 = 1.0 / 512.0;
+/// Largest magnitudes below this count as this: neither the scale nor its reciprocal may leave the normal numbers.
+const SMALLEST: f32 = 1e-34;
 
-/// The scale of a tensor whose largest magnitude is this: the group that holds it gets the largest e4m3 scale. Scale and reciprocal are
-/// normal numbers.
+/// The scale of a tensor whose largest magnitude is this: the group that holds it gets the largest e4m3 scale. It is the reciprocal of
+/// a number, as compressed-tensors stores it, so that it survives being stored as its own reciprocal.
 pub(crate) fn tensor_scale(largest: f32) -> f32 {
-    match largest / (E2M1_MAX * E4M3_MAX) {
-        scale if scale > 0.0 && scale.is_finite() => scale.max(f32::MIN_POSITIVE),
-        _ => 1.0,
-    }
+    let divisor = E2M1_MAX * E4M3_MAX / largest.max(SMALLEST);
+    if divisor.is_normal() { 1.0 / divisor } else { 1.0 }
 }
 
 /// The e2m1 code nearest to `y`, ties to even; what is negative keeps its sign as zero.
@@ -84,10 +83,13 @@ mod tests {
     }
 
     #[test]
-    fn every_tensor_has_a_scale_with_a_reciprocal() {
-        for largest in [0.0, 1e-45, 1e-38, 0.1, f32::MAX, f32::INFINITY, f32::NAN] {
+    fn scales_survive_their_reciprocals() {
+        let some = (0..5000).map(|i| (1.0 + i as f32 / 5000.0) * 2f32.powi(i % 200 - 100));
+        for largest in some.chain([0.0, 1e-45, 1e-38, 0.1, f32::MAX, f32::INFINITY, f32::NAN]) {
             let scale = tensor_scale(largest);
-            assert!(scale.is_normal() && (1.0 / scale).is_normal(), "{largest} {scale}");
+            let divisor = 1.0 / scale;
+            assert!(scale.is_normal() && divisor.is_normal() && 1.0 / divisor == scale, "{largest} {scale}");
+            assert!(!(1e-34..1e30).contains(&largest) || (scale * 2688.0 / largest - 1.0).abs() < 1e-6, "{largest} {scale}");
         }
     }
 }
