@@ -27,6 +27,7 @@ fn number((header, data): &(Map<String, Value>, Vec<u8>), name: &str) -> f32 {
 fn folders_are_written_and_read_back() {
     let work = Work::new();
     let dense = perplexity(&work, "demo");
+    work.write("tokens.json", json!({ "sequences": [[5, 6, 7]] }).to_string());
     // Target, method, codecs of rows of 256 and of 768 weights when read, perplexity relative to the dense model's at most.
     for (target, method, codecs, ratio) in [
         ("compressed:int4-g32", "rtn", ["int4-g32-bf16-sym"; 2], 1.10),
@@ -55,7 +56,7 @@ fn folders_are_written_and_read_back() {
         assert!(found > 0.98 && found < ratio, "{target} {method}: {found}");
         work.ok(&format!("verify {out} --source demo"));
         assert_eq!(work.json(&format!("generate {out} -p The -n 3"))["tokens"].as_array().unwrap().len(), 3);
-        work.json(&format!("logits {out} -p The"));
+        work.json(&format!("logits {out} --tokens tokens.json"));
         let again = work.json(&format!("quantize demo --to {target} --method {method} --samples 8 --ctx 128 -o {out}"));
         assert_eq!(again["artifacts"][0]["reused"], true, "{again}");
     }
@@ -67,7 +68,7 @@ fn configurations_are_the_libraries_own() {
     work.ok(
         "quantize demo --to compressed:int4,compressed:int8,compressed:fp8,compressed:nvfp4,modelopt:nvfp4 --method rtn -o all",
     );
-    let folders = ["int4-g128", "int8", "fp8", "nvfp4"].map(|e| format!("all/demo-compressed-{e}"));
+    let folders = ["int4-g128", "int8", "fp8", "nvfp4"].map(|e| format!("all/bitsmith-demo-compressed-{e}"));
     let known = |folder: &String| {
         let config = quantization(&work, folder);
         let group = &config["config_groups"]["group_0"];
@@ -82,7 +83,7 @@ fn configurations_are_the_libraries_own() {
     assert_eq!(known(&folders[1]), json!(["pack-quantized", [8, "int", true, "channel", null], none]));
     assert_eq!(known(&folders[2]), json!(["float-quantized", [8, "float", true, "channel", null], [8, "token", true]]));
     assert_eq!(known(&folders[3]), json!(["nvfp4-pack-quantized", [4, "float", true, "tensor_group", 16], none]));
-    let modelopt = "all/demo-modelopt-nvfp4";
+    let modelopt = "all/bitsmith-demo-modelopt-nvfp4";
     let (own, config) = (read_json(&work, &format!("{modelopt}/hf_quant_config.json")), quantization(&work, modelopt));
     assert_eq!((&own["quantization"]["quant_algo"], &own["quantization"]["group_size"]), (&config["quant_algo"], &json!(16)));
     assert_eq!((&own["quantization"]["exclude_modules"], &config["ignore"]), (&json!(["lm_head"]), &json!(["lm_head"])));

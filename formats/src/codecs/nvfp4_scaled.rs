@@ -13,10 +13,10 @@ const LEAST: f32 = 1.0 / 512.0;
 /// Largest magnitudes below this count as this: neither the scale nor its reciprocal may leave the normal numbers.
 const SMALLEST: f32 = 1e-34;
 
-/// The scale of a tensor whose largest magnitude is this: the group that holds it gets the largest e4m3 scale. It is the reciprocal of
-/// a number, as compressed-tensors stores it, so that it survives being stored as its own reciprocal.
+/// The scale of a tensor whose largest magnitude is this: the group that holds it gets the largest e4m3 scale. The last bit is such that
+/// the scale survives being stored as its reciprocal, as compressed-tensors has it.
 pub(crate) fn tensor_scale(largest: f32) -> f32 {
-    let divisor = E2M1_MAX * E4M3_MAX / largest.max(SMALLEST);
+    let divisor = 1.0 / (largest.max(SMALLEST) / (E2M1_MAX * E4M3_MAX));
     if divisor.is_normal() { 1.0 / divisor } else { 1.0 }
 }
 
