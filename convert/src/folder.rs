@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub struct FolderPlan {
     files: FolderFiles,
     config: Value,
+    /// Files that a layout has beside `config.json`.
+    more: Vec<(&'static str, Value)>,
     card: String,
     layout: Layout,
     scheme: Scheme,
@@ -48,7 +50,14 @@ impl FolderPlan {
         kind: &Kind<'_>,
     ) -> Self {
         let card = card(about, &layout, kind);
-        FolderPlan { files: files.clone(), config: config.into(), card, layout, scheme, max_shard_bytes: MAX_SHARD_BYTES }
+        let (files, config) = (files.clone(), config.into());
+        FolderPlan { files, config, more: Vec::new(), card, layout, scheme, max_shard_bytes: MAX_SHARD_BYTES }
+    }
+
+    /// Adds a JSON file of this name.
+    pub(crate) fn beside(mut self, name: &'static str, contents: Value) -> Self {
+        self.more.push((name, contents));
+        self
     }
 
     /// Sets the most bytes of tensor data in one file. `None`: 5 GiB.
@@ -181,9 +190,11 @@ impl ArtifactWriter for Writing {
         let Writing { plan, weights, dir } = *self;
         weights.finish()?;
         plan.files.write(dir.path())?;
-        for (name, text) in [("README.md", plan.card.clone()), (CONFIG_FILE, pretty(&plan.config)?)] {
-            let path = dir.path().join(name);
-            std::fs::write(&path, text).map_err(|e| Error::write(path, e))?;
+        let readme = dir.path().join("README.md");
+        std::fs::write(&readme, &plan.card).map_err(|e| Error::write(readme, e))?;
+        write_json(dir.path(), CONFIG_FILE, &plan.config)?;
+        for (name, contents) in &plan.more {
+            write_json(dir.path(), name, contents)?;
         }
         plan.check(dir.path())?;
         let path = dir.target().to_path_buf();
@@ -228,6 +239,12 @@ pub(crate) fn pretty(value: &Value) -> Result<String> {
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, serde_json::ser::PrettyFormatter::with_indent(b"    "));
     value.serialize(&mut serializer).map_err(|e| Error::failed(e.to_string()).with_source(e))?;
     String::from_utf8(out).map_err(|e| Error::failed(e.to_string()).with_source(e))
+}
+
+/// Writes a JSON file into a folder.
+pub(crate) fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
+    let path = folder.join(name);
+    std::fs::write(&path, pretty(value)?).map_err(|e| Error::write(path, e))
 }
 
 /// What a card says of its kind of folder.

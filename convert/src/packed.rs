@@ -1,5 +1,5 @@
-//! GPTQ, AWQ, compressed-tensors and ModelOpt folders: the source's configuration and tokenizer with the layers' matrices packed as vLLM, transformers and
-//! GPTQModel read them.
+//! GPTQ, AWQ, compressed-tensors and ModelOpt folders: the source's configuration and tokenizer with the layers' matrices packed as
+//! vLLM, transformers and GPTQModel read them.
 //!
 //! Embedding, output matrix, norms and biases stay dense. Matrices of another width or group than the rest, and such as stay
 //! dense, are named in the configuration: GPTQ has rules per module (`dynamic`), compressed-tensors groups of modules, AWQ and
@@ -39,20 +39,31 @@ impl FolderPlan {
                 return Err(Error::unsupported(format!("AWQ has one format for all: {default}, not {}", t.codec)).tensor(&t.name));
             }
         }
-        let config = config(files, format, default, dense, &layout.tensors)?;
+        // Loaders make an output matrix of a tied embedding, and would look for its planes.
+        let tied = spec.tied.then(|| spec.arch.tensor_name(ContainerKind::Hf, Role::global(Part::Output))).flatten();
+        let config = config(files, format, default, dense, &layout.tensors, tied.as_deref())?;
+        let own = (format == PackedFormat::ModelOpt).then(|| modelopt_config(&dense_modules(&layout.tensors, tied.as_deref())).1);
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: format.method(), format: &name, commands };
-        Ok(FolderPlan::new(files, about, config, layout, Scheme::Packed(format), &kind))
+        let plan = FolderPlan::new(files, about, config, layout, Scheme::Packed(format), &kind);
+        Ok(match own {
+            Some(config) => plan.beside(MODELOPT_FILE, config),
+            None => plan,
+        })
     }
 }
 
-/// The model's configuration with the `quantization_config` block.
+/// Where ModelOpt looks for its configuration.
+const MODELOPT_FILE: &str = "hf_quant_config.json";
+
+/// The model's configuration with the `quantization_config` block. `tied` is the output matrix that is no tensor of its own.
 fn config(
     files: &FolderFiles,
     format: PackedFormat,
     default: CodecId,
     dense: Float,
     tensors: &[PlannedTensor],
+    tied: Option<&str>,
 ) -> Result<Map<String, Value>> {
     let mut config = files.config();
     folder::set_dtype(&mut config, dense);
@@ -101,13 +112,11 @@ fn config(
             let described: Vec<Described> = tensors
                 .iter()
                 .map(|t| Described { name: &t.name, codec: t.codec, row_len: *t.shape.last().unwrap_or(&1), linear: linear(t) })
+                .chain(tied.map(|name| Described { name, codec: dense.codec(), row_len: 1, linear: true }))
                 .collect();
             compressed_tensors_config(&described)?
         }
-        PackedFormat::ModelOpt => {
-            let dense = tensors.iter().filter(|t| t.role.part.is_matrix() && t.role.part != Part::TokenEmbd);
-            modelopt_config(&dense.filter(|t| t.codec.float().is_some()).map(module).collect::<Vec<_>>()).0
-        }
+        PackedFormat::ModelOpt => modelopt_config(&dense_modules(tensors, tied)).0,
     };
     config.insert("quantization_config".into(), block);
     Ok(config)
@@ -118,8 +127,19 @@ fn linears(tensors: &[PlannedTensor]) -> impl Iterator<Item = &PlannedTensor> {
     tensors.iter().filter(|t| t.role.layer.is_some() && t.role.part.is_matrix())
 }
 
+/// Linear layers that are not packed, the output matrix among them.
+fn dense_modules<'a>(tensors: &'a [PlannedTensor], tied: Option<&'a str>) -> Vec<&'a str> {
+    let linear = tensors.iter().filter(|t| t.role.part.is_matrix() && t.role.part != Part::TokenEmbd);
+    let dense = linear.filter(|t| t.codec.float().is_some());
+    dense.map(module).chain(tied.map(module_of)).collect()
+}
+
 fn module(tensor: &PlannedTensor) -> &str {
-    tensor.name.trim_end_matches(".weight")
+    module_of(&tensor.name)
+}
+
+fn module_of(name: &str) -> &str {
+    name.trim_end_matches(".weight")
 }
 
 /// GPTQModel's `dynamic`: what differs from the default, by patterns of whole names.

@@ -203,6 +203,14 @@ impl CodecId {
         let c = self.codec();
         c.block_bytes() as f64 * 8.0 / c.block_len() as f64
     }
+    /// The scale of a whole tensor whose largest magnitude is this, for formats whose groups have small numbers as scales and may lean
+    /// on one (NVFP4); 1 for others.
+    pub fn tensor_scale(self, largest: f32) -> f32 {
+        match self {
+            CodecId::Micro(Micro::Nvfp4) => codecs::nvfp4_scaled::tensor_scale(largest),
+            _ => 1.0,
+        }
+    }
     /// Bytes of a row of `row_len` weights, or an error if the row is not a whole number of blocks.
     pub fn row_bytes(self, row_len: usize) -> Result<usize> {
         let c = self.codec();
@@ -453,11 +461,21 @@ impl EncodedTensor {
     }
     /// Encodes `weights` (row-major, `shape`) with the reference encoder, rows in parallel.
     pub fn encode(codec: CodecId, shape: &[usize], weights: &[f32], importance: Option<&[f32]>) -> Result<Self> {
+        Self::encode_scaled(codec, shape, weights, importance, 1.0)
+    }
+    /// The same for a tensor that is to have this scale of its own, finite and positive.
+    pub fn encode_scaled(
+        codec: CodecId,
+        shape: &[usize],
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        scale: f32,
+    ) -> Result<Self> {
         let row_len = *shape.last().unwrap_or(&1);
         let row_bytes = codec.row_bytes(row_len)?;
         let mut bytes = vec![0u8; weights.len() / row_len.max(1) * row_bytes];
-        encode_all(codec, weights, row_len, importance, &mut bytes);
-        Ok(EncodedTensor::new(shape, codec, bytes))
+        encode_in_parallel(codec, weights, row_len, importance, scale, &mut bytes);
+        Ok(EncodedTensor { scale, ..EncodedTensor::new(shape, codec, bytes) })
     }
     /// The values that a runtime sees, row-major.
     pub fn decode(&self) -> Vec<f32> {
@@ -474,11 +492,34 @@ pub fn encode_rows(codec: CodecId, weights: &[f32], row_len: usize, importance: 
     codec.codec().encode_rows(weights, row_len, importance, out);
 }
 
+/// Encodes rows of a tensor that has this scale of its own with the reference encoder, on this thread. `out` has the rows' bytes.
+pub fn encode_rows_scaled(
+    codec: CodecId,
+    weights: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    scale: f32,
+    out: &mut [u8],
+) {
+    match codec {
+        _ if scale == 1.0 => encode_rows(codec, weights, row_len, importance, out),
+        CodecId::Micro(Micro::Nvfp4) => codecs::nvfp4_scaled::encode(weights, scale, out),
+        _ => {
+            let divided: Vec<f32> = weights.iter().map(|w| w / scale).collect();
+            encode_rows(codec, &divided, row_len, importance, out);
+        }
+    }
+}
+
 /// Weights that a thread encodes at a time: enough for lanes to fill across rows, few enough for threads to share a matrix.
 const ENCODE_CHUNK: usize = 1 << 16;
 
 /// Encodes rows with the reference encoder, in parallel. `out` has the rows' bytes.
 pub fn encode_all(codec: CodecId, weights: &[f32], row_len: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_in_parallel(codec, weights, row_len, importance, 1.0, out);
+}
+
+fn encode_in_parallel(codec: CodecId, weights: &[f32], row_len: usize, importance: Option<&[f32]>, scale: f32, out: &mut [u8]) {
     use rayon::prelude::*;
     let c = codec.codec();
     let row_len = row_len.max(1);
@@ -486,7 +527,7 @@ pub fn encode_all(codec: CodecId, weights: &[f32], row_len: usize, importance: O
     let rows = (ENCODE_CHUNK / row_len).max(1);
     out.par_chunks_mut(rows * row_bytes)
         .zip(weights.par_chunks(rows * row_len))
-        .for_each(|(out, rows)| c.encode_rows(rows, row_len, importance, out));
+        .for_each(|(out, rows)| encode_rows_scaled(codec, rows, row_len, importance, scale, out));
 }
 
 /// Decodes whole blocks, in parallel.

@@ -19,7 +19,9 @@ mod slots;
 pub mod store;
 pub mod torch;
 
-pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, Micro, decode_all, encode_all, encode_rows};
+pub use codec::{
+    BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, Micro, decode_all, encode_all, encode_rows, encode_rows_scaled,
+};
 pub use container::{Encoding, TensorInfo, TensorStore};
 pub use error::{Error, ErrorKind, Result};
 pub use hash::{sha256_bytes, sha256_file};

@@ -161,7 +161,7 @@ proptest! {
         let encode = |codec| {
             let mut tensor = EncodedTensor::encode(codec, &shape, &weights, None).unwrap();
             if codec == CodecId::Micro(Micro::Nvfp4) {
-                tensor.scale = 2f32.powi(exponent);
+                tensor.scale = codec.tensor_scale(1.37 * 2f32.powi(exponent));
             }
             tensor
         };
@@ -203,6 +203,34 @@ fn configurations_name_schemes_by_modules() {
     assert_eq!((&channel["config_groups"].as_object().unwrap().len(), &channel["format"]), (&1, &"pack-quantized".into()));
     assert!(compressed_tensors_config(&[tensor("a.weight", CodecId::BF16, 64, true)]).is_err());
     assert!(compressed_tensors_config(&[tensor("a.weight", CodecId::Q4K, 256, true)]).is_err());
+}
+
+/// Planes that compressed-tensors and ModelOpt made of matrices by rounding to nearest: their encoders are ours, byte for byte.
+#[test]
+fn rounding_is_the_packages() {
+    let mut cases = 0;
+    for float in ["bf16", "f32"] {
+        let compressed = [format!("int4-g32-{float}-sym"), format!("int4-g32-{float}"), format!("int8-g64-{float}-sym")];
+        let compressed = compressed.into_iter().chain([format!("fp8-g64-{float}")]);
+        let compressed = compressed.map(|case| (case.parse().unwrap(), case, PackedFormat::CompressedTensors));
+        let modelopt = (CodecId::Micro(Micro::Nvfp4), format!("nvfp4-{float}"), PackedFormat::ModelOpt);
+        for (codec, case, format) in compressed.chain([modelopt]) {
+            let theirs = SafetensorsStore::open(golden("rounding").join(format!("{case}.safetensors"))).unwrap();
+            let (shape, weights) = theirs.read_f32("dense").unwrap();
+            let scale = match format {
+                PackedFormat::ModelOpt => codec.tensor_scale(weights.iter().fold(0f32, |m, w| m.max(w.abs()))),
+                _ => 1.0,
+            };
+            let tensor = EncodedTensor::encode_scaled(codec, &shape, &weights, None, scale).unwrap();
+            let planes = format.split_planes("X.weight", &tensor).unwrap();
+            assert_eq!(planes.len() + 1, theirs.tensors().len(), "{case}");
+            for (name, bytes) in planes {
+                assert!(bytes[..] == theirs.bytes(&name).unwrap()[..], "{case}: {name}");
+                cases += 1;
+            }
+        }
+    }
+    assert_eq!(cases, 2 * (3 + 4 + 3 + 2 + 3));
 }
 
 /// What a damaged copy of a case changes: its configuration, or its tensors by name, each as dtype, shape and bytes.

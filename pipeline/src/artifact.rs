@@ -143,7 +143,9 @@ pub fn start(
     let (spec, about, files, codecs) = (model.checkpoint.spec(), &model.about, model.folder_files()?, plan.pairs());
     let vectors = target.vector_type(dense);
     let folder = match (target, target.packed()) {
-        (_, Some(format)) => FolderPlan::packed(spec, &files, about, format, target.base(dense), vectors, &codecs)?,
+        (_, Some(format)) => {
+            FolderPlan::packed(spec, &files, about, format, target.base(dense, spec.hidden_size), vectors, &codecs)?
+        }
         (Target::Hf(_), _) => FolderPlan::hf(spec, &files, about, vectors, &codecs)?,
         _ => FolderPlan::mlx(spec, &files, about, vectors, &codecs)?,
     };

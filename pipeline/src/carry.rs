@@ -46,9 +46,9 @@ pub fn released_in_fp8(source: &dyn WeightSource) -> Result<Option<String>> {
 /// What `from` needs to become `to`.
 pub fn treatment(from: &Encoding, to: CodecId) -> Treatment {
     match from {
+        Encoding::Codec(from) if from.float().is_none() && may_regrid(*from, to) => Treatment::Keep,
         _ if !is_quantized(from) => Treatment::Encode,
         _ if to.float().is_some() => Treatment::Decode,
-        Encoding::Codec(from) if may_regrid(*from, to) => Treatment::Keep,
         _ => Treatment::Again,
     }
 }
@@ -88,11 +88,12 @@ pub fn dense_type(checkpoint: &Checkpoint) -> Result<Float> {
 
 /// Where a preset gives a quantized tensor another grid than the target's base format, and that one has the tensor's own grid, the
 /// base format it is: more bits would not bring back what is lost. Formats that the user named stay.
-pub fn settle(plan: &mut Plan, base: CodecId, source: &dyn WeightSource, options: &PlanOptions) -> Result<()> {
+pub fn settle(plan: &mut Plan, base: impl Fn(usize) -> CodecId, source: &dyn WeightSource, options: &PlanOptions) -> Result<()> {
     for entry in &mut plan.entries {
         let from = source.codec(entry.role)?;
-        let better = treatment(&from, entry.codec) == Treatment::Again && treatment(&from, base) == Treatment::Keep;
         let row_len = source.spec().shape(entry.role.part).last().copied().unwrap_or(1);
+        let base = base(row_len);
+        let better = treatment(&from, entry.codec) == Treatment::Again && treatment(&from, base) == Treatment::Keep;
         if better && base.row_bytes(row_len).is_ok() && !options.names(entry.role) {
             (entry.codec, entry.instead_of, entry.needs_importance) = (base, None, false);
         }
@@ -290,6 +291,8 @@ mod tests {
         let of = |from, to| treatment(&Encoding::Codec(from), to);
         assert_eq!(of(CodecId::BF16, CodecId::Q4K), Treatment::Encode);
         assert_eq!(of(CodecId::Fp8Group { group: 128, scale: Float::F32 }, CodecId::Q4K), Treatment::Encode);
+        let fp8 = CodecId::Fp8Group { group: 64, scale: Float::BF16 };
+        assert_eq!(of(fp8, fp8), Treatment::Keep);
         assert_eq!(of(CodecId::Q4K, CodecId::BF16), Treatment::Decode);
         assert_eq!(of(GPTQ, CodecId::Q4_0), Treatment::Keep);
         assert_eq!(of(GPTQ, CodecId::Q4K), Treatment::Again);

@@ -151,7 +151,7 @@ fn sized(opened: &Opened, target: Target, dense: Float) -> Result<TargetCheck> {
     // As the default method has it.
     let options = PlanOptions { importance: true, ..PlanOptions::default() };
     let mut plan = target.plan(spec, dense, &options)?;
-    carry::settle(&mut plan, target.base(dense), &opened.checkpoint, &options)?;
+    carry::settle(&mut plan, |row_len| target.base(dense, row_len), &opened.checkpoint, &options)?;
     carry::check(&plan, &opened.checkpoint, &target.to_string(), false)?;
     let bytes = plan.bytes(spec);
     Ok(TargetCheck {

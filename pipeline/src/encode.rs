@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::spool::Spool;
-use crate::stream::check_range;
+use crate::stream::{Scales, check_range, shared_scales};
 use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
 use bitsmith_formats::{EncodedTensor, Error, Float, Result};
 use bitsmith_quantize::transform::{self, DenseLayer};
@@ -174,7 +174,7 @@ impl Encoder<'_> {
             true => Some(Hessian::new(self.embedding_curvature()?)),
             false => None,
         };
-        let tensor = self.solve(role, &dense[&Part::TokenEmbd], None, hessian.as_ref(), notes)?;
+        let tensor = self.solve(role, &dense[&Part::TokenEmbd], 1.0, None, hessian.as_ref(), notes)?;
         self.spool.put(role, &tensor)
     }
 
@@ -229,6 +229,8 @@ impl Encoder<'_> {
         let spec = self.source.spec();
         let codec = |part| self.plan.codec(Role { layer, part }).expect("the plan has every tensor");
         let context = transform::Context { spec, codec: &codec, vector_type: self.vector_type, solver: self.method.solver };
+        let units = if self.method.transforms.is_empty() { Vec::new() } else { self.units(layer, &dense) };
+        units.iter().for_each(|(part, unit)| dense.get_mut(part).expect("has a unit").mapv_inplace(|w| w / unit));
         for t in &self.method.transforms {
             for note in t.apply(&mut dense, &mut stats, &context)? {
                 notes.push(match layer {
@@ -237,6 +239,8 @@ impl Encoder<'_> {
                 });
             }
         }
+        units.iter().for_each(|(part, unit)| dense.get_mut(part).expect("has a unit").mapv_inplace(|w| w * unit));
+        let scales = self.scales(layer, &dense);
         let mut todo: BTreeSet<Part> = dense.keys().copied().collect();
         let inputs = [Input::AttnIn, Input::AttnOut, Input::FfnIn, Input::FfnOut, Input::Head];
         for input in inputs {
@@ -264,23 +268,39 @@ impl Encoder<'_> {
                     Evidence::Importance(by_role) => by_role.get(&role).cloned(),
                     _ => site.as_ref().map(SiteStats::importance),
                 };
-                let tensor = self.solve(role, &dense[&part], importance.as_deref(), hessian.as_ref(), notes)?;
+                let scale = scales.get(&role).copied().unwrap_or(1.0);
+                let tensor = self.solve(role, &dense[&part], scale, importance.as_deref(), hessian.as_ref(), notes)?;
                 self.spool.put(role, &tensor)?;
                 todo.remove(&part);
             }
         }
         for part in todo {
             let role = Role { layer, part };
-            let tensor = self.solve(role, &dense[&part], None, None, notes)?;
+            let tensor = self.solve(role, &dense[&part], 1.0, None, None, notes)?;
             self.spool.put(role, &tensor)?;
         }
         Ok(())
+    }
+
+    /// The scales that tensors of a group have as a whole.
+    fn scales(&self, layer: Option<usize>, dense: &DenseLayer) -> Scales {
+        let largest = |w: &Array2<f32>| w.iter().fold(0f32, |most, w| most.max(w.abs()));
+        let scaled = dense.iter().map(|(&part, w)| (Role { layer, part }, w)).filter(|(role, _)| self.plan.has_scale(*role));
+        shared_scales(self.plan, &scaled.map(|(role, w)| (role, largest(w))).collect())
+    }
+
+    /// Powers of two next to these scales. Transforms try blocks without a tensor's scale, whose own scales do not reach far enough for
+    /// most weights; divided by such a unit, which is exact, they do.
+    fn units(&self, layer: Option<usize>, dense: &DenseLayer) -> Vec<(Part, f32)> {
+        let power = |scale: f32| f32::from_bits(scale.to_bits() & f32::INFINITY.to_bits());
+        self.scales(layer, dense).into_iter().map(|(role, scale)| (role.part, power(scale))).collect()
     }
 
     fn solve(
         &self,
         role: Role,
         weights: &Array2<f32>,
+        scale: f32,
         importance: Option<&[f32]>,
         hessian: Option<&Hessian>,
         notes: &mut Vec<String>,
@@ -292,7 +312,7 @@ impl Encoder<'_> {
             check_range(role, float, values)?;
             return EncodedTensor::encode(codec, &shape, values, None);
         }
-        let problem = Problem { weights: weights.view(), codec, importance, hessian };
+        let problem = Problem { weights: weights.view(), codec, scale, importance, hessian };
         let solution = self.method.solver.solve(&problem).map_err(|e| e.tensor(role.to_string()))?;
         notes.extend(solution.notes.iter().map(|n| format!("{role}: {n}")));
         Ok(solution.tensor)

@@ -5,7 +5,7 @@
 
 use crate::carry::{self, Treatment, treatment};
 use crate::opened::Opened;
-use crate::target::Target;
+use crate::target::{TYPICAL_ROW, Target};
 use bitsmith_formats::regrid::regrid;
 use bitsmith_formats::{CodecId, Encoding, Error, Float, Result};
 use bitsmith_runtime::{Checkpoint, Role, WeightSource};
@@ -38,8 +38,9 @@ pub fn find(model: &Opened, container: &str) -> Result<Kept> {
     let dense = carry::dense_type(source)?;
     // Narrowest first, so that nothing grows without need.
     let mut candidates: Vec<Target> = Target::all();
-    candidates.retain(|t| t.container() == container && t.base(dense).float().is_none());
-    candidates.sort_by(|a, b| a.base(dense).bits_per_weight().total_cmp(&b.base(dense).bits_per_weight()));
+    candidates.retain(|t| t.container() == container && t.is_quantized());
+    let width = |t: &Target| t.base(dense, TYPICAL_ROW).bits_per_weight();
+    candidates.sort_by(|a, b| width(a).total_cmp(&width(b)));
     let mut formats = Vec::new();
     let mut weights: BTreeMap<usize, usize> = BTreeMap::new();
     let mut homeless: Option<(Role, Encoding)> = None;
@@ -52,13 +53,16 @@ pub fn find(model: &Opened, container: &str) -> Result<Kept> {
             _ => dense,
         }
         .codec();
-        if carry::is_quantized(&from) {
+        if !matches!(&from, Encoding::Codec(codec) if codec.float().is_some()) {
             match home(source, role, &from, &candidates, dense)? {
                 Some(found) => {
-                    codec = candidates[found].base(dense);
-                    *weights.entry(found).or_default() += source.spec().shape(role.part).iter().product::<usize>();
+                    let shape = source.spec().shape(role.part);
+                    codec = candidates[found].base(dense, *shape.last().unwrap_or(&1));
+                    *weights.entry(found).or_default() += shape.iter().product::<usize>();
                 }
-                None => homeless = homeless.or(Some((role, from))),
+                None if carry::is_quantized(&from) => homeless = homeless.or(Some((role, from))),
+                // FP8 is decoded like plain numbers.
+                None => {}
             }
         }
         formats.push((role.to_string(), codec));
@@ -93,7 +97,7 @@ fn home(source: &Checkpoint, role: Role, from: &Encoding, candidates: &[Target],
     let rows = source.read_blocks(role, 0..n_rows.min(SAMPLE.next_multiple_of(source.row_align(role))))?;
     let mut near = None;
     for (i, target) in candidates.iter().enumerate() {
-        let to = target.base(dense);
+        let to = target.base(dense, row_len);
         let fits = to.row_bytes(row_len).is_ok() && target.holds(role, to, &shape);
         if !fits || treatment(&Encoding::Codec(*from), to) != Treatment::Keep {
             continue;

@@ -131,7 +131,7 @@ impl<'a> Job<'a> {
         let options = PlanOptions { importance: self.is_weighted(), ..self.options.plan.clone() };
         let (source, dense) = (&self.model.checkpoint, self.dense_for(target));
         let mut plan = target.plan(source.spec(), dense, &options)?;
-        carry::settle(&mut plan, target.base(dense), source, &options)?;
+        carry::settle(&mut plan, |row_len| target.base(dense, row_len), source, &options)?;
         if !self.options.allow_requantize {
             carry::check(&plan, source, &target.to_string(), !self.streams())?;
         }
@@ -228,7 +228,8 @@ impl<'a> Job<'a> {
             }
             let shard_size = self.options.shard_size;
             let writer = artifact::start(self.model, *target, plan, self.dense_for(*target), name, shard_size)?;
-            outputs.push(stream::Output { plan, writer, allow_requantize: self.options.allow_requantize });
+            let scales = stream::scales(&self.model.checkpoint, plan, self.context)?;
+            outputs.push(stream::Output { plan, scales, writer, allow_requantize: self.options.allow_requantize });
         }
         let (inputs, passed) = std::thread::scope(|scope| {
             let hashing = scope.spawn(|| known.map_or_else(|| hash_inputs(model), Ok));

@@ -17,6 +17,8 @@ pub struct Spool {
 
 const KEY: &str = "key";
 const DIGEST: usize = 32;
+/// Digest, then the tensor's scale as f32, then its blocks.
+const HEAD: usize = DIGEST + 4;
 
 impl Spool {
     /// Opens the spool of the job with this key, keeping what an interrupted run of the same job left, and emptying it otherwise.
@@ -38,8 +40,9 @@ impl Spool {
 
     /// Keeps a tensor.
     pub fn put(&self, role: Role, tensor: &EncodedTensor) -> Result<()> {
-        let digest = Sha256::digest(&tensor.bytes);
-        write_whole(&self.path(role), &[&digest[..], &tensor.bytes])
+        let scale = tensor.scale.to_le_bytes();
+        let digest = Sha256::new().chain_update(scale).chain_update(&tensor.bytes).finalize();
+        write_whole(&self.path(role), &[&digest[..], &scale, &tensor.bytes])
     }
 
     /// A tensor kept earlier, if it is whole.
@@ -52,11 +55,12 @@ impl Spool {
         };
         let row = shape.last().copied().unwrap_or(1);
         let rows: usize = shape[..shape.len().saturating_sub(1)].iter().product();
-        if bytes.len() != DIGEST + codec.row_bytes(row)? * rows || Sha256::digest(&bytes[DIGEST..])[..] != bytes[..DIGEST] {
+        if bytes.len() != HEAD + codec.row_bytes(row)? * rows || Sha256::digest(&bytes[DIGEST..])[..] != bytes[..DIGEST] {
             return Ok(None);
         }
-        bytes.drain(..DIGEST);
-        Ok(Some(EncodedTensor::new(shape, codec, bytes)))
+        let scale = f32::from_le_bytes([bytes[DIGEST], bytes[DIGEST + 1], bytes[DIGEST + 2], bytes[DIGEST + 3]]);
+        bytes.drain(..HEAD);
+        Ok(Some(EncodedTensor { scale, ..EncodedTensor::new(shape, codec, bytes) }))
     }
 
     /// Whether a tensor is there.
@@ -101,7 +105,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("spool");
         let role = Role::layer(2, Part::AttnQ);
-        let tensor = EncodedTensor::encode(CodecId::F32, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None).unwrap();
+        let mut tensor = EncodedTensor::encode(CodecId::F32, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None).unwrap();
+        tensor.scale = 0.25;
         Spool::open(&path, "a").unwrap().put(role, &tensor).unwrap();
         let again = Spool::open(&path, "a").unwrap();
         assert_eq!(again.get(role, CodecId::F32, &[2, 3]).unwrap().unwrap(), tensor);

@@ -7,9 +7,10 @@
 use crate::carry::{self, Account, Tally, Treatment};
 use crate::context::Context;
 use bitsmith_convert::ArtifactWriter;
-use bitsmith_formats::{CodecId, EncodedTensor, Encoding, Error, Float, Result, encode_rows};
+use bitsmith_formats::{CodecId, EncodedTensor, Encoding, Error, Float, Result, encode_rows_scaled};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::{Checkpoint, Role, WeightSource};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,10 +22,15 @@ const PART: usize = 1 << 19;
 /// Importance of the columns of each matrix.
 pub type Importance = BTreeMap<Role, Vec<f32>>;
 
+/// Scales of whole tensors.
+pub type Scales = BTreeMap<Role, f32>;
+
 /// One target of a pass.
 pub struct Output<'a> {
     /// The format of every tensor.
     pub plan: &'a Plan,
+    /// What [`scales`] gave for the plan.
+    pub scales: Scales,
     /// Where the tensors go.
     pub writer: Box<dyn ArtifactWriter>,
     /// Whether weights that are quantized already may be quantized a second time.
@@ -118,7 +124,8 @@ fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance:
         if let Some(float) = codec.float() {
             check_range(*role, float, &weights)?;
         }
-        let anew = || encode(*role, codec, &weights, *row_len, importance);
+        let scale = output.scales.get(role).copied().unwrap_or(1.0);
+        let anew = || encode(*role, codec, &weights, *row_len, importance, scale);
         let (encoded, tally) = match carry::treatment(&from, codec) {
             Treatment::Encode => (anew()?, None),
             Treatment::Keep => {
@@ -148,11 +155,50 @@ fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance:
     Ok(tallies)
 }
 
-fn encode(role: Role, codec: CodecId, weights: &[f32], row_len: usize, importance: &Importance) -> Result<EncodedTensor> {
+fn encode(
+    role: Role,
+    codec: CodecId,
+    weights: &[f32],
+    row_len: usize,
+    importance: &Importance,
+    scale: f32,
+) -> Result<EncodedTensor> {
     let n_rows = weights.len() / row_len.max(1);
     let mut bytes = vec![0u8; n_rows * codec.row_bytes(row_len).map_err(|e| e.tensor(role.to_string()))?];
-    encode_rows(codec, weights, row_len, importance.get(&role).map(Vec::as_slice), &mut bytes);
-    Ok(EncodedTensor::new(&[n_rows, row_len], codec, bytes))
+    encode_rows_scaled(codec, weights, row_len, importance.get(&role).map(Vec::as_slice), scale, &mut bytes);
+    Ok(EncodedTensor { scale, ..EncodedTensor::new(&[n_rows, row_len], codec, bytes) })
+}
+
+/// The scales that a plan's tensors have as a whole, from the largest weight among the layers that share each input: a pass over
+/// these tensors alone.
+pub fn scales(source: &Checkpoint, plan: &Plan, context: &Context) -> Result<Scales> {
+    let roles: Vec<Role> = source.spec().roles().into_iter().filter(|&r| plan.has_scale(r)).collect();
+    if roles.is_empty() {
+        return Ok(Scales::new());
+    }
+    context.progress.start("scales", roles.len() as u64);
+    let largest = |&role: &Role| -> Result<(Role, f32)> {
+        let shape = source.spec().shape(role.part);
+        let (n_rows, row_len) = (shape[0], shape.last().copied().unwrap_or(1));
+        let step = (PART / row_len.max(1)).max(1).next_multiple_of(source.row_align(role));
+        let mut largest = 0f32;
+        for first in (0..n_rows).step_by(step) {
+            let weights = source.read_rows(role, first..(first + step).min(n_rows))?;
+            largest = weights.iter().fold(largest, |most, w| most.max(w.abs()));
+        }
+        context.progress.advance(1);
+        Ok((role, largest))
+    };
+    let found: Scales = roles.par_iter().map(largest).collect::<Result<_>>()?;
+    context.progress.finish();
+    Ok(shared_scales(plan, &found))
+}
+
+/// The scale of each tensor by its largest magnitude, the largest of all that read the same input.
+pub fn shared_scales(plan: &Plan, largest: &BTreeMap<Role, f32>) -> Scales {
+    let together = |role: Role| largest.iter().filter(move |(r, _)| r.site() == role.site()).fold(0f32, |m, (_, v)| m.max(*v));
+    let scale = |&role: &Role| Some((role, plan.codec(role)?.tensor_scale(together(role))));
+    largest.keys().filter_map(scale).collect()
 }
 
 /// F16 ends at 65504: a weight beyond it must not become infinity without a word.
@@ -167,4 +213,29 @@ pub fn check_range(role: Role, float: Float, weights: &[f32]) -> Result<()> {
     Err(Error::corrupt(format!("weight {most} does not fit into {}", float.codec()))
         .tensor(role.to_string())
         .hint("choose bf16 or f32 for this tensor, with --tensor-type"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitsmith_formats::Micro;
+    use bitsmith_quantize::PlanEntry;
+    use bitsmith_runtime::role::Part;
+
+    #[test]
+    fn layers_with_one_input_share_a_scale() {
+        let entry = |role, codec| PlanEntry { role, codec, instead_of: None, needs_importance: false };
+        let (q, k, v) = (Part::AttnQ, Part::AttnK, Part::AttnV);
+        let codec = CodecId::Micro(Micro::Nvfp4);
+        let mut entries = vec![entry(Role::layer(0, v), CodecId::BF16)];
+        let at = [(0, q), (0, k), (0, Part::AttnOutput), (1, q)].map(|(layer, part)| Role::layer(layer, part));
+        entries.extend(at.map(|role| entry(role, codec)));
+        let plan = Plan { entries, tensor_scales: true };
+        assert!(at.iter().all(|&role| plan.has_scale(role)) && !plan.has_scale(Role::layer(0, v)));
+        let found = shared_scales(&plan, &at.into_iter().zip([0.5, 2.0, 0.25, 1.0]).collect());
+        let expected = [2.0, 2.0, 0.25, 1.0].map(|largest| codec.tensor_scale(largest));
+        assert_eq!(at.map(|role| found[&role]), expected);
+        let without = Plan { tensor_scales: false, ..plan };
+        assert!(!without.has_scale(at[0]));
+    }
 }

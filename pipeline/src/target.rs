@@ -1,5 +1,6 @@
 //! `container:encoding`: what `--to` names.
 
+use crate::compressed::Compressed;
 use crate::keep;
 use bitsmith_formats::mlx::Scheme;
 use bitsmith_formats::packed::{PackedFormat, ZeroPoints};
@@ -47,10 +48,17 @@ pub enum Target {
         /// Weights per group.
         group: u16,
     },
+    /// A folder in the layout of compressed-tensors.
+    Compressed(Compressed),
+    /// A folder in ModelOpt's layout, NVFP4.
+    ModelOpt,
 }
 
 /// Types of dense targets.
 const FLOATS: [Float; 3] = [Float::BF16, Float::F16, Float::F32];
+/// Name of ModelOpt's encoding.
+const MODELOPT: &str = "nvfp4";
+
 /// Bits and groups that MLX's affine kernels take.
 const MLX_BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 const MLX_GROUPS: [u16; 3] = [32, 64, 128];
@@ -58,6 +66,8 @@ const MLX_GROUPS: [u16; 3] = [32, 64, 128];
 const PACKED_GROUPS: [u16; 3] = [128, 64, 32];
 /// Widths of GPTQ.
 const GPTQ_BITS: [u8; 4] = [4, 8, 3, 2];
+/// A row for questions whose answer does not depend on it.
+pub const TYPICAL_ROW: usize = 4096;
 /// Targets of small floats.
 const MLX_MICRO: [(&str, Micro); 3] = [("mxfp4", Micro::Mxfp4), ("mxfp8", Micro::Mxfp8), ("nvfp4", Micro::Nvfp4)];
 
@@ -77,10 +87,12 @@ impl Target {
             all.extend(GPTQ_BITS.into_iter().flat_map(gptq));
         }
         all.extend(PACKED_GROUPS.map(|group| Target::Awq { group }));
+        all.extend(Compressed::all().map(Target::Compressed));
+        all.push(Target::ModelOpt);
         all
     }
 
-    /// `gguf`, `mlx`, `hf`, `gptq` or `awq`.
+    /// `gguf`, `mlx`, `hf`, `gptq`, `awq`, `compressed` or `modelopt`.
     pub fn container(self) -> &'static str {
         match self {
             Target::Gguf(_) => "gguf",
@@ -88,6 +100,8 @@ impl Target {
             Target::Hf(_) => "hf",
             Target::Gptq { .. } => "gptq",
             Target::Awq { .. } => "awq",
+            Target::Compressed(_) => "compressed",
+            Target::ModelOpt => "modelopt",
         }
     }
 
@@ -105,6 +119,8 @@ impl Target {
             Target::MlxDense(float) | Target::Hf(float) => float.codec().to_string(),
             Target::Gptq { bits, group, symmetric } => format!("{bits}bit-g{group}{}", if symmetric { "" } else { "-asym" }),
             Target::Awq { group } => format!("4bit-g{group}"),
+            Target::Compressed(encoding) => encoding.to_string(),
+            Target::ModelOpt => MODELOPT.into(),
         }
     }
 
@@ -115,12 +131,15 @@ impl Target {
             Target::Gptq { symmetric: true, .. } => Some(PackedFormat::Gptq(ZeroPoints::MinusOne)),
             Target::Gptq { symmetric: false, .. } => Some(PackedFormat::Gptq(ZeroPoints::AsTheyAre)),
             Target::Awq { .. } => Some(PackedFormat::Awq),
+            Target::Compressed(_) => Some(PackedFormat::CompressedTensors),
+            Target::ModelOpt => Some(PackedFormat::ModelOpt),
             _ => None,
         }
     }
 
-    /// The base format of the target's matrices; `dense` is the source's storage type, which MLX keeps for scales.
-    pub fn base(self, dense: Float) -> CodecId {
+    /// The base format of the target's matrices with rows of `row` weights, which share a scale in some formats; `dense` is the source's
+    /// storage type, which MLX and compressed-tensors keep for scales.
+    pub fn base(self, dense: Float, row: usize) -> CodecId {
         match self {
             Target::Gguf(preset) => preset.base(),
             Target::Mlx { bits, group } => CodecId::MlxAffine { bits, group, scale: dense },
@@ -132,12 +151,14 @@ impl Target {
                 CodecId::IntGroup { bits, group: group.into(), scale: Float::F16, symmetric }
             }
             Target::Awq { group } => CodecId::IntGroup { bits: 4, group: group.into(), scale: Float::F16, symmetric: false },
+            Target::Compressed(encoding) => encoding.codec(row, dense),
+            Target::ModelOpt => CodecId::Micro(Micro::Nvfp4),
         }
     }
 
     /// Whether any matrix is stored in fewer bits than a floating-point number.
     pub fn is_quantized(self) -> bool {
-        self.base(Float::BF16).float().is_none()
+        self.base(Float::BF16, TYPICAL_ROW).float().is_none()
     }
 
     /// Whether the target has floating-point scales, for which the best type is worth a search.
@@ -150,6 +171,7 @@ impl Target {
         match self {
             Target::Gguf(_) => Float::F32,
             Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) => dense,
+            Target::Compressed(_) | Target::ModelOpt => dense,
             Target::MlxDense(float) | Target::Hf(float) => float,
             // Their kernels compute in 16 bits, AWQ's in F16.
             Target::Gptq { .. } if dense != Float::F32 => dense,
@@ -161,10 +183,12 @@ impl Target {
     pub fn plan(self, spec: &ModelSpec, dense: Float, options: &PlanOptions) -> Result<Plan> {
         let plan = match self {
             Target::Gguf(preset) => Plan::gguf(spec, preset, options)?,
-            Target::Gptq { .. } | Target::Awq { .. } => {
+            Target::Gptq { .. } | Target::Awq { .. } | Target::Compressed(_) | Target::ModelOpt => {
                 let format = self.packed().expect("these targets are packed");
-                let fits = |rows, columns| format.fits(rows, columns);
-                Plan::linears(spec, self.base(dense), self.vector_type(dense), fits, options)?
+                // What the container has no format for is refused below, by that reason.
+                let fits = |codec, rows, columns| !self.can_hold(codec) || format.fits(codec, rows, columns);
+                let plan = Plan::linears(spec, |row| self.base(dense, row), self.vector_type(dense), fits, options)?;
+                Plan { tensor_scales: matches!(self, Target::Compressed(_) | Target::ModelOpt), ..plan }
             }
             Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) | Target::Hf(_) => {
                 let scale = self.vector_type(dense);
@@ -179,7 +203,7 @@ impl Target {
                     embedding_type: options.embedding_type.as_ref().map(scaled),
                     ..options.clone()
                 };
-                let choose = |role: Role| match (self, self.base(dense)) {
+                let choose = |role: Role| match (self, self.base(dense, TYPICAL_ROW)) {
                     (Target::MlxRecipe(recipe), CodecId::MlxAffine { group, scale, .. }) if !options.pure => {
                         CodecId::MlxAffine { bits: recipe.bits(spec, role), group, scale }
                     }
@@ -199,7 +223,7 @@ impl Target {
             return Err(Error::unsupported(refused).tensor(role.to_string()).hint("choose a format of the target's container"));
         }
         if self.packed().is_some() && plan.entries.iter().all(|e| e.codec.float().is_some()) {
-            let message = format!("no matrix of this model can be {}", self.base(dense));
+            let message = format!("no matrix of this model can be {}", self.base(dense, spec.hidden_size));
             return Err(Error::unsupported(message).hint("choose a smaller group, or another format"));
         }
         Ok(plan)
@@ -209,7 +233,7 @@ impl Target {
     pub(crate) fn holds(self, role: Role, codec: CodecId, shape: &[usize]) -> bool {
         let packed = self
             .packed()
-            .is_none_or(|format| role.layer.is_some() && matches!(shape, &[rows, columns] if format.fits(rows, columns)));
+            .is_none_or(|format| role.layer.is_some() && matches!(shape, &[rows, columns] if format.fits(codec, rows, columns)));
         packed && self.can_hold(codec)
     }
 
@@ -219,11 +243,15 @@ impl Target {
             // What the loaders take for granted does not differ between modules: the type of scales, and all of it in AWQ.
             CodecId::IntGroup { scale, symmetric, .. } => match self {
                 Target::Gptq { symmetric: all, .. } => scale == Float::F16 && symmetric == all,
-                Target::Awq { .. } => codec == self.base(Float::F16),
+                Target::Awq { .. } => codec == self.base(Float::F16, TYPICAL_ROW),
+                Target::Compressed(_) => true,
                 _ => false,
             },
-            CodecId::Fp8Group { .. } | CodecId::Nf4 { .. } => false,
+            CodecId::Fp8Group { .. } => matches!(self, Target::Compressed(_)),
+            CodecId::Nf4 { .. } => false,
             other if other.float().is_some() => true,
+            CodecId::Micro(_) if matches!(self, Target::Compressed(_)) => true,
+            CodecId::Micro(Micro::Nvfp4) if self == Target::ModelOpt => true,
             other if Scheme::of(other).is_some() => self.container() == "mlx",
             _ => self.container() == "gguf",
         }
@@ -293,6 +321,8 @@ impl FromStr for Target {
                     _ => Err(unknown()),
                 }
             }
+            "compressed" => encoding.parse().map(Target::Compressed).map_err(|_| unknown()),
+            "modelopt" if encoding == MODELOPT => Ok(Target::ModelOpt),
             _ => Err(unknown()),
         }
     }
@@ -320,6 +350,15 @@ mod tests {
         assert!(hf.can_hold(CodecId::F16) && !hf.can_hold(CodecId::Q8_0) && !hf.can_hold(affine) && !hf.is_quantized());
         let small = CodecId::Micro(Micro::Mxfp4);
         assert!(mlx.can_hold(small) && !gguf.can_hold(small) && gguf.can_hold(CodecId::MXFP4) && !mlx.can_hold(CodecId::MXFP4));
+        let (compressed, modelopt): (Target, Target) = ("compressed:fp8".parse().unwrap(), "modelopt:nvfp4".parse().unwrap());
+        let (fp8, nvfp4) = (CodecId::Fp8Group { group: 64, scale: Float::BF16 }, CodecId::Micro(Micro::Nvfp4));
+        for codec in [fp8, nvfp4, small, int(Float::BF16, false), CodecId::F16] {
+            assert!(compressed.can_hold(codec), "{codec}");
+            assert_eq!(modelopt.can_hold(codec), [nvfp4, CodecId::F16].contains(&codec), "{codec}");
+        }
+        assert!(
+            !compressed.can_hold(CodecId::NVFP4) && !compressed.can_hold(affine) && !gptq.can_hold(fp8) && !mlx.can_hold(fp8)
+        );
         let int = CodecId::IntGroup { bits: 4, group: 128, scale: Float::F16, symmetric: true };
         assert!(!mlx.can_hold(int) && !gguf.can_hold(int));
     }
@@ -335,6 +374,10 @@ mod tests {
             ["gptq:4bit", "gptq:3bit-g64-sym", "gptq:2bit-asym", "awq:4bit"].map(packed),
             ["gptq:4bit-g128", "gptq:3bit-g64", "gptq:2bit-g128-asym", "awq:4bit-g128",]
         );
+        assert_eq!(
+            ["compressed:int4", "compressed:int4-asym", "compressed:int8", "modelopt:nvfp4"].map(packed),
+            ["compressed:int4-g128", "compressed:int4-g128-asym", "compressed:int8", "modelopt:nvfp4"]
+        );
         for bad in [
             "gguf",
             "gguf:q3",
@@ -347,6 +390,11 @@ mod tests {
             "gptq:4bit-sym-g32",
             "awq:8bit",
             "awq:4bit-sym",
+            "compressed:int4-g16",
+            "compressed:int8-asym",
+            "compressed:int4-g128-sym",
+            "compressed:nvfp4-g16",
+            "modelopt:fp8",
             "gguf:auto@4.5bpw",
             "hf:4bit",
             ":",

@@ -31,6 +31,10 @@ fn as_text<S: serde::Serializer>(role: &Role, s: S) -> Result<S::Ok, S::Error> {
 pub struct Plan {
     /// One entry per tensor, in GGUF's customary order.
     pub entries: Vec<PlanEntry>,
+    /// Whether formats that may lean on a scale per tensor have one ([`CodecId::tensor_scale`]); linear layers that read the same input
+    /// then share it, as servers fuse them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tensor_scales: bool,
 }
 
 /// What may change a preset's choices.
@@ -91,17 +95,18 @@ impl Plan {
         Self::build(spec, options, wanted, |_, _| true, |_, _| dense.codec())
     }
 
-    /// The layers' matrices in one format, where `fits` allows their rows and columns; embedding, output, norms and biases stay
-    /// dense in `dense`. So are GPTQ and AWQ checkpoints.
+    /// The layers' matrices in the format that `choose` names for their rows' length, where `fits` allows their rows and columns;
+    /// embedding, output, norms and biases stay dense in `dense`. So are checkpoints for GPU servers.
     pub fn linears(
         spec: &ModelSpec,
-        codec: CodecId,
+        choose: impl Fn(usize) -> CodecId,
         dense: Float,
-        fits: impl Fn(usize, usize) -> bool,
+        fits: impl Fn(CodecId, usize, usize) -> bool,
         options: &PlanOptions,
     ) -> Result<Plan> {
-        let wanted = |role: Role| if role.part.is_matrix() && role.layer.is_some() { codec } else { dense.codec() };
-        let fits = |codec: CodecId, shape: &[usize]| codec.float().is_some() || matches!(shape, &[r, c] if fits(r, c));
+        let row = |role: Role| spec.shape(role.part).last().copied().unwrap_or(1);
+        let wanted = |role: Role| if role.part.is_matrix() && role.layer.is_some() { choose(row(role)) } else { dense.codec() };
+        let fits = |codec: CodecId, shape: &[usize]| codec.float().is_some() || matches!(shape, &[r, c] if fits(codec, r, c));
         Self::build(spec, options, wanted, fits, |_, _| dense.codec())
     }
 
@@ -150,12 +155,18 @@ impl Plan {
             let name = &options.overrides[i].0;
             return Err(Error::usage(format!("--tensor-type {name}: the model has no such tensor")));
         }
-        Ok(Plan { entries })
+        Ok(Plan { entries, tensor_scales: false })
     }
 
     /// The codec of one tensor.
     pub fn codec(&self, role: Role) -> Option<CodecId> {
         self.entries.iter().find(|e| e.role == role).map(|e| e.codec)
+    }
+
+    /// Whether a tensor has a scale of its own beside its blocks.
+    pub fn has_scale(&self, role: Role) -> bool {
+        // Any magnitude but that of scale 1 tells.
+        self.tensor_scales && self.codec(role).is_some_and(|codec| codec.tensor_scale(1.0) != 1.0)
     }
 
     /// The choices in the form that converters take.

@@ -35,7 +35,7 @@ fn solve(method: &str, codec: CodecId) -> f64 {
     let (w, h) = layer();
     let hessian = Hessian::new(h.clone());
     let importance: Vec<f32> = h.diag().to_vec();
-    let problem = Problem { weights: w.view(), codec, importance: Some(&importance), hessian: Some(&hessian) };
+    let problem = Problem { weights: w.view(), codec, scale: 1.0, importance: Some(&importance), hessian: Some(&hessian) };
     let solution = solver::find(method).unwrap().solve(&problem).unwrap();
     assert!(solution.notes.is_empty(), "{:?}", solution.notes);
     let loss = loss(w.view(), &solution.tensor.decode(), &h);

@@ -58,5 +58,12 @@ check sets.py "$out/bitsmith-demo-BF16.gguf" ${LLAMA_GGUF_SPLIT:+--llama-gguf-sp
 if [ -n "${LLAMA_QUANTIZE:-}" ]; then check presets.py "$LLAMA_QUANTIZE" datasets/demo; else
   printf '\n-- presets.py\nskipped: LLAMA_QUANTIZE does not name a llama-quantize\n'
 fi
+# compressed-tensors needs torch, which is large: a virtual environment that has it may be named.
+if [ -n "${SERVER_VENV:-}" ]; then
+  "$bitsmith" quantize demo --method rtn --to=compressed:{int4,int4-g32-asym,int8,int8-g64,fp8,nvfp4} -o "$out/server/" -q
+  venv=$SERVER_VENV check server.py datasets/demo "$out"/server/*/
+else
+  printf '\n-- server.py\nskipped: SERVER_VENV does not name an environment with torch, transformers, accelerate and compressed-tensors\n'
+fi
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

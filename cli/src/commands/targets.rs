@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::output::table;
 use bitsmith_formats::{Float, Result};
 use bitsmith_pipeline::Target;
+use bitsmith_pipeline::target::TYPICAL_ROW;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -29,7 +30,7 @@ struct Entry {
 /// Prints every target. Mixes have more bits per weight than their base format, by an amount that depends on the model.
 pub fn run(_args: &Arguments, app: &App) -> Result<()> {
     let entry = |t: Target| {
-        let base = t.base(Float::BF16);
+        let base = t.base(Float::BF16, TYPICAL_ROW);
         let (codec, bpw) = (base.to_string(), base.bits_per_weight());
         Entry { target: t.to_string(), container: t.container(), encoding: t.encoding(), codec, bpw }
     };

@@ -31,6 +31,15 @@ impl Codec for Plain {
     }
 }
 
+/// The distance from 1 to the next larger number of the type.
+pub(super) fn epsilon(float: Float) -> f32 {
+    match float {
+        Float::F32 => f32::EPSILON,
+        Float::F16 => half::f16::EPSILON.to_f32(),
+        Float::BF16 => half::bf16::EPSILON.to_f32(),
+    }
+}
+
 crate::dispatched! {
     fn encode(float: Float, x: &[f32], out: &mut [u8]) {
         match float {

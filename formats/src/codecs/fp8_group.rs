@@ -1,6 +1,6 @@
 //! Groups of e4m3 bytes with one scale, as FP8 checkpoints have them.
 
-use super::float::saturate;
+use super::float::{epsilon, saturate};
 use super::levels::{Leveled, Levels};
 use super::minifloat::{E4M3, E4M3_MAX, to_e4m3};
 use super::registry::Registry;
@@ -69,11 +69,7 @@ impl Levels for Fp8Group {
     fn reference(&self, x: &[f32], codes: &mut [u8]) -> f32 {
         let peak = x.iter().fold(0f32, |peak, x| peak.max(x.abs()));
         let scale = match saturate(self.scale, peak / E4M3_MAX) {
-            0.0 => match self.scale {
-                Float::F32 => f32::EPSILON,
-                Float::F16 => half::f16::EPSILON.to_f32(),
-                Float::BF16 => half::bf16::EPSILON.to_f32(),
-            },
+            0.0 => epsilon(self.scale),
             scale => scale,
         };
         codes.iter_mut().zip(x).for_each(|(code, x)| *code = self.nearest(x / scale));

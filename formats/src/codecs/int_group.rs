@@ -1,4 +1,5 @@
-//! Integers with a zero point: groups of a row with codes of 2, 3, 4 or 8 bits, value `scale · (code − zero)`. GPTQ and AWQ.
+//! Integers with a zero point: groups of a row with codes of 2, 3, 4 or 8 bits, value `scale · (code − zero)`. GPTQ, AWQ and
+//! compressed-tensors.
 //!
 //! A group's bytes here: the codes as a little-endian bit stream, the scale, the zero point as one byte. Values are computed as
 //! `scale · code + (−zero · scale)` in f32, which is exact for F16 and BF16 scales short of overflow.
@@ -95,6 +96,30 @@ impl IntGroup {
             if self.symmetric { self.middle() } else { (-min / scale).round_ties_even().clamp(0.0, f32::from(self.max())) };
         [scale, zero]
     }
+
+    /// Scale and zero point by compressed-tensors' `calculate_qparams`, in the arithmetic of the scales' type: the range of the weights
+    /// and zero over all codes. A group of zeros has the type's epsilon for a scale.
+    fn min_max(&self, x: &[f32]) -> [f32; 2] {
+        let round = |x: f32| self.scale.round(x);
+        let (min, max) = x.iter().fold((0f32, 0f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+        let codes = f32::from(self.max());
+        let scale = match self.symmetric {
+            true => round(max.max(-min) / (codes / 2.0)),
+            false => round(round(max - min) / codes),
+        };
+        if scale == 0.0 {
+            return [float::epsilon(self.scale), self.middle()];
+        }
+        let zero = if self.symmetric { 0.0 } else { round(-self.middle() - round(min / scale)) };
+        let zero = zero.clamp(-self.middle(), self.middle() - 1.0).round_ties_even();
+        [self.storable(scale), zero + self.middle()]
+    }
+
+    /// Whether rows are encoded as compressed-tensors has it. GPTQ and AWQ keep all scales in F16, compressed-tensors in the model's own
+    /// type; for F16 models both round alike but for the last bit of the scale that divides.
+    fn divides_by_stored(&self) -> bool {
+        self.scale != Float::F16
+    }
 }
 
 impl Codec for IntGroup {
@@ -107,15 +132,23 @@ impl Codec for IntGroup {
     fn block_bytes(&self) -> usize {
         self.code_bytes() + self.scale.size() + 1
     }
-    /// Round to nearest between the extremes, as GPTQ's tools do without calibration; they ignore importance. Codes are chosen
-    /// with the unrounded scale.
+    /// Round to nearest between the extremes, without importance, as the tools do without calibration: GPTQ's choose codes with the
+    /// unrounded scale, compressed-tensors with the stored one, adding the zero point before it rounds.
     fn encode(&self, row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(row.len() / self.len() * self.block_bytes(), out.len(), "output length");
         let mut codes = vec![0u8; self.len()];
         for (x, out) in row.chunks_exact(self.len()).zip(out.chunks_exact_mut(self.block_bytes())) {
-            let [scale, zero] = self.reference(x);
-            for (code, &x) in codes.iter_mut().zip(x) {
-                *code = ((x / scale).round_ties_even() + zero).clamp(0.0, f32::from(self.max())) as u8;
+            let max = f32::from(self.max());
+            let [scale, zero] = if self.divides_by_stored() { self.min_max(x) } else { self.reference(x) };
+            if self.divides_by_stored() {
+                let middle = self.middle();
+                for (code, &x) in codes.iter_mut().zip(x) {
+                    *code = ((x / scale + (zero - middle)).round_ties_even() + middle).clamp(0.0, max) as u8;
+                }
+            } else {
+                for (code, &x) in codes.iter_mut().zip(x) {
+                    *code = ((x / scale).round_ties_even() + zero).clamp(0.0, max) as u8;
+                }
             }
             self.write([self.storable(scale), zero], &codes, out);
         }
@@ -370,6 +403,23 @@ mod tests {
         assert_eq!((f32::from_le_bytes(bytes[4..8].try_into().unwrap()), bytes[8]), (0.1, 5));
         let bytes = block(find(4, 8, Float::F32, true).unwrap(), &x);
         assert_eq!((f32::from_le_bytes(bytes[4..8].try_into().unwrap()), bytes[8]), (2.0 / 15.0, 8));
+    }
+
+    #[test]
+    fn compressed_tensors_divides_by_the_stored_scale() {
+        // 1 / 7.5 in BF16 is 0.13379: 0.4675 is less than 3.5 of these, but more than 3.5 of the 0.13333 that GPTQ divides by.
+        let x = [-0.5, 1.0, 0.0, 0.4675, -0.25, 0.75, 0.5, 0.1];
+        let codes = |float, symmetric| {
+            let bytes = block(find(4, 8, float, symmetric).unwrap(), &x);
+            let mut codes = [0; 8];
+            bits::unpack_width(4, &bytes, &mut codes);
+            (codes[3], bytes[6])
+        };
+        assert_eq!((codes(Float::F16, true), codes(Float::BF16, true)), ((12, 8), (11, 8)));
+        assert_eq!(codes(Float::BF16, false).1, 5);
+        // Nothing to scale: epsilon, so that no loader divides by 0.
+        let zeros = block(find(8, 8, Float::BF16, false).unwrap(), &[0.0; 8]);
+        assert_eq!((&zeros[..8], &zeros[8..]), (&[128u8; 8][..], &[0x00, 0x3c, 128][..]));
     }
 
     #[test]

@@ -69,6 +69,7 @@ mod mlx_affine;
 mod mxfp4;
 pub(crate) mod nf4;
 mod nvfp4;
+pub(crate) mod nvfp4_scaled;
 mod q1_0;
 mod q2_0;
 mod q2_k;

@@ -34,14 +34,13 @@ impl PackedFormat {
         }
     }
 
-    /// Whether a matrix of this shape fills the layout's words; groups aside.
-    pub fn fits(self, rows: usize, columns: usize) -> bool {
+    /// Whether a matrix of this codec and shape, whose rows are whole blocks, fills the layout's words.
+    pub fn fits(self, codec: CodecId, rows: usize, columns: usize) -> bool {
         match self {
             PackedFormat::Gptq(_) => gptq::fits(rows, columns),
             PackedFormat::Awq => awq::fits(rows, columns),
-            // Codes of 4 bits or more.
-            PackedFormat::CompressedTensors => columns.is_multiple_of(8),
-            PackedFormat::ModelOpt => columns.is_multiple_of(16),
+            PackedFormat::CompressedTensors => compressed_write::plan_planes(".weight", codec, &[rows, columns]).is_ok(),
+            PackedFormat::ModelOpt => modelopt::plan_planes(".weight", codec, &[rows, columns]).is_ok(),
         }
     }
 

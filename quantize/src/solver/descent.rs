@@ -15,6 +15,9 @@ use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
 const ROUNDS: usize = 3;
 /// Sweeps over the columns within a round, at most.
 const SWEEPS: usize = 3;
+/// Longest blocks whose scales are refitted: for scales of whole rows, `H_bb` is all of H, and each row's refit would take several
+/// products with it.
+const MAX_REFITTED: usize = 512;
 /// Rounds end when one lowers the loss by less than this fraction.
 const GAIN: f64 = 1e-3;
 
@@ -23,7 +26,7 @@ pub(super) struct Descent<'a> {
     hessian: &'a Hessian,
     /// `H_ii`.
     diagonal: Vec<f32>,
-    /// `H_bb` of every block of columns.
+    /// `H_bb` of every block of columns; empty where blocks are not refitted.
     blocks: Vec<Vec<f32>>,
 }
 
@@ -49,7 +52,8 @@ impl<'a> Descent<'a> {
             let range = b * block_len..(b + 1) * block_len;
             h.slice(s![range.clone(), range]).iter().copied().collect()
         };
-        let blocks = (0..hessian.width() / block_len).map(block).collect();
+        let n_blocks = if block_len > MAX_REFITTED { 0 } else { hessian.width() / block_len };
+        let blocks = (0..n_blocks).map(block).collect();
         Descent { hessian, diagonal: h.diag().to_vec(), blocks }
     }
 
@@ -63,7 +67,7 @@ impl<'a> Descent<'a> {
             for r in 0..rows.values.nrows() {
                 changed += self.descend_row(grid, rows, g, r);
             }
-            for b in 0..rows.blocks {
+            for b in 0..self.blocks.len() {
                 changed += self.refit_blocks(grid, rows, g, b, last);
             }
             if last {

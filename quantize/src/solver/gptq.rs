@@ -39,6 +39,13 @@ impl Solver for Gptq {
         let (rows, cols) = problem.weights.dim();
         let codec = problem.codec.codec();
         let Some(grid) = codec.grid() else { return super::reference::Reference.solve(problem) };
+        if problem.scale != 1.0 {
+            // Blocks know nothing of the tensor's scale, and the best codes for W / s under H are the best for W.
+            let divided = problem.weights.mapv(|w| w / problem.scale);
+            let mut solution = self.solve(&Problem { weights: divided.view(), scale: 1.0, ..*problem })?;
+            solution.tensor.scale = problem.scale;
+            return Ok(solution);
+        }
         let row_bytes = problem.codec.row_bytes(cols)?;
         let mut notes = Vec::new();
         let ones;

@@ -16,6 +16,8 @@ pub struct Problem<'a> {
     pub weights: ArrayView2<'a, f32>,
     /// The block format to encode into.
     pub codec: CodecId,
+    /// The scale that the encoded matrix is to have as a whole: 1 but for formats with a scale per tensor.
+    pub scale: f32,
     /// E(x²) per column, if the input was observed.
     pub importance: Option<&'a [f32]>,
     /// The curvature, if it was gathered.

@@ -12,7 +12,7 @@ pub struct Reference;
 fn encode(problem: &Problem<'_>, importance: Option<&[f32]>) -> Result<Solution> {
     let w = problem.weights.as_standard_layout();
     let values = w.as_slice().expect("standard layout");
-    let tensor = EncodedTensor::encode(problem.codec, &[w.nrows(), w.ncols()], values, importance)?;
+    let tensor = EncodedTensor::encode_scaled(problem.codec, &[w.nrows(), w.ncols()], values, importance, problem.scale)?;
     Ok(Solution { tensor, notes: Vec::new() })
 }
 

@@ -164,7 +164,8 @@ fn solved_error(
     for (part, rows) in samples {
         let scaled = rows * &scales;
         let importance = Some(&hessian.importance[..]);
-        let problem = Problem { weights: scaled.view(), codec: (context.codec)(*part), importance, hessian: Some(&hessian) };
+        let codec = (context.codec)(*part);
+        let problem = Problem { weights: scaled.view(), codec, scale: 1.0, importance, hessian: Some(&hessian) };
         let solution = context.solver.solve(&problem).ok()?;
         let decoded = Array2::from_shape_vec(rows.dim(), solution.tensor.decode()).ok()?;
         total += quadratic((decoded / scales - rows).view(), h);
@@ -252,6 +253,7 @@ fn input_rounding(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance
         CodecId::MlxAffine { .. }
         | CodecId::Micro(_)
         | CodecId::IntGroup { .. }
+        | CodecId::Fp8Group { .. }
         | CodecId::F32
         | CodecId::F16
         | CodecId::BF16 => return 0.0,
@@ -314,11 +316,14 @@ fn apply_fold(
     site.rescale(&per_column);
 }
 
+/// Longest blocks that are clipped: beyond, `H_bb` costs more than clipping the few weights at the end of such a range can gain.
+const MAX_CLIPPED: usize = 1024;
+
 /// Clips each block of each row to the fraction of its largest magnitude that loses least, by `δᵀ H_bb δ`.
 fn clip(w: &mut Array2<f32>, h: &Array2<f32>, codec: CodecId) {
     let c = codec.codec();
     let n = c.block_len();
-    if codec.float().is_some() || !w.ncols().is_multiple_of(n) {
+    if codec.float().is_some() || n > MAX_CLIPPED || !w.ncols().is_multiple_of(n) {
         return;
     }
     let blocks: Vec<Array2<f32>> =
