@@ -33,8 +33,8 @@ pub fn mlx_folder(model: &str, encoding: &str) -> String {
     format!("{model}-{}", encoding.strip_suffix("-g64").unwrap_or(&encoding))
 }
 
-/// `lab-5m`, `gptq`, `4bit-g128` → `lab-5m-gptq-4bit-g128`.
-pub fn packed_folder(model: &str, container: &str, encoding: &str) -> String {
+/// `lab-5m`, `gptq`, `4bit-g128` → `lab-5m-gptq-4bit-g128`; `lab-5m`, `hf`, `bf16` → `lab-5m-hf-bf16`.
+pub fn folder(model: &str, container: &str, encoding: &str) -> String {
     format!("{model}-{container}-{}", plain(encoding).to_lowercase())
 }
 
@@ -112,7 +112,8 @@ mod tests {
         assert_eq!(mlx_folder("Lab-5M", "4bit-g64"), "Lab-5M-4bit");
         assert_eq!(mlx_folder("Lab-5M", "4bit-g32"), "Lab-5M-4bit-g32");
         assert_eq!(mlx_folder("Lab-5M", "bf16"), "Lab-5M-bf16");
-        assert_eq!(packed_folder("Lab-5M", "gptq", "4bit-g128"), "Lab-5M-gptq-4bit-g128");
+        assert_eq!(folder("Lab-5M", "gptq", "4bit-g128"), "Lab-5M-gptq-4bit-g128");
+        assert_eq!(folder("Lab-5M", "hf", "bf16"), "Lab-5M-hf-bf16");
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Output {
                 .map(|t| match t.container() {
                     "gguf" => dir.join(names::gguf_file(model, &t.encoding())),
                     "mlx" => dir.join(names::mlx_folder(model, &t.encoding())),
-                    other => dir.join(names::packed_folder(model, other, &t.encoding())),
+                    other => dir.join(names::folder(model, other, &t.encoding())),
                 })
                 .collect(),
         };

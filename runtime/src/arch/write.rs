@@ -239,6 +239,12 @@ mod tests {
             let wanted = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor, original_context };
             assert_eq!(recover(theta, head_dim, &divisors), Some(wanted), "{theta} {head_dim} {factor}");
         }
+        // Other writers round on the way.
+        let scaling = RopeScaling::Llama3 { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let divisors = Rope { theta: 5e5, scaling: scaling.clone() }.factors(64).unwrap();
+        let noisy: Vec<f32> = divisors.iter().enumerate().map(|(i, d)| d * (1.0 + 1e-6 * (i % 3) as f32)).collect();
+        assert_ne!(noisy, divisors);
+        assert_eq!(recover(5e5, 64, &noisy), Some(scaling));
         // No frequency on the ramp: any rule that separates the two kinds will do.
         let divisors = [1.0, 1.0, 8.0, 8.0];
         let found = recover(1e4, 8, &divisors).unwrap();
