@@ -6,6 +6,7 @@ use super::fit::{self, Line, Problem};
 use super::float::{limit, neighbours, saturate};
 use super::gram::{Pair, dot};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
+use crate::simd::{Kernel, Lanes, Portable, dispatch};
 
 /// The longest block.
 pub(super) const MAX_LEN: usize = 256;
@@ -35,12 +36,13 @@ pub(super) trait Layout: Send + Sync + 'static {
     fn len(&self) -> usize;
     /// Bytes per block.
     fn bytes(&self) -> usize;
-    /// Packs one block; rounds `stored` to storage precision.
-    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]);
+    /// Packs one block; rounds `stored` to storage precision. Must be `#[inline(always)]`, as what encoders call.
+    fn write<F: Lanes>(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]);
     /// The inverse of [`Layout::write`].
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2];
-    /// The reference encoder without importance: codes, and scale and bias yet to be rounded.
-    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2];
+    /// The reference encoder without importance: codes, and scale and bias yet to be rounded. Lanes are weights of the block: a
+    /// block's extremes and codes do not depend on the order of its weights. Must be `#[inline(always)]`.
+    fn reference<F: Lanes>(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2];
     /// The reference encoder with importance, for rows as in [`Codec::encode_rows`]. Most ignore importance.
     fn encode_weighted(&self, rows: &[f32], row_len: usize, importance: &[f32], out: &mut [u8])
     where
@@ -83,18 +85,34 @@ impl<L: Layout> Codec for Flat<L> {
     }
 }
 
-crate::dispatched! {
-    /// The reference encoder without importance, for whole blocks.
-    fn encode<L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
+/// The reference encoder without importance, for whole blocks.
+fn encode<L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
+    dispatch(Encode { layout, x, out });
+}
+
+struct Encode<'a, L> {
+    layout: &'a L,
+    x: &'a [f32],
+    out: &'a mut [u8],
+}
+
+impl<L: Layout> Kernel for Encode<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        let Encode { layout, x, out } = self;
         let (len, float) = (layout.len(), layout.shape().float);
         let mut codes = [0u8; MAX_LEN];
         let codes = &mut codes[..len];
         for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(layout.bytes())) {
-            let stored = layout.reference(x, codes);
-            layout.write(stored.map(|s| limit(float, s)), codes, out);
+            let [scale, bias] = layout.reference::<F>(x, codes);
+            layout.write::<F>([limit(float, scale), limit(float, bias)], codes, out);
         }
     }
+}
 
+crate::dispatched! {
     /// The values of whole blocks.
     fn decode<L: Layout>(layout: &L, bytes: &[u8], out: &mut [f32]) {
         let (len, zero) = (layout.len(), layout.shape().zero);
@@ -289,7 +307,7 @@ impl<L: Layout> Grid for Flat<L> {
     }
 
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {
-        self.0.write(scales.stored, codes, out);
+        self.0.write::<Portable<8>>(scales.stored, codes, out);
     }
     fn unpack(&self, bytes: &[u8], codes: &mut [u8]) -> BlockScales {
         self.scales(self.0.read(bytes, codes))
@@ -301,14 +319,13 @@ mod tests {
     use super::super::{legacy::Legacy, q2_0::Q2_0, q8_0::Q8_0, side_by_side, tq1_0::TQ1_0, tq2_0::TQ2_0};
     use super::*;
     use crate::codecs::block::tests::weights;
-    use crate::simd::{Kernel, Portable};
 
     fn check<L: Layout>(layout: &L) {
         let x = weights(64 * MAX_LEN);
         let n = x.len() / layout.len();
         let (mut wide, mut narrow) = (vec![0x11; n * layout.bytes()], vec![0x22; n * layout.bytes()]);
         encode(layout, &x, &mut wide);
-        portable::encode(layout, &x, &mut narrow);
+        Encode { layout, x: &x, out: &mut narrow }.run::<Portable<1>>();
         assert_eq!(wide, narrow, "{}", layout.id());
         let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
         decode(layout, &wide, &mut values);

@@ -51,7 +51,7 @@ crate::dispatched! {
 
 /// `x` as f16, rounded to nearest, ties to even. Without branches, for vector registers.
 #[inline(always)]
-fn f16_bits(x: f32) -> u16 {
+pub(crate) fn f16_bits(x: f32) -> u16 {
     let sign = (x.to_bits() >> 16) as u16 & 0x8000;
     let a = x.to_bits() & 0x7fff_ffff;
     // Half a step, less a bit if that would make an even mantissa odd; the exponent's bias from 127 to 15.
@@ -138,7 +138,7 @@ pub(super) fn saturate_bf16(x: f32) -> f32 {
 
 /// [`saturate`] for F16 without branches, for loops over many values.
 #[inline(always)]
-pub(super) fn saturate_f16(x: f32) -> f32 {
+pub(crate) fn saturate_f16(x: f32) -> f32 {
     const MAX: f32 = 65504.0;
     let (bits, sign) = (x.to_bits(), x.to_bits() & 0x8000_0000);
     let large = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & 0xffff_e000);

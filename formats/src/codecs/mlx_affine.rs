@@ -8,6 +8,7 @@ use super::bits;
 use super::flat::{Flat, Layout, MAX_LEN, Shape};
 use super::float;
 use crate::codec::{Codec, CodecId, Float, Grid};
+use crate::simd::Lanes;
 
 /// The properties of one of the affine formats.
 #[derive(Clone, Copy)]
@@ -86,14 +87,14 @@ impl Layout for Format {
         self.code_bytes() + 2 * self.scale.size()
     }
     #[inline(always)]
-    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
+    fn write<F: Lanes>(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
         pack(*self, stored, codes, out);
     }
     #[inline(always)]
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2] {
         unpack(*self, bytes, codes)
     }
-    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
+    fn reference<F: Lanes>(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
         quantize(*self, x, codes)
     }
 }

@@ -57,6 +57,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
     /// The bit patterns.
     fn to_bits(self) -> Self::Int;
+    /// The numbers with these bit patterns.
+    fn from_bits(bits: Self::Int) -> Self;
     /// Integers as numbers, rounded to nearest.
     fn from_int(x: Self::Int) -> Self;
     /// `table[index]`.
@@ -69,8 +71,22 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// `quad[index mod 4]`.
     fn pick(quad: Self::Quad, index: Self::Int) -> Self;
 
-    /// The least of the lanes, none of them NaN.
+    /// The least of the lanes, none of them NaN. Of zeros of both signs, either.
     fn least(self) -> f32;
+    /// The least of the lanes of `low` and the greatest of those of `high`, none of them NaN. A greatest of zero is +0, a least of
+    /// zero has either sign.
+    #[inline(always)]
+    fn bounds(low: Self, high: Self) -> (f32, f32) {
+        (low.least(), 0.0 - (Self::zero() - high).least())
+    }
+    /// Rounded towards zero. NaN and what leaves i32 gives `i32::MIN`, as on x86.
+    fn truncate(self) -> Self::Int;
+    /// Rounded to f16, ties to even, and back; for magnitudes up to 65504.
+    fn through_half(self) -> Self;
+    /// The f16 nearest to a number, ties to even, as its bits; some NaN for NaN.
+    fn half(x: f32) -> u16;
+    /// The highest bit of each byte, the first byte's lowest.
+    fn high_bits(bytes: &[u8; 32]) -> u32;
 
     /// `self > other`, false with NaN.
     #[inline(always)]
@@ -111,6 +127,8 @@ pub(crate) trait IntLanes:
     fn shl<const BITS: u32>(self) -> Self;
     /// Shifted right, filled with zeros.
     fn shr<const BITS: u32>(self) -> Self;
+    /// Writes each number of each value as a byte, 0 for what is below and 255 for what is above.
+    fn store_bytes(values: &[Self], out: &mut [u8]);
 }
 
 /// Several truth values side by side.
@@ -145,7 +163,7 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         fn wider<K: Kernel>(kernel: K) -> K::Output {
             kernel.run::<avx512::Avx512>()
         }
-        #[target_feature(enable = "avx2")]
+        #[target_feature(enable = "avx2,f16c")]
         fn wide<K: Kernel>(kernel: K) -> K::Output {
             kernel.run::<avx2::Avx2>()
         }
