@@ -2,65 +2,53 @@
 
 use super::float;
 use crate::codec::Float;
-use crate::simd::Lanes;
+use crate::simd::{Lanes, Portable};
 
-/// Smallest and largest element, but at least `low` and at most `high`, as ggml starts its comparisons; of zeros of both signs the
-/// smallest is the first. NaN is passed over. Lanes are weights here, a multiple of them: extremes do not depend on the order.
+/// By lane the smallest and largest elements there, but at least `low` and at most `high`, as ggml starts its comparisons. NaN is
+/// passed over. Lanes are weights, a multiple of them: extremes do not depend on the order.
 #[inline(always)]
-pub(super) fn range<F: Lanes>(x: &[f32], low: f32, high: f32) -> (f32, f32) {
+pub(super) fn range<F: Lanes>(x: &[f32], low: f32, high: f32) -> (F, F) {
     let (mut mins, mut maxs) = (F::splat(high), F::splat(low));
     for x in x.chunks_exact(F::N) {
         let x = F::load(x);
         mins = x.min(mins);
         maxs = x.max(maxs);
     }
-    let (min, max) = F::bounds(mins, maxs);
-    (if min == 0.0 { first_zero(x) } else { min }, max)
+    (mins, maxs)
 }
 
-/// The first of the zeros, with its sign; +0 if there is none.
-#[cold]
-fn first_zero(x: &[f32]) -> f32 {
-    x.iter().copied().find(|&v| v == 0.0).unwrap_or(0.0)
-}
-
-/// Largest magnitude; NaN is passed over. Lanes are weights, a multiple of them.
+/// By lane the largest magnitude there. NaN is passed over. Lanes are weights, a multiple of them.
 #[inline(always)]
-pub(super) fn largest<F: Lanes>(x: &[f32]) -> f32 {
+pub(super) fn magnitudes<F: Lanes>(x: &[f32]) -> F {
     let mut maxs = F::zero();
     for x in x.chunks_exact(F::N) {
         maxs = F::load(x).abs().max(maxs);
     }
-    0.0 - (F::zero() - maxs).least()
+    maxs
 }
 
-/// The element of largest magnitude, sign kept (the first of equals), or 0. Lanes are weights, a multiple of them.
+/// Largest magnitude.
 #[inline(always)]
-pub(super) fn extreme<F: Lanes>(x: &[f32]) -> f32 {
-    let (mut mins, mut maxs) = (F::zero(), F::zero());
-    for x in x.chunks_exact(F::N) {
-        let x = F::load(x);
-        mins = x.min(mins);
-        maxs = x.max(maxs);
-    }
-    let (min, max) = F::bounds(mins, maxs);
-    if -min == max {
-        return first_extreme(x, max);
-    }
-    // Which of the two it is nobody can predict: no branch.
-    f32::from_bits(max.max(-min).to_bits() | u32::from(-min > max) << 31)
+pub(super) fn largest(x: &[f32]) -> f32 {
+    magnitudes::<Portable<8>>(x).greatest()
 }
 
-/// The first of the elements of this magnitude, but +0 for 0.
+/// The element of largest magnitude, sign kept (the first of equals), or 0.
+pub(super) fn extreme(x: &[f32]) -> f32 {
+    x.iter().fold(0f32, |most, &v| if v.abs() > most.abs() { v } else { most })
+}
+
+/// The first of the zeros, with its sign; +0 if there is none.
 #[cold]
-fn first_extreme(x: &[f32], magnitude: f32) -> f32 {
-    x.iter().copied().find(|v| v.abs() == magnitude && magnitude != 0.0).unwrap_or(0.0)
+#[inline(never)]
+pub(super) fn first_zero(x: &[f32]) -> f32 {
+    x.iter().copied().find(|&v| v == 0.0).unwrap_or(0.0)
 }
 
 /// 1/d, or 0 for d = 0. It is infinite where d is too small to divide by.
 #[inline(always)]
-pub(super) fn inverse(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
+pub(super) fn inverses<F: Lanes>(d: F) -> F {
+    F::select(d.eq(F::zero()), F::zero(), F::splat(1.0) / d)
 }
 
 /// Number `i` of the f16 numbers that `bytes` starts with.
@@ -103,7 +91,6 @@ pub(super) fn read_nibbles(bytes: &[u8], codes: &mut [u8]) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::simd::Portable;
 
     /// Weights of all magnitudes, some zero, some equal, some in blocks of one value; for tests of encoders.
     pub(in crate::codecs) fn weights(n: usize) -> Vec<f32> {
@@ -141,14 +128,15 @@ pub(super) mod tests {
         let mut x = [0.5f32; 32];
         x[7] = -2.0;
         x[9] = 2.0;
-        assert_eq!((extreme::<Portable<8>>(&x), largest::<Portable<8>>(&x)), (-2.0, 2.0));
+        assert_eq!((extreme(&x), largest(&x)), (-2.0, 2.0));
         x[3] = 2.0;
-        assert_eq!(extreme::<Portable<8>>(&x), 2.0);
+        assert_eq!(extreme(&x), 2.0);
         x[20] = -3.0;
-        assert_eq!(extreme::<Portable<8>>(&x), -3.0);
-        assert_eq!(extreme::<Portable<8>>(&[-0.0; 32]).to_bits(), 0);
-        assert_eq!(range::<Portable<8>>(&x, -f32::MAX, f32::MAX), (-3.0, 2.0));
+        assert_eq!(extreme(&x), -3.0);
+        assert_eq!(extreme(&[-0.0; 32]).to_bits(), 0);
+        let (mins, maxs) = range::<Portable<8>>(&x, -f32::MAX, f32::MAX);
+        assert_eq!((mins.least(), maxs.greatest()), (-3.0, 2.0));
         x[0] = f32::NAN;
-        assert_eq!((extreme::<Portable<8>>(&x), largest::<Portable<8>>(&x)), (-3.0, 3.0));
+        assert_eq!((extreme(&x), largest(&x)), (-3.0, 3.0));
     }
 }

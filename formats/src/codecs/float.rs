@@ -1,6 +1,7 @@
 //! Plain floating-point storage: f32, f16, bf16, one value per "block", little-endian.
 
 use crate::codec::{Codec, CodecId, Float, Grid};
+use crate::simd::Lanes;
 
 /// The codec that stores values of one [`Float`] type, rounded to nearest, ties to even.
 pub struct Plain(pub(super) Float);
@@ -78,7 +79,7 @@ fn from_f16_bits(bits: u16) -> f32 {
 
 /// `x` as bf16, rounded to nearest, ties to even; NaN stays NaN.
 #[inline(always)]
-fn bf16_bits(x: f32) -> u16 {
+pub(super) fn bf16_bits(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
@@ -114,26 +115,29 @@ pub(super) fn write(float: Float, x: f32, bytes: &mut [u8]) {
 /// block infinite.
 #[inline(always)]
 pub(super) fn limit(float: Float, x: f32) -> f32 {
-    let limit = match float {
+    let limit = largest_finite(float);
+    x.clamp(-limit, limit)
+}
+
+/// [`limit`] in each lane; of NaN, the largest negative value.
+#[inline(always)]
+pub(super) fn limits<F: Lanes>(float: Float, x: F) -> F {
+    let limit = largest_finite(float);
+    x.max(F::splat(-limit)).min(F::splat(limit))
+}
+
+#[inline(always)]
+fn largest_finite(float: Float) -> f32 {
+    match float {
         Float::F32 => f32::MAX,
         Float::F16 => 65_504.0,
         Float::BF16 => f32::from_bits(0x7f7f_0000),
-    };
-    x.clamp(-limit, limit)
+    }
 }
 
 /// [`limit`], rounded to `float`.
 pub(super) fn saturate(float: Float, x: f32) -> f32 {
     float.round(limit(float, x))
-}
-
-/// [`saturate`] for BF16 without branches, for loops over many values.
-#[inline(always)]
-pub(super) fn saturate_bf16(x: f32) -> f32 {
-    const MAX: f32 = f32::from_bits(0x7f7f_0000);
-    let bits = x.to_bits();
-    let rounded = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
-    if x.abs() < MAX { rounded } else { x.clamp(-MAX, MAX) }
 }
 
 /// [`saturate`] for F16 without branches, for loops over many values.
@@ -232,10 +236,9 @@ mod tests {
         let special =
             [0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, 65504.0, 65519.0, 65520.0, 3.3895e38, 1e-45];
         for x in bits.map(f32::from_bits).chain(special).filter(|x| !x.is_nan()) {
-            assert_eq!(saturate_bf16(x).to_bits(), saturate(Float::BF16, x).to_bits(), "{x}");
             assert_eq!(saturate_f16(x).to_bits(), saturate(Float::F16, x).to_bits(), "{x}");
         }
-        assert!(saturate_bf16(f32::NAN).is_nan() && saturate_f16(f32::NAN).is_nan());
+        assert!(saturate_f16(f32::NAN).is_nan());
     }
 
     #[test]

@@ -5,7 +5,6 @@ use super::block::largest;
 use super::fit;
 use super::gram::dot;
 use crate::codec::{BlockScales, Codec, CodecId, Gram, Grid};
-use crate::simd::Portable;
 use std::marker::PhantomData;
 
 /// Twice the values of the codes; code 8 is −0, which ggml takes for 0.
@@ -82,7 +81,7 @@ crate::dispatched! {
         for (x, out) in x.chunks_exact(L::LEN).zip(out.chunks_exact_mut(Fp4::<L>::BYTES)) {
             let (scales, out) = out.split_at_mut(Fp4::<L>::SUBS);
             for ((x, out), byte) in x.chunks_exact(L::SUB).zip(out.chunks_exact_mut(L::SUB / 2)).zip(scales) {
-                let largest = largest::<Portable<8>>(x);
+                let largest = largest(x);
                 *byte = L::reference(largest);
                 let half = L::half_scale(*byte);
                 let mut codes = [0u8; MAX_LEN];
@@ -229,10 +228,10 @@ impl<L: Layout> Grid for Fp4<L> {
     }
     fn fit(&self, weights: &[f32], importance: &[f32]) -> BlockScales {
         let mut start = [0u8; MAX_SUBS];
-        start.iter_mut().zip(weights.chunks_exact(L::SUB)).for_each(|(b, x)| *b = L::reference(largest::<Portable<8>>(x)));
+        start.iter_mut().zip(weights.chunks_exact(L::SUB)).for_each(|(b, x)| *b = L::reference(largest(x)));
         // From scales that cut the largest magnitude to a third to those that leave three quarters of the range unused.
         Self::best(&start, weights, importance, |x, _| {
-            let largest = largest::<Portable<8>>(x);
+            let largest = largest(x);
             let first = Self::first_scale(|half| TOP * half >= largest / 3.0);
             first..=Self::first_scale(|half| TOP * half >= largest * 4.0)
         })

@@ -8,7 +8,7 @@ use super::search::{extreme, nearest_one};
 use super::side_by_side::{Group, SideBySide, encode_rows};
 use super::tabled::{Layout, MAX_LEN, MAX_SUBS, SUB, Scales};
 use crate::codec::{CodecId, Float};
-use crate::simd::{Lanes, MAX_LANES, Portable};
+use crate::simd::{Lanes, MAX_LANES};
 
 pub(super) struct IQ4XS;
 
@@ -78,7 +78,7 @@ impl SideBySide for IQ4XS {
         }
         for (lane, out) in out.chunks_exact_mut(Self::BYTES).enumerate() {
             let scales = scales.map(|s| s[lane]);
-            let d = -extreme::<Portable<8>>(&scales) / 32.0;
+            let d = -extreme(&scales) / 32.0;
             let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
             let ints = scales.map(|s| nearest_one(inverse * s).clamp(-32, 31));
             write_scales(&Scales { d: saturate(Float::F16, d), ints: ints.map(|i| i as i16) }, out);

@@ -4,13 +4,13 @@
 //! formats the codes' fifth bits as a u32 (bit i for code i); 16 bytes of which byte j holds the low four bits of codes j (low
 //! half) and j + 16 (high half).
 
-use super::block::{extreme, inverse, range, read_half, store_half};
-use super::flat::{Layout, Shape};
+use super::block::{extreme, first_zero, inverses, range, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use super::float::limit;
 use super::search::{self, Found};
 use super::side_by_side::{self, Group, SideBySide};
 use crate::codec::{CodecId, Float};
-use crate::simd::{IntLanes, Lanes, MAX_LANES};
+use crate::simd::{IntLanes, Lanes, MAX_LANES, MaskLanes};
 
 const LEN: usize = 32;
 
@@ -79,18 +79,38 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
         [read_half(bytes, 0), if MIN { read_half(bytes, 1) } else { 0.0 }]
     }
 
+    #[inline(always)]
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        if MIN { range(x, -f32::MAX, f32::MAX) } else { range(x, 0.0, 0.0) }
+    }
     /// The extreme gets code 0 where zero has a code; otherwise the codes span the block's range.
     #[inline(always)]
-    fn reference<F: Lanes>(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        if MIN {
-            let (min, max) = range::<F>(x, -f32::MAX, f32::MAX);
-            let d = (max - min) / Self::MAX as f32;
-            truncate::<F, MIN>(x, min, inverse(d), 0.5, Self::MAX, codes);
-            [d, min]
+    fn lines<F: Lanes>(&self, blocks: &[f32], low: F, high: F) -> Lines<F> {
+        let (scale, bias) = if MIN {
+            let low = correct(low.eq(F::zero()), low, blocks, first_zero);
+            ((high - low) / F::splat(Self::MAX as f32), low)
         } else {
-            let d = extreme::<F>(x) / -(Self::ZERO as f32);
-            truncate::<F, MIN>(x, 0.0, inverse(d), Self::ZERO as f32 + 0.5, Self::MAX, codes);
-            [d, 0.0]
+            let below = F::zero() - low;
+            let most = F::select(below.gt(high), low, high);
+            (correct(below.eq(high), most, blocks, extreme) * F::splat(-1.0 / Self::ZERO as f32), F::zero())
+        };
+        Lines { scale, bias, origin: bias, factor: inverses(scale) }
+    }
+    /// (x − origin) · factor, rounded towards zero once a half is added. Quotients by a scale too small for that give code 0, as in
+    /// ggml.
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
+        let (origin, factor) = (F::splat(line[0]), F::splat(line[1]));
+        let shift = F::splat(if MIN { 0.5 } else { Self::ZERO as f32 + 0.5 });
+        let mut ints = [F::Int::splat(0); LEN];
+        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
+            let x = F::load(x);
+            let t = if MIN { (x - origin) * factor } else { x * factor };
+            *int = (t + shift).truncate();
+        }
+        F::Int::store_bytes(&ints[..LEN / F::N], codes);
+        for code in codes {
+            *code = (*code).min(Self::MAX);
         }
     }
     fn encode_weighted(&self, rows: &[f32], row_len: usize, importance: &[f32], out: &mut [u8]) {
@@ -98,20 +118,20 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
     }
 }
 
-/// Codes (x − min) · inverse + shift, rounded towards zero. Quotients by a scale too small for that give code 0, as in ggml.
+/// `values`, but in the lanes of the mask `value` of their blocks.
 #[inline(always)]
-fn truncate<F: Lanes, const MIN: bool>(x: &[f32], min: f32, inverse: f32, shift: f32, largest: u8, codes: &mut [u8]) {
-    let (min, inverse, shift) = (F::splat(min), F::splat(inverse), F::splat(shift));
-    let mut ints = [F::Int::splat(0); LEN];
-    for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
-        let x = F::load(x);
-        let t = if MIN { (x - min) * inverse } else { x * inverse };
-        *int = (t + shift).truncate();
+fn correct<F: Lanes>(mask: F::Mask, values: F, blocks: &[f32], value: fn(&[f32]) -> f32) -> F {
+    if !mask.any() {
+        return values;
     }
-    F::Int::store_bytes(&ints[..LEN / F::N], codes);
-    for code in codes {
-        *code = (*code).min(largest);
+    let mut lanes = [0f32; MAX_LANES];
+    values.store(&mut lanes);
+    for (i, (lane, x)) in lanes.iter_mut().zip(blocks.chunks_exact(LEN)).enumerate() {
+        if mask.bits() >> i & 1 == 1 {
+            *lane = value(x);
+        }
     }
+    F::load(&lanes)
 }
 
 /// ggml's encoder with importance.

@@ -89,7 +89,7 @@ fn plain<F: Lanes>(group: &Group<'_>, blocks: &mut [Block]) {
         }
     }
     for (lane, block) in blocks.iter_mut().enumerate() {
-        let max = search::extreme::<Portable<8>>(&scales[lane]);
+        let max = search::extreme(&scales[lane]);
         if max == 0.0 {
             block.ints[..SUBS].fill(-(SHIFT as i16));
         } else {

@@ -79,7 +79,7 @@ impl Layout for Q6K {
             }
         }
         for (lane, block) in blocks.iter_mut().enumerate() {
-            let max = search::extreme::<Portable<8>>(&scales[lane]);
+            let max = search::extreme(&scales[lane]);
             if max.abs() < ALL_ZERO {
                 continue;
             }

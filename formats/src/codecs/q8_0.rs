@@ -1,8 +1,8 @@
 //! ggml's Q8_0: bytes 0–1 scale, 2–33 signed codes, here shifted by 128. The reference encoder uses −127 … 127 and ignores
 //! importance; −128 is a valid code all the same.
 
-use super::block::{inverse, largest, read_half, store_half};
-use super::flat::{Layout, Shape};
+use super::block::{inverses, magnitudes, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use crate::codec::{CodecId, Float};
 use crate::simd::{IntLanes, Lanes};
 
@@ -41,21 +41,25 @@ impl Layout for Q8_0 {
         [read_half(bytes, 0), 0.0]
     }
     #[inline(always)]
-    fn reference<F: Lanes>(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        let d = largest::<F>(x) / 127.0;
-        let inverse = inverse(d);
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        (F::zero(), magnitudes(x))
+    }
+    #[inline(always)]
+    fn lines<F: Lanes>(&self, _blocks: &[f32], _low: F, high: F) -> Lines<F> {
+        let scale = high / F::splat(127.0);
+        Lines { scale, bias: F::zero(), origin: F::zero(), factor: inverses(scale) }
+    }
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
         let mut ints = [F::Int::splat(0); LEN];
         for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
             // Ties away from zero, as C's roundf: the number below one half keeps what is below a tie below it.
-            let t = F::load(x) * F::splat(inverse);
-            let sign = t.to_bits() & F::Int::splat(i32::MIN);
-            let half = F::from_bits(sign | F::splat(0.499_999_97).to_bits());
-            *int = (t + half).truncate() + F::Int::splat(128);
+            let t = F::load(x) * F::splat(line[1]);
+            *int = (t + F::splat(0.499_999_97).with_sign(t)).truncate() + F::Int::splat(128);
         }
         F::Int::store_bytes(&ints[..LEN / F::N], codes);
-        if !inverse.is_finite() {
+        if !line[1].is_finite() {
             codes.fill(128);
         }
-        [d, 0.0]
     }
 }

@@ -3,8 +3,8 @@
 //! A byte's codes are the digits of a number in base 3, first weight first, stored as the fraction number / 243 of 256, rounded
 //! up: multiplying by 3 pushes out digit after digit. Of 256 bytes 243 are used; the others decode as well.
 
-use super::block::{inverse, largest, read_half, store_half};
-use super::flat::{Layout, Shape};
+use super::block::{inverses, magnitudes, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use crate::codec::{CodecId, Float};
 use crate::simd::{IntLanes, Lanes};
 
@@ -66,8 +66,16 @@ impl Layout for TQ1_0 {
         [scale, 0.0]
     }
     #[inline(always)]
-    fn reference<F: Lanes>(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        [ternary::<F>(x, codes), 0.0]
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        (F::zero(), magnitudes(x))
+    }
+    #[inline(always)]
+    fn lines<F: Lanes>(&self, _blocks: &[f32], _low: F, high: F) -> Lines<F> {
+        lines(high)
+    }
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
+        ternary::<F>(x, line[1], codes);
     }
 }
 
@@ -76,18 +84,24 @@ pub(super) const SHAPE: Shape = Shape { max: 2, zero: Some(1), float: Float::F16
 
 /// ggml's encoder of both ternary formats: the largest magnitude is the scale, and what reaches half of it is not zero.
 #[inline(always)]
-pub(super) fn ternary<F: Lanes>(x: &[f32], codes: &mut [u8]) -> f32 {
+pub(super) fn lines<F: Lanes>(largest: F) -> Lines<F> {
+    let factor = inverses(largest);
+    // Quotients by a scale too small to divide by give zeros.
+    let factor = F::select(factor.lt(F::splat(f32::INFINITY)), factor, F::zero());
+    Lines { scale: largest, bias: F::zero(), origin: F::zero(), factor }
+}
+
+/// The codes of weights that `factor` takes to −1 … 1.
+#[inline(always)]
+pub(super) fn ternary<F: Lanes>(x: &[f32], factor: f32, codes: &mut [u8]) {
     /// Weights at a time.
     const STEP: usize = 32;
-    let d = largest::<F>(x);
-    let inverse = inverse(d);
-    // Quotients by a scale too small to divide by give zeros.
-    let inverse = F::splat(if inverse.is_finite() { inverse } else { 0.0 });
+    let factor = F::splat(factor);
     for (codes, x) in codes.as_chunks_mut::<STEP>().0.iter_mut().zip(x.as_chunks::<STEP>().0) {
         let mut ints = [F::Int::splat(0); STEP];
         for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
             // Doubled quotients, rounded towards zero, are −2 … 2.
-            let t = F::load(x) * inverse;
+            let t = F::load(x) * factor;
             *int = (t + t).truncate() + F::Int::splat(2);
         }
         F::Int::store_bytes(&ints[..STEP / F::N], codes);
@@ -95,5 +109,4 @@ pub(super) fn ternary<F: Lanes>(x: &[f32], codes: &mut [u8]) -> f32 {
             *code = (*code > 1) as u8 + (*code > 2) as u8;
         }
     }
-    d
 }

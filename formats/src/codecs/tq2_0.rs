@@ -1,8 +1,8 @@
 //! ggml's TQ2_0: 256 ternary weights, four to a byte. Bytes 0–63 codes, 64–65 scale. Byte 32h + m has in its bits 2n and 2n + 1
 //! the code of weight 128h + 32n + m. No encoder writes code 3; it decodes as twice the scale.
 
-use super::block::{read_half, store_half};
-use super::flat::{Layout, Shape};
+use super::block::{magnitudes, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use super::tq1_0;
 use crate::codec::CodecId;
 use crate::simd::Lanes;
@@ -49,7 +49,15 @@ impl Layout for TQ2_0 {
         [read_half(&bytes[SCALE..], 0), 0.0]
     }
     #[inline(always)]
-    fn reference<F: Lanes>(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        [tq1_0::ternary::<F>(x, codes), 0.0]
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        (F::zero(), magnitudes(x))
+    }
+    #[inline(always)]
+    fn lines<F: Lanes>(&self, _blocks: &[f32], _low: F, high: F) -> Lines<F> {
+        tq1_0::lines(high)
+    }
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
+        tq1_0::ternary::<F>(x, line[1], codes);
     }
 }

@@ -154,14 +154,15 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn bounds(low: Self, high: Self) -> (f32, f32) {
-        // SAFETY: see the top of the file. Both reductions are one: of `low` in the lower half, of `-high` in the upper.
+    fn least_of_each(v: &[Self]) -> Self {
+        let v = v.first_chunk::<LANES>().expect("a value per lane");
+        // SAFETY: see the top of the file. Each step halves the registers: pairs, fours, eights.
         unsafe {
-            let high = _mm256_sub_ps(_mm256_setzero_ps(), high.0);
-            let four = _mm256_min_ps(_mm256_permute2f128_ps::<0x20>(low.0, high), _mm256_permute2f128_ps::<0x31>(low.0, high));
-            let two = _mm256_min_ps(four, _mm256_permute_ps::<0b01_00_11_10>(four));
-            let one = _mm256_min_ps(two, _mm256_permute_ps::<0b10_11_00_01>(two));
-            (_mm256_cvtss_f32(one), 0.0 - _mm_cvtss_f32(_mm256_extractf128_ps::<1>(one)))
+            let pair = |a: Self, b: Self| _mm256_min_ps(_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+            let four = |a, b| _mm256_min_ps(_mm256_shuffle_ps::<0b01_00_01_00>(a, b), _mm256_shuffle_ps::<0b11_10_11_10>(a, b));
+            let low = four(pair(v[0], v[1]), pair(v[2], v[3]));
+            let high = four(pair(v[4], v[5]), pair(v[6], v[7]));
+            Avx2(_mm256_min_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)))
         }
     }
     #[inline(always)]

@@ -73,11 +73,14 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
 
     /// The least of the lanes, none of them NaN. Of zeros of both signs, either.
     fn least(self) -> f32;
-    /// The least of the lanes of `low` and the greatest of those of `high`, none of them NaN. A greatest of zero is +0, a least of
-    /// zero has either sign.
+    /// Lane i: the least of the lanes of value i, none of them NaN, for as many values as there are lanes.
     #[inline(always)]
-    fn bounds(low: Self, high: Self) -> (f32, f32) {
-        (low.least(), 0.0 - (Self::zero() - high).least())
+    fn least_of_each(values: &[Self]) -> Self {
+        let mut least = [0f32; MAX_LANES];
+        for (least, value) in least.iter_mut().zip(&values[..Self::N]) {
+            *least = value.least();
+        }
+        Self::load(&least)
     }
     /// Rounded towards zero. NaN and what leaves i32 gives `i32::MIN`, as on x86.
     fn truncate(self) -> Self::Int;
@@ -92,6 +95,16 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     #[inline(always)]
     fn gt(self, other: Self) -> Self::Mask {
         other.lt(self)
+    }
+    /// The greatest of the lanes, none of them NaN; +0 for zero.
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        0.0 - (Self::zero() - self).least()
+    }
+    /// The number with the magnitude of one and the sign bit of another.
+    #[inline(always)]
+    fn with_sign(self, sign: Self) -> Self {
+        Self::from_bits(self.abs().to_bits() | sign.to_bits() & Self::Int::splat(i32::MIN))
     }
     /// Zero in every lane.
     #[inline(always)]
@@ -192,6 +205,14 @@ pub(crate) fn nearest<F: Lanes>(x: F) -> F::Int {
 #[inline(always)]
 pub(crate) fn round<F: Lanes>(x: F) -> F {
     (x + F::splat(MAGIC)) - F::splat(MAGIC)
+}
+
+/// The nearest whole number, ties to even, of any number.
+#[inline(always)]
+pub(crate) fn round_any<F: Lanes>(x: F) -> F {
+    // From 2²³ on there are only whole numbers.
+    let limit = F::splat(8_388_608.0);
+    F::select(x.abs().lt(limit), ((x.abs() + limit) - limit).with_sign(x), x)
 }
 
 #[cfg(test)]
