@@ -2,7 +2,7 @@
 
 use super::float;
 use crate::codec::Float;
-use crate::simd::{Lanes, Portable};
+use crate::simd::{Lanes, MAX_LANES, Portable};
 
 /// By lane the smallest and largest elements there, but at least `low` and at most `high`, as ggml starts its comparisons. NaN is
 /// passed over. Lanes are weights, a multiple of them: extremes do not depend on the order.
@@ -25,6 +25,20 @@ pub(super) fn magnitudes<F: Lanes>(x: &[f32]) -> F {
         maxs = F::load(x).abs().max(maxs);
     }
     maxs
+}
+
+/// Largest magnitude of each block of `len` weights, at most [`MAX_LANES`] of them.
+#[inline(always)]
+pub(super) fn largest_of_each<F: Lanes>(x: &[f32], len: usize) -> [f32; MAX_LANES] {
+    let mut most = [0f32; MAX_LANES];
+    for (most, x) in most.chunks_mut(F::N).zip(x.chunks(F::N * len)) {
+        let mut least = [F::zero(); MAX_LANES];
+        for (least, x) in least.iter_mut().zip(x.chunks_exact(len)) {
+            *least = F::zero() - magnitudes::<F>(x);
+        }
+        (F::zero() - F::least_of_each(&least)).store(most);
+    }
+    most
 }
 
 /// Largest magnitude.

@@ -3,7 +3,7 @@
 //! SAFETY of every block below: the intrinsics need the instructions that [`super::dispatch`] has found before it runs a kernel with
 //! these lanes, and nothing else constructs them; loads and stores touch slices whose length was checked.
 
-use super::{IntLanes, Lanes, MaskLanes};
+use super::{COLUMNS, IntLanes, Lanes, MAX_LANES, MaskLanes};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
@@ -151,6 +151,33 @@ impl Lanes for Avx2 {
             let four = _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn transpose(rows: &[&[f32]; MAX_LANES], at: usize, out: &mut [Self; COLUMNS]) {
+        for (half, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let mut v = [Self::zero(); LANES];
+            for (v, row) in v.iter_mut().zip(rows) {
+                *v = Self::load(&row[at..][half * LANES..]);
+            }
+            // SAFETY: see the top of the file. Pairs of rows, fours, eights come together.
+            unsafe {
+                for i in 0..4 {
+                    let (a, b) = (v[2 * i].0, v[2 * i + 1].0);
+                    (v[2 * i].0, v[2 * i + 1].0) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                }
+                for i in [0, 4] {
+                    let [a, b, c, d] = [v[i].0, v[i + 1].0, v[i + 2].0, v[i + 3].0];
+                    v[i].0 = _mm256_shuffle_ps::<0b01_00_01_00>(a, c);
+                    v[i + 1].0 = _mm256_shuffle_ps::<0b11_10_11_10>(a, c);
+                    v[i + 2].0 = _mm256_shuffle_ps::<0b01_00_01_00>(b, d);
+                    v[i + 3].0 = _mm256_shuffle_ps::<0b11_10_11_10>(b, d);
+                }
+                for i in 0..4 {
+                    out[i].0 = _mm256_permute2f128_ps::<0x20>(v[i].0, v[i + 4].0);
+                    out[i + 4].0 = _mm256_permute2f128_ps::<0x31>(v[i].0, v[i + 4].0);
+                }
+            }
         }
     }
     #[inline(always)]

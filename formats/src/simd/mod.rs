@@ -22,6 +22,9 @@ use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 /// The most lanes that any processor has.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// Columns that are transposed at a time.
+pub(crate) const COLUMNS: usize = 16;
+
 /// Several f32 numbers side by side. Operators work lane by lane, as IEEE 754 says, with rounding to nearest.
 pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
     /// Number of lanes.
@@ -73,6 +76,19 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
 
     /// The least of the lanes, none of them NaN. Of zeros of both signs, either.
     fn least(self) -> f32;
+    /// `out[j]` lane i = `rows[i][at + j]`, for [`COLUMNS`] columns.
+    #[inline(always)]
+    fn transpose(rows: &[&[f32]; MAX_LANES], at: usize, out: &mut [Self; COLUMNS]) {
+        let mut buffer = [[0f32; MAX_LANES]; COLUMNS];
+        for (lane, row) in rows.iter().enumerate().take(Self::N) {
+            for (to, &x) in buffer.iter_mut().zip(&row[at..][..COLUMNS]) {
+                to[lane] = x;
+            }
+        }
+        for (out, column) in out.iter_mut().zip(&buffer) {
+            *out = Self::load(column);
+        }
+    }
     /// Lane i: the least of the lanes of value i, none of them NaN, for as many values as there are lanes.
     #[inline(always)]
     fn least_of_each(values: &[Self]) -> Self {
