@@ -57,7 +57,7 @@ macro_rules! dispatched {
 pub enum Vectors {
     /// Those of the build's target.
     Baseline,
-    /// AVX2.
+    /// AVX2 and F16C.
     Avx2,
     /// AVX-512 F, VL, BW, DQ.
     Avx512,
@@ -70,7 +70,7 @@ pub fn vectors() -> Vectors {
     #[cfg(target_arch = "x86_64")]
     {
         use std::is_x86_feature_detected as has;
-        if has!("avx2") {
+        if has!("avx2") && has!("f16c") {
             let wider = has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq");
             return if wider { Vectors::Avx512 } else { Vectors::Avx2 };
         }

@@ -4,14 +4,33 @@
 /// Packs codes, one per byte, into `codes.len() · BITS / 8` bytes. There is a multiple of eight of them, each below 2^`BITS`.
 #[inline(always)]
 pub(crate) fn pack<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
-    for (codes, out) in codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<BITS>().0) {
-        // Neighbours move together: two codes, four, eight.
-        let x = u64::from_le_bytes(*codes);
-        let x = x & 0x00ff_00ff_00ff_00ff | (x & 0xff00_ff00_ff00_ff00) >> (8 - BITS);
-        let x = x & 0x0000_ffff_0000_ffff | (x & 0xffff_0000_ffff_0000) >> (16 - 2 * BITS);
-        let x = x & 0xffff_ffff | x >> 32 << (4 * BITS);
-        out.copy_from_slice(&x.to_le_bytes()[..BITS]);
+    /// Bytes of codes at a time.
+    const STEP: usize = 32;
+    let (codes, codes_rest) = codes.as_chunks::<STEP>();
+    let (out, out_rest) = out.split_at_mut(codes.len() * STEP / 8 * BITS);
+    for (codes, out) in codes.iter().zip(out.chunks_exact_mut(STEP / 8 * BITS)) {
+        // All words before any byte is written: vector registers hold them.
+        let mut words = [0u64; STEP / 8];
+        words.iter_mut().zip(codes.as_chunks::<8>().0).for_each(|(word, codes)| *word = together::<BITS>(*codes));
+        // Each write but the last passes its word's end.
+        let mut bytes = [0u8; STEP + 8];
+        for (i, word) in words.iter().enumerate() {
+            bytes[i * BITS..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+        out.copy_from_slice(&bytes[..STEP / 8 * BITS]);
     }
+    for (codes, out) in codes_rest.as_chunks::<8>().0.iter().zip(out_rest.as_chunks_mut::<BITS>().0) {
+        out.copy_from_slice(&together::<BITS>(*codes).to_le_bytes()[..BITS]);
+    }
+}
+
+/// Eight codes as one number. Neighbours move together: two codes, four, eight.
+#[inline(always)]
+fn together<const BITS: usize>(codes: [u8; 8]) -> u64 {
+    let x = u64::from_le_bytes(codes);
+    let x = x & 0x00ff_00ff_00ff_00ff | (x & 0xff00_ff00_ff00_ff00) >> (8 - BITS);
+    let x = x & 0x0000_ffff_0000_ffff | (x & 0xffff_0000_ffff_0000) >> (16 - 2 * BITS);
+    x & 0xffff_ffff | x >> 32 << (4 * BITS)
 }
 
 /// The inverse of [`pack`].

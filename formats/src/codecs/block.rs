@@ -2,85 +2,67 @@
 
 use super::float;
 use crate::codec::Float;
-use crate::kernels::MAGIC;
+use crate::simd::{Lanes, MAX_LANES, Portable};
 
-/// Lanes of a comparison over a block. Extremes do not depend on the order.
-const LANES: usize = 16;
-
-/// Smallest and largest element, but at least `low` and at most `high`, as ggml starts its comparisons. NaN is passed over.
+/// By lane the smallest and largest elements there, but at least `low` and at most `high`, as ggml starts its comparisons. NaN is
+/// passed over. Lanes are weights, a multiple of them: extremes do not depend on the order.
 #[inline(always)]
-pub(super) fn range(x: &[f32], low: f32, high: f32) -> (f32, f32) {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let (mut mins, mut maxs) = ([high; LANES], [low; LANES]);
-    for x in chunks {
-        for i in 0..LANES {
-            mins[i] = min(x[i], mins[i]);
-            maxs[i] = max(x[i], maxs[i]);
-        }
+pub(super) fn range<F: Lanes>(x: &[f32], low: f32, high: f32) -> (F, F) {
+    let (mut mins, mut maxs) = (F::splat(high), F::splat(low));
+    for x in x.chunks_exact(F::N) {
+        let x = F::load(x);
+        mins = x.min(mins);
+        maxs = x.max(maxs);
     }
-    (rest.iter().fold(fold(mins, min), |m, &x| min(x, m)), rest.iter().fold(fold(maxs, max), |m, &x| max(x, m)))
+    (mins, maxs)
+}
+
+/// By lane the largest magnitude there. NaN is passed over. Lanes are weights, a multiple of them.
+#[inline(always)]
+pub(super) fn magnitudes<F: Lanes>(x: &[f32]) -> F {
+    let mut maxs = F::zero();
+    for x in x.chunks_exact(F::N) {
+        maxs = F::load(x).abs().max(maxs);
+    }
+    maxs
+}
+
+/// Largest magnitude of each block of `len` weights, at most [`MAX_LANES`] of them.
+#[inline(always)]
+pub(super) fn largest_of_each<F: Lanes>(x: &[f32], len: usize) -> [f32; MAX_LANES] {
+    let mut most = [0f32; MAX_LANES];
+    for (most, x) in most.chunks_mut(F::N).zip(x.chunks(F::N * len)) {
+        let mut least = [F::zero(); MAX_LANES];
+        for (least, x) in least.iter_mut().zip(x.chunks_exact(len)) {
+            *least = F::zero() - magnitudes::<F>(x);
+        }
+        (F::zero() - F::least_of_each(&least)).store(most);
+    }
+    most
 }
 
 /// Largest magnitude.
 #[inline(always)]
 pub(super) fn largest(x: &[f32]) -> f32 {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut maxs = [0f32; LANES];
-    for x in chunks {
-        for i in 0..LANES {
-            maxs[i] = max(x[i].abs(), maxs[i]);
-        }
-    }
-    rest.iter().fold(fold(maxs, max), |m, x| max(x.abs(), m))
-}
-
-/// The smaller; the second if one is NaN. One instruction, unlike `f32::min`.
-#[inline(always)]
-fn min(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
-}
-
-/// The larger; the second if one is NaN.
-#[inline(always)]
-fn max(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
+    magnitudes::<Portable<8>>(x).greatest()
 }
 
 /// The element of largest magnitude, sign kept (the first of equals), or 0.
-#[inline(always)]
 pub(super) fn extreme(x: &[f32]) -> f32 {
-    let (min, max) = range(x, 0.0, 0.0);
-    if -min > max {
-        min
-    } else if max > -min || max == 0.0 {
-        max
-    } else {
-        x.iter().copied().find(|v| v.abs() == max).unwrap_or(0.0)
-    }
+    x.iter().fold(0f32, |most, &v| if v.abs() > most.abs() { v } else { most })
 }
 
-#[inline(always)]
-fn fold(mut v: [f32; LANES], pick: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut n = LANES;
-    while n > 1 {
-        n /= 2;
-        for i in 0..n {
-            v[i] = pick(v[i], v[i + n]);
-        }
-    }
-    v[0]
+/// The first of the zeros, with its sign; +0 if there is none.
+#[cold]
+#[inline(never)]
+pub(super) fn first_zero(x: &[f32]) -> f32 {
+    x.iter().copied().find(|&v| v == 0.0).unwrap_or(0.0)
 }
 
 /// 1/d, or 0 for d = 0. It is infinite where d is too small to divide by.
 #[inline(always)]
-pub(super) fn inverse(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
-}
-
-/// Adding 1.5 · 2²³ leaves a small whole number in the low bits, for vector registers cheaper than a conversion that saturates.
-#[inline(always)]
-pub(super) fn low_byte(whole: f32) -> u8 {
-    (whole + MAGIC).to_bits() as u8
+pub(super) fn inverses<F: Lanes>(d: F) -> F {
+    F::select(d.eq(F::zero()), F::zero(), F::splat(1.0) / d)
 }
 
 /// Number `i` of the f16 numbers that `bytes` starts with.
@@ -93,6 +75,12 @@ pub(super) fn read_half(bytes: &[u8], i: usize) -> f32 {
 #[inline(always)]
 pub(super) fn write_half(x: f32, i: usize, out: &mut [u8]) {
     float::write(Float::F16, x, &mut out[2 * i..]);
+}
+
+/// [`write_half`] as the lanes' processor does it.
+#[inline(always)]
+pub(super) fn store_half<F: Lanes>(x: f32, i: usize, out: &mut [u8]) {
+    out[2 * i..2 * i + 2].copy_from_slice(&F::half(x).to_le_bytes());
 }
 
 /// Writes codes of four bits: byte j holds code j (low half) and the code half a block later (high half).
@@ -160,7 +148,8 @@ pub(super) mod tests {
         x[20] = -3.0;
         assert_eq!(extreme(&x), -3.0);
         assert_eq!(extreme(&[-0.0; 32]).to_bits(), 0);
-        assert_eq!(range(&x, -f32::MAX, f32::MAX), (-3.0, 2.0));
+        let (mins, maxs) = range::<Portable<8>>(&x, -f32::MAX, f32::MAX);
+        assert_eq!((mins.least(), maxs.greatest()), (-3.0, 2.0));
         x[0] = f32::NAN;
         assert_eq!((extreme(&x), largest(&x)), (-3.0, 3.0));
     }

@@ -3,9 +3,10 @@
 //! The value of a code is `scale · (code − zero)` or `scale · code + bias`.
 
 use super::fit::{self, Line, Problem};
-use super::float::{limit, neighbours, saturate};
+use super::float::{limits, neighbours, saturate};
 use super::gram::{Pair, dot};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
+use crate::simd::{Kernel, Lanes, MAX_LANES, Portable, dispatch};
 
 /// The longest block.
 pub(super) const MAX_LEN: usize = 256;
@@ -35,12 +36,17 @@ pub(super) trait Layout: Send + Sync + 'static {
     fn len(&self) -> usize;
     /// Bytes per block.
     fn bytes(&self) -> usize;
-    /// Packs one block; rounds `stored` to storage precision.
-    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]);
+    /// Packs one block; rounds `stored` to storage precision. Must be `#[inline(always)]`, as what encoders call.
+    fn write<F: Lanes>(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]);
     /// The inverse of [`Layout::write`].
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2];
-    /// The reference encoder without importance: codes, and scale and bias yet to be rounded.
-    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2];
+    /// The reference encoder without importance, in three steps that must be `#[inline(always)]`. First, of one block whose weights
+    /// are in lanes: extremes of the weights, by lane (they do not depend on the order). What is not needed may be anything.
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F);
+    /// Then, of as many blocks as there are lanes, each with its extremes: scale, bias, and what [`Layout::codes`] wants.
+    fn lines<F: Lanes>(&self, blocks: &[f32], low: F, high: F) -> Lines<F>;
+    /// Last, of one block whose weights are in lanes: its codes, from origin and factor.
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]);
     /// The reference encoder with importance, for rows as in [`Codec::encode_rows`]. Most ignore importance.
     fn encode_weighted(&self, rows: &[f32], row_len: usize, importance: &[f32], out: &mut [u8])
     where
@@ -49,6 +55,17 @@ pub(super) trait Layout: Send + Sync + 'static {
         let _ = (row_len, importance);
         encode(self, rows, out);
     }
+}
+
+/// What the reference encoder makes of blocks' extremes, a block per lane.
+#[derive(Clone, Copy)]
+pub(super) struct Lines<F> {
+    /// To be stored, once limited to the storage type.
+    pub scale: F,
+    pub bias: F,
+    /// What the codes are computed with, as each format means it.
+    pub origin: F,
+    pub factor: F,
 }
 
 /// The codec of layout `L`.
@@ -83,18 +100,64 @@ impl<L: Layout> Codec for Flat<L> {
     }
 }
 
-crate::dispatched! {
-    /// The reference encoder without importance, for whole blocks.
-    fn encode<L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
-        let (len, float) = (layout.len(), layout.shape().float);
-        let mut codes = [0u8; MAX_LEN];
-        let codes = &mut codes[..len];
-        for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(layout.bytes())) {
-            let stored = layout.reference(x, codes);
-            layout.write(stored.map(|s| limit(float, s)), codes, out);
+/// The reference encoder without importance, for whole blocks.
+fn encode<L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
+    dispatch(Encode { layout, x, out });
+}
+
+pub(super) struct Encode<'a, L> {
+    pub layout: &'a L,
+    pub x: &'a [f32],
+    pub out: &'a mut [u8],
+}
+
+impl<L: Layout> Kernel for Encode<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        let Encode { layout, x, out } = self;
+        let (len, bytes) = (layout.len(), layout.bytes());
+        let whole = x.len() / (F::N * len) * F::N;
+        let (x, x_rest) = x.split_at(whole * len);
+        let (out, out_rest) = out.split_at_mut(whole * bytes);
+        for (x, out) in x.chunks_exact(F::N * len).zip(out.chunks_exact_mut(F::N * bytes)) {
+            encode_group::<F, L>(layout, x, out);
+        }
+        for (x, out) in x_rest.chunks_exact(len).zip(out_rest.chunks_exact_mut(bytes)) {
+            encode_group::<Portable<1>, L>(layout, x, out);
         }
     }
+}
 
+/// As many blocks as there are lanes. What concerns a block as a whole is done for all of them at once.
+#[inline(always)]
+fn encode_group<F: Lanes, L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
+    let (len, float) = (layout.len(), layout.shape().float);
+    let (mut lows, mut highs) = ([F::zero(); MAX_LANES], [F::zero(); MAX_LANES]);
+    for ((low, high), x) in lows.iter_mut().zip(&mut highs).zip(x.chunks_exact(len)) {
+        let extremes = layout.extremes::<F>(x);
+        *low = extremes.0;
+        *high = F::zero() - extremes.1;
+    }
+    // Of a largest zero the sign is gone: it is plus.
+    let high = F::zero() - F::least_of_each(&highs);
+    let lines = layout.lines(x, F::least_of_each(&lows), high);
+    let mut values = [[0f32; MAX_LANES]; 4];
+    let Lines { scale, bias, origin, factor } = lines;
+    for (values, lanes) in values.iter_mut().zip([limits(float, scale), limits(float, bias), origin, factor]) {
+        lanes.store(values);
+    }
+    let [scale, bias, origin, factor] = &values;
+    let mut codes = [0u8; MAX_LEN];
+    let codes = &mut codes[..len];
+    for (i, (x, out)) in x.chunks_exact(len).zip(out.chunks_exact_mut(layout.bytes())).enumerate() {
+        layout.codes::<F>(x, [origin[i], factor[i]], codes);
+        layout.write::<F>([scale[i], bias[i]], codes, out);
+    }
+}
+
+crate::dispatched! {
     /// The values of whole blocks.
     fn decode<L: Layout>(layout: &L, bytes: &[u8], out: &mut [f32]) {
         let (len, zero) = (layout.len(), layout.shape().zero);
@@ -294,7 +357,7 @@ impl<L: Layout> Grid for Flat<L> {
         Some(self.scales([step, bias].map(|s| saturate(float, s))))
     }
     fn pack(&self, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {
-        self.0.write(scales.stored, codes, out);
+        self.0.write::<Portable<8>>(scales.stored, codes, out);
     }
     fn unpack(&self, bytes: &[u8], codes: &mut [u8]) -> BlockScales {
         self.scales(self.0.read(bytes, codes))
@@ -306,14 +369,13 @@ mod tests {
     use super::super::{legacy::Legacy, q2_0::Q2_0, q8_0::Q8_0, side_by_side, tq1_0::TQ1_0, tq2_0::TQ2_0};
     use super::*;
     use crate::codecs::block::tests::weights;
-    use crate::simd::{Kernel, Portable};
 
     fn check<L: Layout>(layout: &L) {
         let x = weights(64 * MAX_LEN);
         let n = x.len() / layout.len();
         let (mut wide, mut narrow) = (vec![0x11; n * layout.bytes()], vec![0x22; n * layout.bytes()]);
         encode(layout, &x, &mut wide);
-        portable::encode(layout, &x, &mut narrow);
+        Encode { layout, x: &x, out: &mut narrow }.run::<Portable<1>>();
         assert_eq!(wide, narrow, "{}", layout.id());
         let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
         decode(layout, &wide, &mut values);

@@ -1,6 +1,7 @@
 //! Plain floating-point storage: f32, f16, bf16, one value per "block", little-endian.
 
 use crate::codec::{Codec, CodecId, Float, Grid};
+use crate::simd::Lanes;
 
 /// The codec that stores values of one [`Float`] type, rounded to nearest, ties to even.
 pub struct Plain(pub(super) Float);
@@ -60,7 +61,7 @@ crate::dispatched! {
 
 /// `x` as f16, rounded to nearest, ties to even. Without branches, for vector registers.
 #[inline(always)]
-fn f16_bits(x: f32) -> u16 {
+pub(crate) fn f16_bits(x: f32) -> u16 {
     let sign = (x.to_bits() >> 16) as u16 & 0x8000;
     let a = x.to_bits() & 0x7fff_ffff;
     // Half a step, less a bit if that would make an even mantissa odd; the exponent's bias from 127 to 15.
@@ -87,7 +88,7 @@ fn from_f16_bits(bits: u16) -> f32 {
 
 /// `x` as bf16, rounded to nearest, ties to even; NaN stays NaN.
 #[inline(always)]
-fn bf16_bits(x: f32) -> u16 {
+pub(super) fn bf16_bits(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
@@ -123,12 +124,24 @@ pub(super) fn write(float: Float, x: f32, bytes: &mut [u8]) {
 /// block infinite.
 #[inline(always)]
 pub(super) fn limit(float: Float, x: f32) -> f32 {
-    let limit = match float {
+    let limit = largest_finite(float);
+    x.clamp(-limit, limit)
+}
+
+/// [`limit`] in each lane; of NaN, the largest negative value.
+#[inline(always)]
+pub(super) fn limits<F: Lanes>(float: Float, x: F) -> F {
+    let limit = largest_finite(float);
+    x.max(F::splat(-limit)).min(F::splat(limit))
+}
+
+#[inline(always)]
+fn largest_finite(float: Float) -> f32 {
+    match float {
         Float::F32 => f32::MAX,
         Float::F16 => 65_504.0,
         Float::BF16 => f32::from_bits(0x7f7f_0000),
-    };
-    x.clamp(-limit, limit)
+    }
 }
 
 /// [`limit`], rounded to `float`.
@@ -136,18 +149,9 @@ pub(super) fn saturate(float: Float, x: f32) -> f32 {
     float.round(limit(float, x))
 }
 
-/// [`saturate`] for BF16 without branches, for loops over many values.
-#[inline(always)]
-pub(super) fn saturate_bf16(x: f32) -> f32 {
-    const MAX: f32 = f32::from_bits(0x7f7f_0000);
-    let bits = x.to_bits();
-    let rounded = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
-    if x.abs() < MAX { rounded } else { x.clamp(-MAX, MAX) }
-}
-
 /// [`saturate`] for F16 without branches, for loops over many values.
 #[inline(always)]
-pub(super) fn saturate_f16(x: f32) -> f32 {
+pub(crate) fn saturate_f16(x: f32) -> f32 {
     const MAX: f32 = 65504.0;
     let (bits, sign) = (x.to_bits(), x.to_bits() & 0x8000_0000);
     let large = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & 0xffff_e000);
@@ -241,10 +245,9 @@ mod tests {
         let special =
             [0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, 65504.0, 65519.0, 65520.0, 3.3895e38, 1e-45];
         for x in bits.map(f32::from_bits).chain(special).filter(|x| !x.is_nan()) {
-            assert_eq!(saturate_bf16(x).to_bits(), saturate(Float::BF16, x).to_bits(), "{x}");
             assert_eq!(saturate_f16(x).to_bits(), saturate(Float::F16, x).to_bits(), "{x}");
         }
-        assert!(saturate_bf16(f32::NAN).is_nan() && saturate_f16(f32::NAN).is_nan());
+        assert!(saturate_f16(f32::NAN).is_nan());
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What ggml's formats of e2m1 codes have in common, MXFP4 and NVFP4: 4-bit floats times a scale per sub-block, which is a float
 //! of one byte. Values are counted in halves, as ggml does: a code's value is a small integer times half the scale.
 
-use super::block::largest;
+use super::block::{largest, largest_of_each};
 use super::fit;
 use super::gram::dot;
+use super::minifloat::{STEP, to_e2m1_fourfold};
 use crate::codec::{BlockScales, Codec, CodecId, Gram, Grid};
+use crate::simd::{Kernel, Lanes, MAX_LANES, dispatch};
 use std::marker::PhantomData;
 
 /// Twice the values of the codes; code 8 is −0, which ggml takes for 0.
@@ -17,9 +19,11 @@ const TOP: f32 = 12.0;
 const MAX_LEN: usize = 64;
 /// Sub-blocks of the longest block.
 const MAX_SUBS: usize = 4;
-/// Magnitudes are at most this many half scales wherever [`encode`] compares them with [`BETWEEN`]; f32 differences to all
+/// Magnitudes are at most this many half scales wherever the encoder compares them with [`BETWEEN`]; f32 differences to all
 /// values differ there.
 const FAR: f32 = 1e6;
+/// Half scales from here on have reciprocals, twice as large.
+const NEAR: f32 = 1e-30;
 
 /// What one format adds. Half scales grow with their bytes, up to [`Layout::TOP_SCALE`].
 pub(super) trait Layout: Send + Sync + 'static {
@@ -32,6 +36,8 @@ pub(super) trait Layout: Send + Sync + 'static {
     const TOP_SCALE: u8;
     /// Half the scale that a byte stands for; any byte has one.
     fn half_scale(byte: u8) -> f32;
+    /// Whether half scales are powers of two.
+    const POWERS: bool;
     /// The byte that ggml chooses for this largest magnitude.
     fn reference(largest: f32) -> u8;
 }
@@ -61,7 +67,7 @@ impl<L: Layout> Codec for Fp4<L> {
     }
     fn encode(&self, row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(row.len() / L::LEN * Self::BYTES, out.len(), "output length");
-        encode::<L>(row, out);
+        dispatch(Encode::<L> { x: row, out, layout: PhantomData });
     }
     fn encode_rows(&self, rows: &[f32], _row_len: usize, _importance: Option<&[f32]>, out: &mut [u8]) {
         self.encode(rows, None, out);
@@ -75,27 +81,75 @@ impl<L: Layout> Codec for Fp4<L> {
     }
 }
 
-crate::dispatched! {
-    /// ggml's encoder.
-    fn encode<L: Layout>(x: &[f32], out: &mut [u8]) {
-        for (x, out) in x.chunks_exact(L::LEN).zip(out.chunks_exact_mut(Fp4::<L>::BYTES)) {
-            let (scales, out) = out.split_at_mut(Fp4::<L>::SUBS);
-            for ((x, out), byte) in x.chunks_exact(L::SUB).zip(out.chunks_exact_mut(L::SUB / 2)).zip(scales) {
-                let largest = largest(x);
-                *byte = L::reference(largest);
-                let half = L::half_scale(*byte);
-                let mut codes = [0u8; MAX_LEN];
-                let codes = &mut codes[..L::SUB];
-                if largest <= FAR * half {
-                    round(half, x, codes);
-                } else if half > 0.0 {
-                    codes.iter_mut().zip(x).for_each(|(code, &x)| *code = first_nearest(half, x));
-                }
-                pack(codes, out);
+/// ggml's encoder, of whole blocks.
+struct Encode<'a, L> {
+    x: &'a [f32],
+    out: &'a mut [u8],
+    layout: PhantomData<L>,
+}
+
+impl<L: Layout> Kernel for Encode<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        let Encode { x, out, .. } = self;
+        let blocks = MAX_LANES / Fp4::<L>::SUBS;
+        for (x, out) in x.chunks(blocks * L::LEN).zip(out.chunks_mut(blocks * Fp4::<L>::BYTES)) {
+            let largest = largest_of_each::<F>(x, L::SUB);
+            for (b, (x, out)) in x.chunks_exact(L::LEN).zip(out.chunks_exact_mut(Fp4::<L>::BYTES)).enumerate() {
+                encode_block::<F, L>(x, &largest[b * Fp4::<L>::SUBS..][..Fp4::<L>::SUBS], out);
             }
         }
     }
+}
 
+/// One block, given the largest magnitudes of its sub-blocks. Lanes are weights.
+#[inline(always)]
+fn encode_block<F: Lanes, L: Layout>(x: &[f32], largest: &[f32], out: &mut [u8]) {
+    let (scales, out) = out.split_at_mut(Fp4::<L>::SUBS);
+    let (mut factors, mut plain) = ([0f32; MAX_SUBS], true);
+    for ((byte, &largest), factor) in scales.iter_mut().zip(largest).zip(&mut factors) {
+        *byte = L::reference(largest);
+        let half = L::half_scale(*byte);
+        // Quotients by half a half scale are exact, or, by four bits, rounded to nothing that is halfway.
+        *factor = if L::POWERS { 2.0 / half } else { 0.5 * half };
+        plain &= largest <= FAR * half && half >= NEAR;
+    }
+    let mut codes = [0u8; MAX_LEN];
+    let codes = &mut codes[..L::LEN];
+    if plain {
+        for (c, (codes, x)) in codes.as_chunks_mut::<STEP>().0.iter_mut().zip(x.as_chunks::<STEP>().0).enumerate() {
+            let mut fourfold = [F::zero(); STEP];
+            for (i, (y, x)) in fourfold.iter_mut().zip(x.chunks_exact(F::N)).enumerate() {
+                let factor = F::splat(factors[(c * STEP + i * F::N) / L::SUB]);
+                *y = if L::POWERS { F::load(x) * factor } else { F::load(x) / factor };
+            }
+            to_e2m1_fourfold(&fourfold, codes);
+        }
+    } else {
+        far_codes::<L>(x, largest, scales, codes);
+    }
+    for (codes, out) in codes.chunks_exact(L::SUB).zip(out.chunks_exact_mut(L::SUB / 2)) {
+        pack(codes, out);
+    }
+}
+
+/// The codes of a block some of whose scales are far from its weights, or tiny.
+#[cold]
+#[inline(never)]
+fn far_codes<L: Layout>(x: &[f32], largest: &[f32], scales: &[u8], codes: &mut [u8]) {
+    for (((x, codes), byte), largest) in x.chunks_exact(L::SUB).zip(codes.chunks_exact_mut(L::SUB)).zip(scales).zip(largest) {
+        let half = L::half_scale(*byte);
+        if *largest <= FAR * half {
+            round(half, x, codes);
+        } else if half > 0.0 {
+            codes.iter_mut().zip(x).for_each(|(code, &x)| *code = first_nearest(half, x));
+        }
+    }
+}
+
+crate::dispatched! {
     /// Values of whole blocks.
     fn decode<L: Layout>(bytes: &[u8], out: &mut [f32]) {
         for (bytes, out) in bytes.chunks_exact(Fp4::<L>::BYTES).zip(out.chunks_exact_mut(L::LEN)) {
@@ -302,6 +356,7 @@ impl<L: Layout> Grid for Fp4<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Portable;
 
     #[test]
     fn values_without_a_table() {
@@ -328,8 +383,8 @@ mod tests {
         let x = crate::codecs::block::tests::weights(256 * L::LEN);
         let bytes = x.len() / L::LEN * Fp4::<L>::BYTES;
         let (mut wide, mut narrow) = (vec![0x11; bytes], vec![0x22; bytes]);
-        encode::<L>(&x, &mut wide);
-        portable::encode::<L>(&x, &mut narrow);
+        Fp4::<L>::new().encode(&x, None, &mut wide);
+        Encode::<L> { x: &x, out: &mut narrow, layout: PhantomData }.run::<Portable<1>>();
         assert_eq!(wide, narrow, "{}", L::ID);
         let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
         decode::<L>(&wide, &mut values);

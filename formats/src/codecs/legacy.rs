@@ -4,13 +4,13 @@
 //! formats the codes' fifth bits as a u32 (bit i for code i); 16 bytes of which byte j holds the low four bits of codes j (low
 //! half) and j + 16 (high half).
 
-use super::block::{extreme, inverse, low_byte, range, read_half, write_half};
-use super::flat::{Layout, Shape};
+use super::block::{extreme, first_zero, inverses, range, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use super::float::limit;
 use super::search::{self, Found};
 use super::side_by_side::{self, Group, SideBySide};
 use crate::codec::{CodecId, Float};
-use crate::simd::{IntLanes, Lanes, MAX_LANES};
+use crate::simd::{IntLanes, Lanes, MAX_LANES, MaskLanes};
 
 const LEN: usize = 32;
 
@@ -48,17 +48,15 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
     }
 
     #[inline(always)]
-    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
-        write_half(stored[0], 0, out);
+    fn write<F: Lanes>(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
+        store_half::<F>(stored[0], 0, out);
         if MIN {
-            write_half(stored[1], 1, out);
+            store_half::<F>(stored[1], 1, out);
         }
         if BITS == 5 {
-            for (out, codes) in out[Self::HIGH..Self::LOW].iter_mut().zip(codes.as_chunks::<8>().0) {
-                // Byte i's bit goes to bit i of the product's top byte.
-                let bits = u64::from_le_bytes(*codes) >> 4 & 0x0101_0101_0101_0101;
-                *out = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
-            }
+            let mut high = [0u8; LEN];
+            high.iter_mut().zip(codes).for_each(|(high, code)| *high = code << 3);
+            out[Self::HIGH..Self::LOW].copy_from_slice(&F::high_bits(&high).to_le_bytes());
         }
         let (low, high) = codes.split_at(LEN / 2);
         for ((out, low), high) in out[Self::LOW..].iter_mut().zip(low).zip(high) {
@@ -81,18 +79,38 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
         [read_half(bytes, 0), if MIN { read_half(bytes, 1) } else { 0.0 }]
     }
 
+    #[inline(always)]
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        if MIN { range(x, -f32::MAX, f32::MAX) } else { range(x, 0.0, 0.0) }
+    }
     /// The extreme gets code 0 where zero has a code; otherwise the codes span the block's range.
     #[inline(always)]
-    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        if MIN {
-            let (min, max) = range(x, -f32::MAX, f32::MAX);
-            let d = (max - min) / Self::MAX as f32;
-            truncate::<MIN>(x, min, inverse(d), 0.5, Self::MAX, codes);
-            [d, min]
+    fn lines<F: Lanes>(&self, blocks: &[f32], low: F, high: F) -> Lines<F> {
+        let (scale, bias) = if MIN {
+            let low = correct(low.eq(F::zero()), low, blocks, first_zero);
+            ((high - low) / F::splat(Self::MAX as f32), low)
         } else {
-            let d = extreme(x) / -(Self::ZERO as f32);
-            truncate::<MIN>(x, 0.0, inverse(d), Self::ZERO as f32 + 0.5, Self::MAX, codes);
-            [d, 0.0]
+            let below = F::zero() - low;
+            let most = F::select(below.gt(high), low, high);
+            (correct(below.eq(high), most, blocks, extreme) * F::splat(-1.0 / Self::ZERO as f32), F::zero())
+        };
+        Lines { scale, bias, origin: bias, factor: inverses(scale) }
+    }
+    /// (x − origin) · factor, rounded towards zero once a half is added. Quotients by a scale too small for that give code 0, as in
+    /// ggml.
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
+        let (origin, factor) = (F::splat(line[0]), F::splat(line[1]));
+        let shift = F::splat(if MIN { 0.5 } else { Self::ZERO as f32 + 0.5 });
+        let mut ints = [F::Int::splat(0); LEN];
+        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
+            let x = F::load(x);
+            let t = if MIN { (x - origin) * factor } else { x * factor };
+            *int = (t + shift).truncate();
+        }
+        F::Int::store_bytes(&ints[..LEN / F::N], codes);
+        for code in codes {
+            *code = (*code).min(Self::MAX);
         }
     }
     fn encode_weighted(&self, rows: &[f32], row_len: usize, importance: &[f32], out: &mut [u8]) {
@@ -100,19 +118,20 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
     }
 }
 
-/// Codes (x − min) · inverse + shift, rounded towards zero. ggml's quotients by a scale too small for that give code 0.
+/// `values`, but in the lanes of the mask `value` of their blocks.
 #[inline(always)]
-fn truncate<const MIN: bool>(x: &[f32], min: f32, inverse: f32, shift: f32, largest: u8, codes: &mut [u8]) {
-    let largest = largest as f32;
-    for (code, &x) in codes.iter_mut().zip(x) {
-        let t = if MIN { (x - min) * inverse } else { x * inverse };
-        let t = (t + shift).trunc();
-        let t = if t > 0.0 { t } else { 0.0 };
-        *code = low_byte(if t < largest { t } else { largest });
+fn correct<F: Lanes>(mask: F::Mask, values: F, blocks: &[f32], value: fn(&[f32]) -> f32) -> F {
+    if !mask.any() {
+        return values;
     }
-    if !inverse.is_finite() {
-        codes.fill(0);
+    let mut lanes = [0f32; MAX_LANES];
+    values.store(&mut lanes);
+    for (i, (lane, x)) in lanes.iter_mut().zip(blocks.chunks_exact(LEN)).enumerate() {
+        if mask.bits() >> i & 1 == 1 {
+            *lane = value(x);
+        }
     }
+    F::load(&lanes)
 }
 
 /// ggml's encoder with importance.
@@ -160,7 +179,7 @@ impl<const BITS: u32, const MIN: bool> SideBySide for Legacy<BITS, MIN> {
                 .store(ints);
             }
             codes.iter_mut().zip(ints).for_each(|(code, int)| *code = int as u8);
-            self.write([scales[lane], mins[lane]].map(|s| limit(Float::F16, s)), &codes, out);
+            self.write::<F>([scales[lane], mins[lane]].map(|s| limit(Float::F16, s)), &codes, out);
         }
     }
 }

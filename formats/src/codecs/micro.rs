@@ -7,10 +7,16 @@
 //! becomes that power, and the scale is half as large. The type is taken from the weights of a row, as the first of BF16, F16 and
 //! F32 that holds all of them.
 
+use super::block::{largest, largest_of_each};
 use super::fit;
+use super::float::saturate_f16;
 use super::gram::dot;
-use super::minifloat::{E2M1, E2M1_MAX, E4M3, E4M3_MAX, E4M3_MAX_CODE, e8m0, from_e2m1, from_e4m3, to_e2m1, to_e4m3};
+use super::minifloat::{
+    E2M1, E2M1_MAX, E4M3, E4M3_MAX, E4M3_MAX_CODE, STEP, e8m0, from_e2m1, from_e4m3, to_e2m1, to_e2m1_fourfold, to_e4m3,
+    to_e4m3_lanes,
+};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid, Micro};
+use crate::simd::{IntLanes, Kernel, Lanes, MAX_LANES, dispatch};
 
 /// The longest group.
 const MAX_LEN: usize = 32;
@@ -85,9 +91,14 @@ impl Micro {
     }
     /// The scale byte that MLX chooses for a group with this largest magnitude. Where MLX's exponent would leave the byte (all
     /// weights below 10⁻³⁷), it stays at the smallest here, while MLX's wraps around to the largest.
+    #[inline(always)]
     fn byte_for(self, largest: f32, float: Float) -> u8 {
         let unit = largest / self.max_value();
-        let unit = if float == Float::BF16 { shorten::<16>(unit) } else { float.round(unit) };
+        let unit = match float {
+            Float::F32 => unit,
+            Float::F16 => saturate_f16(unit),
+            Float::BF16 => shorten::<16>(unit),
+        };
         match self {
             Micro::Nvfp4 => to_e4m3(unit) as u8,
             Micro::Mxfp4 | Micro::Mxfp8 if unit == 0.0 => 127,
@@ -98,14 +109,21 @@ impl Micro {
 
 /// log₂ of a positive number, rounded to f32 and then up: a number that exceeds a power of two by too little for f32's logarithm
 /// counts as that power.
+#[inline(always)]
 fn log2_up(x: f32) -> i32 {
     let (exponent, mantissa) = ((x.to_bits() >> 23) as i32, x.to_bits() & 0x7f_ffff);
     match (exponent, mantissa) {
         (1.., 0) => exponent - 127,
         // 2⁷ of the last places are more than any logarithm's rounding.
         (1.., 0x80..) => exponent - 126,
-        _ => ((x as f64).log2() as f32).ceil() as i32,
+        _ => careful_log2_up(x),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn careful_log2_up(x: f32) -> i32 {
+    ((x as f64).log2() as f32).ceil() as i32
 }
 
 /// The first of BF16, F16 and F32 that has all these values.
@@ -127,46 +145,92 @@ fn shorten<const DROP: u32>(x: f32) -> f32 {
     f32::from_bits(bits.wrapping_add((1 << (DROP - 1)) - 1 + (bits >> DROP & 1)) & (u32::MAX << DROP))
 }
 
-/// The largest magnitude, at most the largest finite number.
-#[inline(always)]
-fn largest(x: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut most = [0u32; LANES];
-    for x in x.as_chunks::<LANES>().0 {
-        for i in 0..LANES {
-            most[i] = most[i].max(x[i].to_bits() & 0x7fff_ffff);
-        }
-    }
-    // Through memory: a compiler that saw what follows would arrange the loop for it.
-    let most = std::hint::black_box(most).into_iter().fold(0, u32::max);
-    f32::from_bits(most.min(f32::MAX.to_bits()))
-}
-
-/// Groups of `LEN` weights to `BYTES` bytes; `code` gives the code of a weight that has been divided by the scale.
-#[inline(always)]
-fn encode_groups<const LEN: usize, const BYTES: usize>(
+/// MLX's encoder, of whole groups with weights of type `float`. Lanes are weights.
+struct Encode<'a> {
     format: Micro,
     float: Float,
-    row: &[f32],
-    out: &mut [u8],
-    code: impl Fn(f32) -> u32,
-) {
-    for (x, out) in row.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
-        let (packed, byte) = out.split_at_mut(BYTES - 1);
-        byte[0] = format.byte_for(largest(x), float);
-        let scale = format.scale(byte[0]);
-        // Under scale 0 all weights are too small for any code.
-        let divisor = if scale == 0.0 { f32::INFINITY } else { scale };
-        let mut codes = [0u32; LEN];
-        for (c, x) in codes.iter_mut().zip(x) {
-            *c = code(x / divisor);
-        }
-        if format.bits() == 8 {
-            packed.iter_mut().zip(codes).for_each(|(out, code)| *out = code as u8);
-        } else {
-            packed.iter_mut().zip(codes.as_chunks::<2>().0).for_each(|(out, pair)| *out = (pair[0] | pair[1] << 4) as u8);
+    x: &'a [f32],
+    out: &'a mut [u8],
+}
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        match self.format {
+            Micro::Mxfp4 => encode_groups::<F, 32, 17>(Micro::Mxfp4, self),
+            Micro::Mxfp8 => encode_groups::<F, 32, 33>(Micro::Mxfp8, self),
+            Micro::Nvfp4 => encode_groups::<F, 16, 9>(Micro::Nvfp4, self),
         }
     }
+}
+
+/// Groups of `LEN` weights to `BYTES` bytes.
+#[inline(always)]
+fn encode_groups<F: Lanes, const LEN: usize, const BYTES: usize>(format: Micro, task: Encode<'_>) {
+    let Encode { float, x, out, .. } = task;
+    for (x, out) in x.chunks(MAX_LANES * LEN).zip(out.chunks_mut(MAX_LANES * BYTES)) {
+        let largest = largest_of_each::<F>(x, LEN);
+        for ((x, out), largest) in x.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<BYTES>().0).zip(largest) {
+            let byte = format.byte_for(largest.min(f32::MAX), float);
+            out[BYTES - 1] = byte;
+            encode_group::<F>(format, float, x, byte, &mut out[..BYTES - 1]);
+        }
+    }
+}
+
+/// The codes of one group.
+#[inline(always)]
+fn encode_group<F: Lanes>(format: Micro, float: Float, x: &[f32], byte: u8, out: &mut [u8]) {
+    let mut codes = [0u8; STEP];
+    match format {
+        Micro::Mxfp8 => {
+            let mut ints = [F::Int::splat(0); STEP];
+            let inverse = F::splat(e8m0(254 - byte));
+            for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
+                *int = to_e4m3_lanes(F::load(x) * inverse);
+            }
+            F::Int::store_bytes(&ints[..STEP / F::N], out);
+            return;
+        }
+        Micro::Mxfp4 => {
+            let mut fourfold = [F::zero(); STEP];
+            let inverse = F::splat(e8m0(254 - byte));
+            for (y, x) in fourfold.iter_mut().zip(x.chunks_exact(F::N)) {
+                // Quotients by a power of two need no rounding.
+                *y = F::load(x) * inverse * F::splat(4.0);
+            }
+            to_e2m1_fourfold(&fourfold, &mut codes);
+        }
+        Micro::Nvfp4 => {
+            let mut fourfold = [F::zero(); STEP];
+            let scale = E4M3[byte as usize];
+            // Under scale 0 all weights are too small for any code.
+            let divisor = F::splat(if scale == 0.0 { f32::INFINITY } else { scale });
+            for (y, x) in fourfold.iter_mut().zip(x.chunks_exact(F::N)) {
+                let y_exact = F::load(x) / divisor;
+                let y_typed = match float {
+                    Float::BF16 => shorten_lanes::<F, 16>(y_exact),
+                    Float::F16 => shorten_lanes::<F, 13>(y_exact),
+                    Float::F32 => y_exact,
+                };
+                *y = y_typed * F::splat(4.0);
+            }
+            to_e2m1_fourfold(&fourfold, &mut codes);
+        }
+    }
+    for (out, pair) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+        *out = pair[0] | pair[1] << 4;
+    }
+}
+
+/// [`shorten`] in each lane.
+#[inline(always)]
+fn shorten_lanes<F: Lanes, const DROP: u32>(x: F) -> F {
+    let bits = x.to_bits();
+    let even = bits.shr::<DROP>() & F::Int::splat(1);
+    F::from_bits((bits + F::Int::splat((1 << (DROP - 1)) - 1) + even) & F::Int::splat(-(1 << DROP)))
 }
 
 /// The inverse of [`encode_groups`]; `decode` makes values of codes and scale.
@@ -198,18 +262,6 @@ crate::dispatched! {
             let normal = a.to_bits() & 0x1fff == 0 && a < 65536.0;
             all & if a < 6.103_515_6e-5 { multiple } else { normal }
         })
-    }
-
-    /// Encodes whole groups as MLX does with weights of type `float`.
-    fn encode(format: Micro, float: Float, row: &[f32], out: &mut [u8]) {
-        match (format, float) {
-            // Quotients by a power of two need no rounding.
-            (Micro::Mxfp4, _) => encode_groups::<32, 17>(format, float, row, out, to_e2m1),
-            (Micro::Mxfp8, _) => encode_groups::<32, 33>(format, float, row, out, to_e4m3),
-            (Micro::Nvfp4, Float::BF16) => encode_groups::<16, 9>(format, float, row, out, |y| to_e2m1(shorten::<16>(y))),
-            (Micro::Nvfp4, Float::F16) => encode_groups::<16, 9>(format, float, row, out, |y| to_e2m1(shorten::<13>(y))),
-            (Micro::Nvfp4, Float::F32) => encode_groups::<16, 9>(format, float, row, out, to_e2m1),
-        }
     }
 
     /// The values of whole groups.
@@ -266,7 +318,7 @@ impl Codec for Group {
     }
     fn encode(&self, row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(row.len() / self.0.group() * self.block_bytes(), out.len(), "output length");
-        encode(self.0, storage_type(row), row, out);
+        dispatch(Encode { format: self.0, float: storage_type(row), x: row, out });
     }
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len() / self.block_bytes() * self.0.group(), out.len(), "output length");
@@ -335,7 +387,7 @@ impl Grid for Group {
         let mut x = [0f32; MAX_LEN];
         let finite = weights.iter().map(|x| if x.is_nan() { 0.0 } else { x.clamp(-fit::LIMIT, fit::LIMIT) });
         x.iter_mut().zip(finite).for_each(|(x, v)| *x = v);
-        let start = self.0.byte_for(largest(&x), storage_type(weights));
+        let start = self.0.byte_for(largest(&x).min(f32::MAX), storage_type(weights));
         self.best(start, below, above, weights, importance)
     }
     fn fit_near(&self, start: &BlockScales, weights: &[f32], importance: &[f32]) -> BlockScales {
@@ -398,6 +450,7 @@ impl Grid for Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Portable;
 
     const ALL: [Group; 3] = [Group(Micro::Mxfp4), Group(Micro::Mxfp8), Group(Micro::Nvfp4)];
 
@@ -439,8 +492,8 @@ mod tests {
             for float in [Float::F32, Float::F16, Float::BF16] {
                 let (mut a, mut b) = ([0u8; 33], [1u8; 33]);
                 let bytes = 32 / format.group() * (format.code_bytes() + 1);
-                encode(format, float, &x, &mut a[..bytes]);
-                portable::encode(format, float, &x, &mut b[..bytes]);
+                dispatch(Encode { format, float, x: &x, out: &mut a[..bytes] });
+                Encode { format, float, x: &x, out: &mut b[..bytes] }.run::<Portable<1>>();
                 assert_eq!(a[..bytes], b[..bytes]);
                 let (mut x, mut y) = ([0f32; 32], [1f32; 32]);
                 decode(format, &a[..bytes], &mut x);

@@ -1,5 +1,7 @@
 //! The small floats of the OCP microscaling formats: e2m1 (4 bits), e4m3 (8 bits, no infinities), e8m0 (a power of two).
 
+use crate::simd::{IntLanes, Lanes};
+
 /// Largest e2m1 value.
 pub(super) const E2M1_MAX: f32 = 6.0;
 /// Largest e4m3 value.
@@ -50,17 +52,58 @@ pub(super) fn to_e2m1(y: f32) -> u32 {
     code | ((y < -0.25) as u32) << 3
 }
 
+/// Weights whose codes are made at a time.
+pub(super) const STEP: usize = 32;
+
+/// The codes of [`to_e2m1`] for 32 numbers, given four times as large; lanes are numbers, and as many values as hold them count.
+#[inline(always)]
+pub(super) fn to_e2m1_fourfold<F: Lanes>(fourfold: &[F; STEP], codes: &mut [u8; STEP]) {
+    let (mut sizes, mut signs) = ([F::Int::splat(0); STEP], [F::Int::splat(0); STEP]);
+    let n = STEP / F::N;
+    for ((size, sign), &y) in sizes.iter_mut().zip(&mut signs).zip(fourfold).take(n) {
+        // The number just below, rounded towards zero, is k or more where y is more than k. Of 0 it is NaN, which becomes 0.
+        let a = y.abs().min(F::splat(64.0)).to_bits();
+        *size = F::from_bits(a - F::Int::splat(1)).truncate();
+        *sign = y.to_bits().shr::<28>();
+    }
+    let mut minus = [0u8; STEP];
+    F::Int::store_bytes(&sizes[..n], codes);
+    F::Int::store_bytes(&signs[..n], &mut minus);
+    for (code, minus) in codes.iter_mut().zip(minus) {
+        // Between the values, halfway.
+        let mut size = 0;
+        for limit in [1, 3, 5, 7, 10, 14, 20] {
+            size += (*code >= limit) as u8;
+        }
+        *code = size | if size > 0 { minus & 8 } else { 0 };
+    }
+}
+
+/// [`to_e4m3`] in each lane; of NaN, the largest finite value.
+#[inline(always)]
+pub(super) fn to_e4m3_lanes<F: Lanes>(y: F) -> F::Int {
+    let magnitude = y.abs().min(F::splat(E4M3_MAX));
+    let a = magnitude.to_bits();
+    let odd = a.shr::<20>() & F::Int::splat(1);
+    let large = (a + F::Int::splat(0x7_ffff) + odd).shr::<20>() - F::Int::splat(120 << 3);
+    let steps = F::splat(STEPS);
+    let small = (magnitude + steps).to_bits() - steps.to_bits();
+    let code = F::Int::select(magnitude.lt(F::splat(NORMAL)), small, large);
+    code | y.to_bits().shr::<24>() & F::Int::splat(0x80)
+}
+
+/// 2⁻⁶, from where on steps of e4m3 grow with the exponent, and 2¹⁴, whose last place is 2⁻⁹, the step below.
+const NORMAL: f32 = 0.015_625;
+const STEPS: f32 = 16_384.0;
+
 /// The e4m3 code nearest to `y`, ties to even, at most the largest finite value; the sign of zero is kept. Without branches.
 #[inline(always)]
 pub(super) fn to_e4m3(y: f32) -> u32 {
-    /// 2⁻⁶, from where on steps grow with the exponent, and 2¹⁴, whose last place is 2⁻⁹, the step below.
-    const NORMAL: u32 = 121 << 23;
-    const STEPS: u32 = 141 << 23;
     let bits = y.to_bits();
     let (sign, a) = (bits >> 24 & 0x80, bits & 0x7fff_ffff);
     let large = (a.wrapping_add(0x7_ffff + (a >> 20 & 1)) >> 20).wrapping_sub(120 << 3);
-    let small = (f32::from_bits(a) + f32::from_bits(STEPS)).to_bits().wrapping_sub(STEPS);
-    let code = if a < NORMAL { small } else { large };
+    let small = (f32::from_bits(a) + STEPS).to_bits().wrapping_sub(STEPS.to_bits());
+    let code = if f32::from_bits(a) < NORMAL { small } else { large };
     let code = if a >= 0x43e0_0000 { E4M3_MAX_CODE as u32 } else { code };
     code | sign
 }
@@ -87,6 +130,7 @@ pub(super) fn from_e4m3(code: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::{Kernel, Portable, dispatch};
 
     /// The nearest finite value by trying all; of ties the one that `prefer` likes.
     fn nearest(values: &[f32], y: f32, prefer: impl Fn(usize) -> bool) -> f32 {
@@ -121,6 +165,37 @@ mod tests {
             assert_eq!(to_e4m3(y) >= 128, y.is_sign_negative());
         }
         assert_eq!([to_e4m3(1e30), to_e4m3(-f32::INFINITY), to_e2m1(1e30), to_e2m1(f32::NAN)], [0x7e, 0xfe, 7, 0]);
+    }
+
+    #[test]
+    fn lanes_give_the_same_codes() {
+        struct Codes<'a>(&'a [f32], &'a mut Vec<[u8; 2]>);
+        impl Kernel for Codes<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<F: Lanes>(self) {
+                for y in self.0.as_chunks::<STEP>().0 {
+                    let (mut fourfold, mut e4m3) = ([F::zero(); STEP], [F::Int::splat(0); STEP]);
+                    for (i, y) in y.chunks_exact(F::N).enumerate() {
+                        fourfold[i] = F::load(y) * F::splat(4.0);
+                        e4m3[i] = to_e4m3_lanes(F::load(y));
+                    }
+                    let (mut a, mut b) = ([0; STEP], [0; STEP]);
+                    to_e2m1_fourfold(&fourfold, &mut a);
+                    F::Int::store_bytes(&e4m3[..STEP / F::N], &mut b);
+                    self.1.extend(a.iter().zip(b).map(|(&a, b)| [a, b]));
+                }
+            }
+        }
+        let mut y = samples();
+        y.extend([0.0, -0.0, 1e-45, -1e-45, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, 449.0, -470.0]);
+        y.resize(y.len().next_multiple_of(STEP), -0.25);
+        let want: Vec<[u8; 2]> = y.iter().map(|&y| [to_e2m1(y) as u8, to_e4m3(y) as u8]).collect();
+        let (mut wide, mut narrow) = (Vec::new(), Vec::new());
+        dispatch(Codes(&y, &mut wide));
+        Codes(&y, &mut narrow).run::<Portable<1>>();
+        assert_eq!(wide, want);
+        assert_eq!(narrow, want);
     }
 
     #[test]

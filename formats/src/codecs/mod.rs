@@ -41,7 +41,7 @@ mod codebook8_points;
 mod codebook_nearest;
 mod fit;
 mod flat;
-mod float;
+pub(crate) mod float;
 mod fp4;
 mod fp8_group;
 mod gram;

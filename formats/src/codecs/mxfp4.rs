@@ -9,6 +9,7 @@ impl Layout for Mxfp4 {
     const ID: CodecId = CodecId::MXFP4;
     const LEN: usize = 32;
     const SUB: usize = 32;
+    const POWERS: bool = true;
     const TOP_SCALE: u8 = 252;
 
     /// 2^(byte − 128), also for the byte that the standard gives to NaN.

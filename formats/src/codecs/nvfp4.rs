@@ -10,6 +10,7 @@ impl Layout for Nvfp4 {
     const ID: CodecId = CodecId::NVFP4;
     const LEN: usize = 64;
     const SUB: usize = 16;
+    const POWERS: bool = false;
     const TOP_SCALE: u8 = 0x7e;
 
     /// The sign bit is ignored, and e4m3's NaN is 0 (but for −NaN), as in ggml.

@@ -1,18 +1,18 @@
 //! ggml's Q1_0: 128 weights of one bit. Bytes 0–1 scale, 2–17 bits, first weight in the lowest; a set bit is plus the scale, a
 //! clear one minus the scale.
 
-use super::block::{read_half, write_half};
+use super::block::{read_half, store_half, write_half};
 use super::fit;
-use super::float::{limit, neighbours, saturate};
+use super::float::{limits, neighbours, saturate};
 use super::gram::dot;
+use super::side_by_side::{self, Group, SideBySide};
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid};
+use crate::simd::{COLUMNS, Lanes, MAX_LANES, MaskLanes};
 
 pub(super) struct Q1_0;
 
 const LEN: usize = 128;
 const BYTES: usize = 18;
-/// Blocks encoded side by side.
-const ABREAST: usize = 8;
 
 impl Codec for Q1_0 {
     fn id(&self) -> CodecId {
@@ -25,11 +25,10 @@ impl Codec for Q1_0 {
         BYTES
     }
     fn encode(&self, row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
-        assert_eq!(row.len() / LEN * BYTES, out.len(), "output length");
-        encode(row, out);
+        side_by_side::encode_rows(self, row, row.len(), None, out);
     }
-    fn encode_rows(&self, rows: &[f32], _row_len: usize, _importance: Option<&[f32]>, out: &mut [u8]) {
-        self.encode(rows, None, out);
+    fn encode_rows(&self, rows: &[f32], row_len: usize, _importance: Option<&[f32]>, out: &mut [u8]) {
+        side_by_side::encode_rows(self, rows, row_len, None, out);
     }
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len() / BYTES * LEN, out.len(), "output length");
@@ -40,32 +39,39 @@ impl Codec for Q1_0 {
     }
 }
 
-crate::dispatched! {
-    /// ggml's encoder: the scale is the mean magnitude, summed in index order; bits are signs.
-    fn encode(x: &[f32], out: &mut [u8]) {
-        let sizes = (ABREAST * LEN, ABREAST * BYTES);
-        for (x, out) in x.chunks(sizes.0).zip(out.chunks_mut(sizes.1)) {
-            let blocks = x.as_chunks::<LEN>().0;
-            let mut sums = [0f32; ABREAST];
-            match <&[[f32; LEN]; ABREAST]>::try_from(blocks) {
-                Ok(blocks) => for i in 0..LEN {
-                    for (sum, x) in sums.iter_mut().zip(blocks) {
-                        *sum += x[i].abs();
-                    }
-                },
-                Err(_) => for (sum, x) in sums.iter_mut().zip(blocks) {
-                    *sum = x.iter().fold(0.0, |sum, x| sum + x.abs());
-                },
-            }
-            for ((x, out), sum) in blocks.iter().zip(out.as_chunks_mut::<BYTES>().0).zip(sums) {
-                write_half(limit(Float::F16, sum / LEN as f32), 0, out);
-                for (out, x) in out[2..].iter_mut().zip(x.as_chunks::<8>().0) {
-                    *out = (0..8).fold(0, |bits, i| bits | ((x[i] >= 0.0) as u8) << i);
-                }
+/// ggml's encoder: the scale is the mean magnitude, summed in index order; bits are signs.
+impl SideBySide for Q1_0 {
+    fn len(&self) -> usize {
+        LEN
+    }
+    fn bytes(&self) -> usize {
+        BYTES
+    }
+    #[inline(always)]
+    fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]) {
+        let mut sum = F::zero();
+        for at in (0..LEN).step_by(COLUMNS) {
+            let mut columns = [F::zero(); COLUMNS];
+            group.weights(at, &mut columns);
+            for x in columns {
+                sum = sum + x.abs();
             }
         }
+        let mut scales = [0f32; MAX_LANES];
+        limits(Float::F16, sum / F::splat(LEN as f32)).store(&mut scales);
+        for (lane, out) in out.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
+            store_half::<F>(scales[lane], 0, out);
+            // From here on the lanes are weights of one block.
+            let mut bits = 0u128;
+            for (i, x) in group.block(lane).chunks_exact(F::N).enumerate() {
+                bits |= u128::from(F::zero().le(F::load(x)).bits()) << (i * F::N);
+            }
+            out[2..].copy_from_slice(&bits.to_le_bytes());
+        }
     }
+}
 
+crate::dispatched! {
     /// The inverse.
     fn decode(bytes: &[u8], out: &mut [f32]) {
         for (bytes, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
@@ -145,18 +151,20 @@ impl Grid for Q1_0 {
 mod tests {
     use super::*;
     use crate::codecs::block::tests::weights;
+    use crate::codecs::side_by_side::Rows;
+    use crate::simd::{Kernel, Portable};
 
     #[test]
     fn wide_registers_give_the_same_bytes() {
         // Not a whole number of groups.
-        let x = weights(LEN * (ABREAST * 9 + 3));
+        let x = weights(LEN * 75);
         let (mut wide, mut narrow) = (vec![0x11; x.len() / LEN * BYTES], vec![0x22; x.len() / LEN * BYTES]);
-        encode(&x, &mut wide);
-        portable::encode(&x, &mut narrow);
+        Codec::encode(&Q1_0, &x, None, &mut wide);
+        Rows { encoder: &Q1_0, rows: &x, row_len: x.len(), importance: None, out: &mut narrow }.run::<Portable<1>>();
         assert_eq!(wide, narrow);
         // A block alone gives what it gives among others.
         for (x, out) in x.chunks(LEN).zip(wide.chunks(BYTES)) {
-            encode(x, &mut narrow[..BYTES]);
+            Codec::encode(&Q1_0, x, None, &mut narrow[..BYTES]);
             assert_eq!(&narrow[..BYTES], out);
         }
         let (mut values, mut again) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);

@@ -1,11 +1,14 @@
 //! ggml's Q8_0: bytes 0–1 scale, 2–33 signed codes, here shifted by 128. The reference encoder uses −127 … 127 and ignores
 //! importance; −128 is a valid code all the same.
 
-use super::block::{inverse, largest, low_byte, read_half, write_half};
-use super::flat::{Layout, Shape};
+use super::block::{inverses, magnitudes, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use crate::codec::{CodecId, Float};
+use crate::simd::{IntLanes, Lanes};
 
 pub(super) struct Q8_0;
+
+const LEN: usize = 32;
 
 impl Layout for Q8_0 {
     fn id(&self) -> CodecId {
@@ -17,15 +20,15 @@ impl Layout for Q8_0 {
     }
     #[inline(always)]
     fn len(&self) -> usize {
-        32
+        LEN
     }
     #[inline(always)]
     fn bytes(&self) -> usize {
         34
     }
     #[inline(always)]
-    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
-        write_half(stored[0], 0, out);
+    fn write<F: Lanes>(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
+        store_half::<F>(stored[0], 0, out);
         for (out, code) in out[2..].iter_mut().zip(codes) {
             *out = code ^ 128;
         }
@@ -38,17 +41,25 @@ impl Layout for Q8_0 {
         [read_half(bytes, 0), 0.0]
     }
     #[inline(always)]
-    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        let d = largest(x) / 127.0;
-        let inverse = inverse(d);
-        for (code, &v) in codes.iter_mut().zip(x) {
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        (F::zero(), magnitudes(x))
+    }
+    #[inline(always)]
+    fn lines<F: Lanes>(&self, _blocks: &[f32], _low: F, high: F) -> Lines<F> {
+        let scale = high / F::splat(127.0);
+        Lines { scale, bias: F::zero(), origin: F::zero(), factor: inverses(scale) }
+    }
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
+        let mut ints = [F::Int::splat(0); LEN];
+        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
             // Ties away from zero, as C's roundf: the number below one half keeps what is below a tie below it.
-            let t = v * inverse;
-            *code = low_byte((t + 0.499_999_97f32.copysign(t)).trunc()) ^ 128;
+            let t = F::load(x) * F::splat(line[1]);
+            *int = (t + F::splat(0.499_999_97).with_sign(t)).truncate() + F::Int::splat(128);
         }
-        if !inverse.is_finite() {
+        F::Int::store_bytes(&ints[..LEN / F::N], codes);
+        if !line[1].is_finite() {
             codes.fill(128);
         }
-        [d, 0.0]
     }
 }

@@ -56,38 +56,79 @@ pub(super) fn symmetric<F: Lanes>(x: &[F], weights: &[F], zero: f32) -> Found<F>
         *wx = w * x;
     }
 
-    let mut inverse = F::splat(-zero) / max;
-    let (lx, l2) = sums(x, weights, &wx, inverse, low, high);
-    let mut scale = F::select(l2.eq(F::zero()), F::zero(), lx / l2);
-    let mut best = scale * lx;
-    for step in (-9..=9).filter(|&s| s != 0) {
-        let trial = F::splat(-(zero + 0.1 * step as f32)) / max;
-        let (lx, l2) = sums(x, weights, &wx, trial, low, high);
-        let better = l2.gt(F::zero()) & (lx * lx).gt(best * l2);
-        if better.any() {
-            inverse = F::select(better, trial, inverse);
-            scale = F::select(better, lx / l2, scale);
-            best = F::select(better, scale * lx, best);
-        }
-    }
+    let block = Block { x, weights, wx: &wx[..x.len()], low, high };
+    let mut best = Best { inverse: F::zero(), scale: F::zero(), score: F::zero() };
+    block.consider::<3, false>([0, -9, -8], zero, max, &mut best);
+    block.consider::<3, false>([-7, -6, -5], zero, max, &mut best);
+    block.consider::<3, false>([-4, -3, -2], zero, max, &mut best);
+    block.consider::<3, false>([-1, 1, 2], zero, max, &mut best);
+    block.consider::<2, false>([3, 4], zero, max, &mut best);
+    block.consider::<3, true>([5, 6, 7], zero, max, &mut best);
+    block.consider::<2, true>([8, 9], zero, max, &mut best);
+    let Best { mut inverse, scale, .. } = best;
     let empty = max.abs().lt(F::splat(ALL_ZERO));
     // Of an empty block all codes are 0, which no quotient of finite weights gives but this.
     inverse = F::select(empty, F::splat(f32::NAN), inverse);
     Found { scale: F::select(empty, F::zero(), scale), min: F::zero(), inverse, origin: F::zero() }
 }
 
-/// Σ w x l and Σ w l² for the levels l that a scale gives. A function and not a closure: closures are not compiled for the
-/// registers of the kernel that they are in.
-#[inline(always)]
-fn sums<F: Lanes>(x: &[F], weights: &[F], wx: &[F], inverse: F, low: F, high: F) -> (F, F) {
-    let (mut lx, mut l2) = (F::zero(), F::zero());
-    for ((&v, &w), &wx) in x.iter().zip(weights).zip(wx) {
-        // No quotient is larger than `zero` + 0.9.
-        let l = round(inverse * v).max(low).min(high);
-        lx = lx + wx * l;
-        l2 = l2 + w * l * l;
+/// The best scale of [`symmetric`] so far.
+struct Best<F> {
+    inverse: F,
+    scale: F,
+    score: F,
+}
+
+/// What [`symmetric`] searches; `wx` is weight · x.
+struct Block<'a, F> {
+    x: &'a [F],
+    weights: &'a [F],
+    wx: &'a [F],
+    low: F,
+    high: F,
+}
+
+impl<F: Lanes> Block<'_, F> {
+    /// Tries `K` scales, in order; step 0 is the first of all. Their sums are chains of additions, so that several are made at a
+    /// time. `LOW`: quotients may round to less than the lowest level; up to step 4 they are above −`zero` − 1/2.
+    #[inline(always)]
+    fn consider<const K: usize, const LOW: bool>(&self, steps: [i32; K], zero: f32, max: F, best: &mut Best<F>) {
+        let mut trials = [F::zero(); K];
+        for (trial, step) in trials.iter_mut().zip(steps) {
+            *trial = F::splat(-(zero + 0.1 * step as f32)) / max;
+        }
+        let (lx, l2) = self.sums::<K, LOW>(trials);
+        for k in 0..K {
+            if steps[k] == 0 {
+                let scale = F::select(l2[k].eq(F::zero()), F::zero(), lx[k] / l2[k]);
+                *best = Best { inverse: trials[k], scale, score: scale * lx[k] };
+                continue;
+            }
+            let better = l2[k].gt(F::zero()) & (lx[k] * lx[k]).gt(best.score * l2[k]);
+            if better.any() {
+                best.inverse = F::select(better, trials[k], best.inverse);
+                best.scale = F::select(better, lx[k] / l2[k], best.scale);
+                best.score = F::select(better, best.scale * lx[k], best.score);
+            }
+        }
     }
-    (lx, l2)
+
+    /// Σ w x l and Σ w l² for the levels l that each scale gives. A function and not a closure: closures are not compiled for the
+    /// registers of the kernel that they are in.
+    #[inline(always)]
+    fn sums<const K: usize, const LOW: bool>(&self, inverses: [F; K]) -> ([F; K], [F; K]) {
+        let (mut lx, mut l2) = ([F::zero(); K], [F::zero(); K]);
+        for ((&v, &w), &wx) in self.x.iter().zip(self.weights).zip(self.wx) {
+            for k in 0..K {
+                // No quotient is larger than `zero` + 0.9.
+                let l = round(inverses[k] * v);
+                let l = (if LOW { l.max(self.low) } else { l }).min(self.high);
+                lx[k] = lx[k] + wx * l;
+                l2[k] = l2[k] + w * l * l;
+            }
+        }
+        (lx, l2)
+    }
 }
 
 /// The codes that [`symmetric`] chose.

@@ -3,7 +3,7 @@
 //! Rows are whole blocks and follow one another, so the blocks of several rows are one stream; groups of as many blocks as there
 //! are lanes are cut from it, across rows. The last group has fewer, and its idle lanes repeat its first block.
 
-use crate::simd::{Kernel, Lanes, MAX_LANES, dispatch};
+use crate::simd::{COLUMNS, Kernel, Lanes, MAX_LANES, dispatch};
 
 /// An encoder of blocks side by side. `encode` and all it calls must be `#[inline(always)]`.
 pub(super) trait SideBySide {
@@ -43,33 +43,24 @@ impl<'a> Group<'a> {
     /// Weights `at ..` of every block, as many as `out` has: lane i of each value belongs to block i.
     #[inline(always)]
     pub fn weights<F: Lanes>(&self, at: usize, out: &mut [F]) {
-        let used = self.used();
-        transpose(|lane| &self.block(if lane < used { lane } else { 0 })[at..], out);
+        let mut rows = [self.block(0); MAX_LANES];
+        for (row, block) in rows.iter_mut().zip(self.x.chunks_exact(self.len)) {
+            *row = block;
+        }
+        transpose(&rows, at, out);
     }
     /// The same of the importance.
     #[inline(always)]
     pub fn importance<F: Lanes>(importance: &[&'a [f32]; MAX_LANES], at: usize, out: &mut [F]) {
-        transpose(|lane| &importance[lane][at..], out);
+        transpose(importance, at, out);
     }
 }
 
-/// Columns that are gathered before they are loaded: a load that follows its stores closely would wait for them.
-const COLUMNS: usize = 16;
-
-/// `out[j]` lane i = `row(i)[j]`. A multiple of [`COLUMNS`].
+/// `out[j]` lane i = `rows[i][at + j]`. A multiple of [`COLUMNS`].
 #[inline(always)]
-fn transpose<'a, F: Lanes>(row: impl Fn(usize) -> &'a [f32], out: &mut [F]) {
-    let mut buffer = [[0f32; MAX_LANES]; COLUMNS];
+fn transpose<F: Lanes>(rows: &[&[f32]; MAX_LANES], at: usize, out: &mut [F]) {
     for (c, out) in out.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
-        for lane in 0..F::N {
-            let from = &row(lane)[c * COLUMNS..][..COLUMNS];
-            for (to, &x) in buffer.iter_mut().zip(from) {
-                to[lane] = x;
-            }
-        }
-        for (out, column) in out.iter_mut().zip(&buffer) {
-            *out = F::load(column);
-        }
+        F::transpose(rows, at + c * COLUMNS, out);
     }
 }
 

@@ -3,9 +3,10 @@
 //! A byte's codes are the digits of a number in base 3, first weight first, stored as the fraction number / 243 of 256, rounded
 //! up: multiplying by 3 pushes out digit after digit. Of 256 bytes 243 are used; the others decode as well.
 
-use super::block::{inverse, largest, read_half, write_half};
-use super::flat::{Layout, Shape};
+use super::block::{inverses, magnitudes, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use crate::codec::{CodecId, Float};
+use crate::simd::{IntLanes, Lanes};
 
 pub(super) struct TQ1_0;
 
@@ -33,8 +34,8 @@ impl Layout for TQ1_0 {
         54
     }
     #[inline(always)]
-    fn write(&self, stored: [f32; 2], mut codes: &[u8], out: &mut [u8]) {
-        write_half(stored[0], 0, &mut out[SCALE..]);
+    fn write<F: Lanes>(&self, stored: [f32; 2], mut codes: &[u8], out: &mut [u8]) {
+        store_half::<F>(stored[0], 0, &mut out[SCALE..]);
         let mut out = &mut out[..SCALE];
         for (n, weights) in GROUPS {
             let group;
@@ -65,8 +66,16 @@ impl Layout for TQ1_0 {
         [scale, 0.0]
     }
     #[inline(always)]
-    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        [ternary(x, codes), 0.0]
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        (F::zero(), magnitudes(x))
+    }
+    #[inline(always)]
+    fn lines<F: Lanes>(&self, _blocks: &[f32], _low: F, high: F) -> Lines<F> {
+        lines(high)
+    }
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
+        ternary::<F>(x, line[1], codes);
     }
 }
 
@@ -75,14 +84,29 @@ pub(super) const SHAPE: Shape = Shape { max: 2, zero: Some(1), float: Float::F16
 
 /// ggml's encoder of both ternary formats: the largest magnitude is the scale, and what reaches half of it is not zero.
 #[inline(always)]
-pub(super) fn ternary(x: &[f32], codes: &mut [u8]) -> f32 {
-    let d = largest(x);
-    let inverse = inverse(d);
+pub(super) fn lines<F: Lanes>(largest: F) -> Lines<F> {
+    let factor = inverses(largest);
     // Quotients by a scale too small to divide by give zeros.
-    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-    for (code, &v) in codes.iter_mut().zip(x) {
-        let t = v * inverse;
-        *code = 1 + (t >= 0.5) as u8 - (t <= -0.5) as u8;
+    let factor = F::select(factor.lt(F::splat(f32::INFINITY)), factor, F::zero());
+    Lines { scale: largest, bias: F::zero(), origin: F::zero(), factor }
+}
+
+/// The codes of weights that `factor` takes to −1 … 1.
+#[inline(always)]
+pub(super) fn ternary<F: Lanes>(x: &[f32], factor: f32, codes: &mut [u8]) {
+    /// Weights at a time.
+    const STEP: usize = 32;
+    let factor = F::splat(factor);
+    for (codes, x) in codes.as_chunks_mut::<STEP>().0.iter_mut().zip(x.as_chunks::<STEP>().0) {
+        let mut ints = [F::Int::splat(0); STEP];
+        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
+            // Doubled quotients, rounded towards zero, are −2 … 2.
+            let t = F::load(x) * factor;
+            *int = (t + t).truncate() + F::Int::splat(2);
+        }
+        F::Int::store_bytes(&ints[..STEP / F::N], codes);
+        for code in codes {
+            *code = (*code > 1) as u8 + (*code > 2) as u8;
+        }
     }
-    d
 }

@@ -1,10 +1,11 @@
 //! ggml's TQ2_0: 256 ternary weights, four to a byte. Bytes 0–63 codes, 64–65 scale. Byte 32h + m has in its bits 2n and 2n + 1
 //! the code of weight 128h + 32n + m. No encoder writes code 3; it decodes as twice the scale.
 
-use super::block::{read_half, write_half};
-use super::flat::{Layout, Shape};
+use super::block::{magnitudes, read_half, store_half};
+use super::flat::{Layout, Lines, Shape};
 use super::tq1_0;
 use crate::codec::CodecId;
+use crate::simd::Lanes;
 
 pub(super) struct TQ2_0;
 
@@ -28,13 +29,13 @@ impl Layout for TQ2_0 {
         SCALE + 2
     }
     #[inline(always)]
-    fn write(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
+    fn write<F: Lanes>(&self, stored: [f32; 2], codes: &[u8], out: &mut [u8]) {
         for (codes, out) in codes.as_chunks::<128>().0.iter().zip(out.as_chunks_mut::<32>().0) {
             for (m, out) in out.iter_mut().enumerate() {
                 *out = codes[m] | codes[m + 32] << 2 | codes[m + 64] << 4 | codes[m + 96] << 6;
             }
         }
-        write_half(stored[0], 0, &mut out[SCALE..]);
+        store_half::<F>(stored[0], 0, &mut out[SCALE..]);
     }
     #[inline(always)]
     fn read(&self, bytes: &[u8], codes: &mut [u8]) -> [f32; 2] {
@@ -48,7 +49,15 @@ impl Layout for TQ2_0 {
         [read_half(&bytes[SCALE..], 0), 0.0]
     }
     #[inline(always)]
-    fn reference(&self, x: &[f32], codes: &mut [u8]) -> [f32; 2] {
-        [tq1_0::ternary(x, codes), 0.0]
+    fn extremes<F: Lanes>(&self, x: &[f32]) -> (F, F) {
+        (F::zero(), magnitudes(x))
+    }
+    #[inline(always)]
+    fn lines<F: Lanes>(&self, _blocks: &[f32], _low: F, high: F) -> Lines<F> {
+        tq1_0::lines(high)
+    }
+    #[inline(always)]
+    fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
+        tq1_0::ternary::<F>(x, line[1], codes);
     }
 }

@@ -3,7 +3,7 @@
 //! SAFETY of every block below: the intrinsics need the instructions that [`super::dispatch`] has found before it runs a kernel with
 //! these lanes, and nothing else constructs them; loads and stores touch slices whose length was checked.
 
-use super::{IntLanes, Lanes, MaskLanes};
+use super::{COLUMNS, IntLanes, Lanes, MAX_LANES, MaskLanes};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
@@ -119,6 +119,11 @@ impl Lanes for Avx2 {
         Ints(unsafe { _mm256_castps_si256(self.0) })
     }
     #[inline(always)]
+    fn from_bits(bits: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_castsi256_ps(bits.0) })
+    }
+    #[inline(always)]
     fn from_int(x: Ints) -> Self {
         // SAFETY: see the top of the file.
         Avx2(unsafe { _mm256_cvtepi32_ps(x.0) })
@@ -147,6 +152,65 @@ impl Lanes for Avx2 {
             let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
         }
+    }
+    #[inline(always)]
+    fn transpose(rows: &[&[f32]; MAX_LANES], at: usize, out: &mut [Self; COLUMNS]) {
+        for (half, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let mut v = [Self::zero(); LANES];
+            for (v, row) in v.iter_mut().zip(rows) {
+                *v = Self::load(&row[at..][half * LANES..]);
+            }
+            // SAFETY: see the top of the file. Pairs of rows, fours, eights come together.
+            unsafe {
+                for i in 0..4 {
+                    let (a, b) = (v[2 * i].0, v[2 * i + 1].0);
+                    (v[2 * i].0, v[2 * i + 1].0) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                }
+                for i in [0, 4] {
+                    let [a, b, c, d] = [v[i].0, v[i + 1].0, v[i + 2].0, v[i + 3].0];
+                    v[i].0 = _mm256_shuffle_ps::<0b01_00_01_00>(a, c);
+                    v[i + 1].0 = _mm256_shuffle_ps::<0b11_10_11_10>(a, c);
+                    v[i + 2].0 = _mm256_shuffle_ps::<0b01_00_01_00>(b, d);
+                    v[i + 3].0 = _mm256_shuffle_ps::<0b11_10_11_10>(b, d);
+                }
+                for i in 0..4 {
+                    out[i].0 = _mm256_permute2f128_ps::<0x20>(v[i].0, v[i + 4].0);
+                    out[i + 4].0 = _mm256_permute2f128_ps::<0x31>(v[i].0, v[i + 4].0);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn least_of_each(v: &[Self]) -> Self {
+        let v = v.first_chunk::<LANES>().expect("a value per lane");
+        // SAFETY: see the top of the file. Each step halves the registers: pairs, fours, eights.
+        unsafe {
+            let pair = |a: Self, b: Self| _mm256_min_ps(_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+            let four = |a, b| _mm256_min_ps(_mm256_shuffle_ps::<0b01_00_01_00>(a, b), _mm256_shuffle_ps::<0b11_10_11_10>(a, b));
+            let low = four(pair(v[0], v[1]), pair(v[2], v[3]));
+            let high = four(pair(v[4], v[5]), pair(v[6], v[7]));
+            Avx2(_mm256_min_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)))
+        }
+    }
+    #[inline(always)]
+    fn truncate(self) -> Ints {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm256_cvttps_epi32(self.0) })
+    }
+    #[inline(always)]
+    fn through_half(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) })
+    }
+    #[inline(always)]
+    fn half(x: f32) -> u16 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm_cvtsi128_si32(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(x))) as u16 }
+    }
+    #[inline(always)]
+    fn high_bits(bytes: &[u8; 32]) -> u32 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm256_movemask_epi8(_mm256_loadu_si256(bytes.as_ptr().cast())) }.cast_unsigned()
     }
 }
 
@@ -212,5 +276,27 @@ impl IntLanes for Ints {
     fn shr<const BITS: u32>(self) -> Self {
         // SAFETY: see the top of the file.
         Ints(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
+    }
+    #[inline(always)]
+    fn store_bytes(values: &[Self], out: &mut [u8]) {
+        let (fours, rest) = values.as_chunks::<4>();
+        let (wide, narrow) = out[..LANES * values.len()].split_at_mut(4 * LANES * fours.len());
+        for (four, out) in fours.iter().zip(wide.as_chunks_mut::<{ 4 * LANES }>().0) {
+            // SAFETY: see the top of the file. Packing works within halves of a register; the permutation sets that right.
+            unsafe {
+                let low = _mm256_packs_epi32(four[0].0, four[1].0);
+                let high = _mm256_packs_epi32(four[2].0, four[3].0);
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes);
+            }
+        }
+        for (one, out) in rest.iter().zip(narrow.as_chunks_mut::<LANES>().0) {
+            // SAFETY: see the top of the file.
+            unsafe {
+                let words = _mm_packs_epi32(_mm256_castsi256_si128(one.0), _mm256_extracti128_si256::<1>(one.0));
+                _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packus_epi16(words, words));
+            }
+        }
     }
 }

@@ -129,6 +129,11 @@ impl Lanes for Avx512 {
         Ints(unsafe { _mm512_castps_si512(self.0) })
     }
     #[inline(always)]
+    fn from_bits(bits: Ints) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_castsi512_ps(bits.0) })
+    }
+    #[inline(always)]
     fn from_int(x: Ints) -> Self {
         // SAFETY: see the top of the file.
         Avx512(unsafe { _mm512_cvtepi32_ps(x.0) })
@@ -153,6 +158,28 @@ impl Lanes for Avx512 {
     fn least(self) -> f32 {
         // SAFETY: see the top of the file.
         unsafe { _mm512_reduce_min_ps(self.0) }
+    }
+    #[inline(always)]
+    fn truncate(self) -> Ints {
+        // SAFETY: see the top of the file.
+        Ints(unsafe { _mm512_cvttps_epi32(self.0) })
+    }
+    #[inline(always)]
+    fn through_half(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) })
+    }
+    #[inline(always)]
+    fn half(x: f32) -> u16 {
+        // SAFETY: see the top of the file.
+        unsafe {
+            _mm_cvtsi128_si32(_mm256_castsi256_si128(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_set1_ps(x)))) as u16
+        }
+    }
+    #[inline(always)]
+    fn high_bits(bytes: &[u8; 32]) -> u32 {
+        // SAFETY: see the top of the file.
+        unsafe { _mm256_movemask_epi8(_mm256_loadu_si256(bytes.as_ptr().cast())) }.cast_unsigned()
     }
 }
 
@@ -218,5 +245,15 @@ impl IntLanes for Ints {
     fn shr<const BITS: u32>(self) -> Self {
         // SAFETY: see the top of the file.
         Ints(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(BITS.cast_signed())) })
+    }
+    #[inline(always)]
+    fn store_bytes(values: &[Self], out: &mut [u8]) {
+        for (value, out) in values.iter().zip(out[..LANES * values.len()].as_chunks_mut::<LANES>().0) {
+            // SAFETY: see the top of the file.
+            unsafe {
+                let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(value.0, _mm512_setzero_si512()));
+                _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            }
+        }
     }
 }

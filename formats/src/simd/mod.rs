@@ -22,6 +22,9 @@ use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 /// The most lanes that any processor has.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// Columns that are transposed at a time.
+pub(crate) const COLUMNS: usize = 16;
+
 /// Several f32 numbers side by side. Operators work lane by lane, as IEEE 754 says, with rounding to nearest.
 pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
     /// Number of lanes.
@@ -57,6 +60,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
     /// The bit patterns.
     fn to_bits(self) -> Self::Int;
+    /// The numbers with these bit patterns.
+    fn from_bits(bits: Self::Int) -> Self;
     /// Integers as numbers, rounded to nearest.
     fn from_int(x: Self::Int) -> Self;
     /// `table[index]`.
@@ -69,13 +74,53 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// `quad[index mod 4]`.
     fn pick(quad: Self::Quad, index: Self::Int) -> Self;
 
-    /// The least of the lanes, none of them NaN.
+    /// The least of the lanes, none of them NaN. Of zeros of both signs, either.
     fn least(self) -> f32;
+    /// `out[j]` lane i = `rows[i][at + j]`, for [`COLUMNS`] columns.
+    #[inline(always)]
+    fn transpose(rows: &[&[f32]; MAX_LANES], at: usize, out: &mut [Self; COLUMNS]) {
+        let mut buffer = [[0f32; MAX_LANES]; COLUMNS];
+        for (lane, row) in rows.iter().enumerate().take(Self::N) {
+            for (to, &x) in buffer.iter_mut().zip(&row[at..][..COLUMNS]) {
+                to[lane] = x;
+            }
+        }
+        for (out, column) in out.iter_mut().zip(&buffer) {
+            *out = Self::load(column);
+        }
+    }
+    /// Lane i: the least of the lanes of value i, none of them NaN, for as many values as there are lanes.
+    #[inline(always)]
+    fn least_of_each(values: &[Self]) -> Self {
+        let mut least = [0f32; MAX_LANES];
+        for (least, value) in least.iter_mut().zip(&values[..Self::N]) {
+            *least = value.least();
+        }
+        Self::load(&least)
+    }
+    /// Rounded towards zero. NaN and what leaves i32 gives `i32::MIN`, as on x86.
+    fn truncate(self) -> Self::Int;
+    /// Rounded to f16, ties to even, and back; for magnitudes up to 65504.
+    fn through_half(self) -> Self;
+    /// The f16 nearest to a number, ties to even, as its bits; some NaN for NaN.
+    fn half(x: f32) -> u16;
+    /// The highest bit of each byte, the first byte's lowest.
+    fn high_bits(bytes: &[u8; 32]) -> u32;
 
     /// `self > other`, false with NaN.
     #[inline(always)]
     fn gt(self, other: Self) -> Self::Mask {
         other.lt(self)
+    }
+    /// The greatest of the lanes, none of them NaN; +0 for zero.
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        0.0 - (Self::zero() - self).least()
+    }
+    /// The number with the magnitude of one and the sign bit of another.
+    #[inline(always)]
+    fn with_sign(self, sign: Self) -> Self {
+        Self::from_bits(self.abs().to_bits() | sign.to_bits() & Self::Int::splat(i32::MIN))
     }
     /// Zero in every lane.
     #[inline(always)]
@@ -111,6 +156,8 @@ pub(crate) trait IntLanes:
     fn shl<const BITS: u32>(self) -> Self;
     /// Shifted right, filled with zeros.
     fn shr<const BITS: u32>(self) -> Self;
+    /// Writes each number of each value as a byte, 0 for what is below and 255 for what is above.
+    fn store_bytes(values: &[Self], out: &mut [u8]);
 }
 
 /// Several truth values side by side.
@@ -145,7 +192,7 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         fn wider<K: Kernel>(kernel: K) -> K::Output {
             kernel.run::<avx512::Avx512>()
         }
-        #[target_feature(enable = "avx2")]
+        #[target_feature(enable = "avx2,f16c")]
         fn wide<K: Kernel>(kernel: K) -> K::Output {
             kernel.run::<avx2::Avx2>()
         }
@@ -174,6 +221,14 @@ pub(crate) fn nearest<F: Lanes>(x: F) -> F::Int {
 #[inline(always)]
 pub(crate) fn round<F: Lanes>(x: F) -> F {
     (x + F::splat(MAGIC)) - F::splat(MAGIC)
+}
+
+/// The nearest whole number, ties to even, of any number.
+#[inline(always)]
+pub(crate) fn round_any<F: Lanes>(x: F) -> F {
+    // From 2²³ on there are only whole numbers.
+    let limit = F::splat(8_388_608.0);
+    F::select(x.abs().lt(limit), ((x.abs() + limit) - limit).with_sign(x), x)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Lanes as arrays, for every processor: the compiler finds the vector instructions that the target always has.
 
 use super::{IntLanes, Lanes, MaskLanes};
+use crate::codecs::float::{f16_bits, saturate_f16};
 use std::array::from_fn;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
@@ -100,6 +101,10 @@ impl<const K: usize> Lanes for Portable<K> {
         Ints(self.0.map(|x| x.to_bits().cast_signed()))
     }
     #[inline(always)]
+    fn from_bits(bits: Ints<K>) -> Self {
+        Portable(bits.0.map(|x| f32::from_bits(x.cast_unsigned())))
+    }
+    #[inline(always)]
     fn from_int(x: Ints<K>) -> Self {
         Portable(x.0.map(|x| x as f32))
     }
@@ -118,6 +123,27 @@ impl<const K: usize> Lanes for Portable<K> {
     #[inline(always)]
     fn least(self) -> f32 {
         self.0.into_iter().fold(f32::INFINITY, f32::min)
+    }
+    #[inline(always)]
+    fn truncate(self) -> Ints<K> {
+        Ints(self.0.map(|x| if x.abs() < 2_147_483_648.0 { x as i32 } else { i32::MIN }))
+    }
+    #[inline(always)]
+    fn through_half(self) -> Self {
+        Portable(self.0.map(saturate_f16))
+    }
+    #[inline(always)]
+    fn half(x: f32) -> u16 {
+        f16_bits(x)
+    }
+    #[inline(always)]
+    fn high_bits(bytes: &[u8; 32]) -> u32 {
+        // Byte i's bit goes to bit i of the product's top byte.
+        let eight = |bytes: &[u8; 8]| {
+            let bits = u64::from_le_bytes(*bytes) >> 7 & 0x0101_0101_0101_0101;
+            (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32
+        };
+        bytes.as_chunks().0.iter().rev().fold(0, |all, bytes| all << 8 | eight(bytes))
     }
 }
 
@@ -164,5 +190,11 @@ impl<const K: usize> IntLanes for Ints<K> {
     #[inline(always)]
     fn shr<const BITS: u32>(self) -> Self {
         Ints(self.0.map(|x| (x.cast_unsigned() >> BITS).cast_signed()))
+    }
+    #[inline(always)]
+    fn store_bytes(values: &[Self], out: &mut [u8]) {
+        for (value, out) in values.iter().zip(out[..K * values.len()].as_chunks_mut::<K>().0) {
+            *out = value.0.map(|x| x.clamp(0, 255) as u8);
+        }
     }
 }

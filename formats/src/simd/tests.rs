@@ -91,7 +91,7 @@ fn all_lanes_compute_alike() {
     assert_eq!(scalar, dispatch(Everything(&a, &b)));
     #[cfg(target_arch = "x86_64")]
     if vectors() != Vectors::Baseline {
-        #[target_feature(enable = "avx2")]
+        #[target_feature(enable = "avx2,f16c")]
         fn wide(kernel: Everything<'_>) -> Vec<Vec<u32>> {
             kernel.run::<avx2::Avx2>()
         }
