@@ -53,15 +53,22 @@ pub fn treatment(from: &Encoding, to: CodecId) -> Treatment {
     }
 }
 
-/// The type in which a checkpoint stores its matrices; of a quantized one, the type of their scales, or of the norms where scales
-/// have none of these types.
+/// The type in which a checkpoint stores its matrices, or, if all are quantized, other things.
 pub fn dense_type(checkpoint: &Checkpoint) -> Result<Float> {
+    let mut plain = None;
     for role in checkpoint.spec().roles() {
-        if let Encoding::Opaque(name) = checkpoint.codec(role)? {
-            return Err(Error::unsupported(format!("tensors of type {name} cannot be decoded"))
-                .file(checkpoint.path())
-                .tensor(checkpoint.tensor_name(role)?)
-                .hint("start from the unquantized checkpoint"));
+        match checkpoint.codec(role)? {
+            Encoding::Opaque(name) => {
+                return Err(Error::unsupported(format!("tensors of type {name} cannot be decoded"))
+                    .file(checkpoint.path())
+                    .tensor(checkpoint.tensor_name(role)?)
+                    .hint("start from the unquantized checkpoint"));
+            }
+            // Of several types, the layers' counts most.
+            Encoding::Codec(codec) if role.part.is_matrix() && (plain.is_none() || role == Role::layer(0, Part::AttnQ)) => {
+                plain = codec.float().or(plain);
+            }
+            _ => {}
         }
     }
     if checkpoint.spec().n_layers == 0 {
@@ -72,17 +79,16 @@ pub fn dense_type(checkpoint: &Checkpoint) -> Result<Float> {
         // GGUF has all norms in F32, which says nothing.
         _ => Float::BF16,
     };
+    Ok(plain.or(scale_type(checkpoint)?).unwrap_or(norm))
+}
+
+/// The type of a quantized checkpoint's scales, if they have a floating-point type of two or four bytes.
+pub fn scale_type(checkpoint: &Checkpoint) -> Result<Option<Float>> {
     Ok(match checkpoint.codec(Role::layer(0, Part::AttnQ))? {
-        Encoding::Codec(codec) => match codec {
-            CodecId::F32 | CodecId::F16 | CodecId::BF16 => codec.float().expect("a plain type"),
-            CodecId::MlxAffine { scale, .. } => scale,
-            CodecId::IntGroup { scale, .. } if scale != Float::F32 => scale,
-            CodecId::IntGroup { .. } | CodecId::Fp8Group { .. } | CodecId::Nf4 { .. } | CodecId::Micro(_) => norm,
-            CodecId::MXFP4 | CodecId::NVFP4 => norm,
-            // The scales of ggml's other formats.
-            _ => Float::F16,
-        },
-        _ => norm,
+        Encoding::Codec(CodecId::MlxAffine { scale, .. } | CodecId::IntGroup { scale, .. }) => Some(scale),
+        Encoding::Codec(CodecId::MXFP4 | CodecId::NVFP4) => None,
+        Encoding::Codec(codec) if CodecId::GGML.contains(&codec) => Some(Float::F16),
+        _ => None,
     })
 }
 

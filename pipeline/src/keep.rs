@@ -23,6 +23,8 @@ pub struct Kept {
     pub target: Target,
     /// The format of every matrix, by name.
     pub formats: Vec<(String, CodecId)>,
+    /// The type of scales in MLX folders.
+    pub mlx_dtype: Option<Float>,
 }
 
 /// The container, if this target is one to keep everything in.
@@ -36,50 +38,109 @@ pub fn container(target: &str) -> Option<&'static str> {
 pub fn find(model: &Opened, container: &str) -> Result<Kept> {
     let source = &model.checkpoint;
     let dense = carry::dense_type(source)?;
-    // Narrowest first, so that nothing grows without need.
-    let mut candidates: Vec<Target> = Target::all();
-    candidates.retain(|t| t.container() == container && t.is_quantized());
-    let width = |t: &Target| t.base(dense, TYPICAL_ROW).bits_per_weight();
-    candidates.sort_by(|a, b| width(a).total_cmp(&width(b)));
-    let mut formats = Vec::new();
-    let mut weights: BTreeMap<usize, usize> = BTreeMap::new();
-    let mut homeless: Option<(Role, Encoding)> = None;
-    for role in source.spec().roles().into_iter().filter(|r| r.part.is_matrix()) {
-        let from = source.codec(role)?;
-        let mut codec = match (&from, candidates.first()) {
-            // There every matrix has a type of its own; folders have one for all that is plain.
-            (Encoding::Codec(codec), _) if container == "gguf" => codec.float().unwrap_or(dense),
-            (_, Some(target)) if container != "gguf" => target.vector_type(dense),
-            _ => dense,
+    let scales = carry::scale_type(source)?.filter(|_| container == "mlx");
+    let Some(scales) = scales else { return Homes::find(source, container, dense)?.kept(source, container, dense, None) };
+    // The source's own type of scales is the safe choice; the type of its dense tensors is the one that the whole folder may have
+    // had before.
+    let first = Homes::find(source, container, dense)?;
+    match first.exact || dense == scales {
+        true => first.kept(source, container, dense, Some(dense)),
+        false => Homes::find(source, container, scales)?.kept(source, container, dense, Some(scales)),
+    }
+}
+
+/// The formats of all matrices, tried on their first rows.
+struct Homes {
+    /// Narrowest first, so that nothing grows without need.
+    candidates: Vec<Target>,
+    formats: Vec<(String, CodecId)>,
+    /// Weights by the number of the candidate that holds them.
+    weights: BTreeMap<usize, usize>,
+    /// The first tensor without a place.
+    homeless: Option<(Role, Encoding)>,
+    /// Whether what has a place keeps its values.
+    exact: bool,
+}
+
+impl Homes {
+    fn find(source: &Checkpoint, container: &str, dense: Float) -> Result<Self> {
+        let mut candidates: Vec<Target> = Target::all();
+        candidates.retain(|t| t.container() == container && t.is_quantized());
+        let width = |t: &Target| t.base(dense, TYPICAL_ROW).bits_per_weight();
+        candidates.sort_by(|a, b| width(a).total_cmp(&width(b)));
+        let mut homes = Homes { candidates, formats: Vec::new(), weights: BTreeMap::new(), homeless: None, exact: true };
+        for role in source.spec().roles().into_iter().filter(|r| r.part.is_matrix()) {
+            let codec = homes.add(source, role, container, dense)?;
+            homes.formats.push((role.to_string(), codec));
         }
-        .codec();
-        if !matches!(&from, Encoding::Codec(codec) if codec.float().is_some()) {
-            match home(source, role, &from, &candidates, dense)? {
-                Some(found) => {
-                    let shape = source.spec().shape(role.part);
-                    codec = candidates[found].base(dense, *shape.last().unwrap_or(&1));
-                    *weights.entry(found).or_default() += shape.iter().product::<usize>();
-                }
-                None if carry::is_quantized(&from) => homeless = homeless.or(Some((role, from))),
-                // FP8 is decoded like plain numbers.
-                None => {}
+        Ok(homes)
+    }
+
+    fn add(&mut self, source: &Checkpoint, role: Role, container: &str, dense: Float) -> Result<CodecId> {
+        let from = source.codec(role)?;
+        let plain = match &from {
+            Encoding::Codec(codec) => codec.float(),
+            _ => None,
+        };
+        if plain.is_none() {
+            if let Some((found, exact)) = self.home(source, role, &from, dense)? {
+                let shape = source.spec().shape(role.part);
+                *self.weights.entry(found).or_default() += shape.iter().product::<usize>();
+                self.exact &= exact;
+                return Ok(self.candidates[found].base(dense, *shape.last().unwrap_or(&1)));
+            }
+            // FP8 is decoded like plain numbers.
+            if carry::is_quantized(&from) && self.homeless.is_none() {
+                self.homeless = Some((role, from));
             }
         }
-        formats.push((role.to_string(), codec));
-    }
-    let most = weights.into_iter().max_by_key(|&(found, n)| (n, std::cmp::Reverse(found)));
-    let target = match (most, homeless) {
-        (Some((found, _)), _) => candidates[found],
-        (None, None) => dense_target(container, dense)?,
-        (None, Some((role, from))) => {
-            let name = source.tensor_name(role)?;
-            return Err(Error::unsupported(format!("{container} has no format with the grid of {from}"))
-                .file(source.store().file_of(name))
-                .tensor(name)
-                .hint("a target of plain numbers (`bitsmith targets`) decodes it; --allow-requantize quantizes it again"));
+        Ok(match self.candidates.first() {
+            // There every matrix has a type of its own; folders have one for all that is plain.
+            _ if container == "gguf" => plain.unwrap_or(dense),
+            Some(target) => target.vector_type(dense),
+            None => dense,
         }
-    };
-    Ok(Kept { target, formats })
+        .codec())
+    }
+
+    /// The first of the candidates that holds a tensor's first rows without loss, or else the first that keeps its codes; and
+    /// whether it is without loss.
+    fn home(&self, source: &Checkpoint, role: Role, from: &Encoding, dense: Float) -> Result<Option<(usize, bool)>> {
+        let shape = source.spec().shape(role.part);
+        let (Encoding::Codec(from), &[n_rows, row_len]) = (from, &shape[..]) else { return Ok(None) };
+        let rows = source.read_blocks(role, 0..n_rows.min(SAMPLE.next_multiple_of(source.row_align(role))))?;
+        let mut near = None;
+        for (i, target) in self.candidates.iter().enumerate() {
+            let to = target.base(dense, row_len);
+            let fits = to.row_bytes(row_len).is_ok() && target.holds(role, to, &shape);
+            if !fits || treatment(&Encoding::Codec(*from), to) != Treatment::Keep {
+                continue;
+            }
+            let tried = regrid(*from, to, &rows.bytes, row_len)?;
+            match (tried.lost.is_empty(), tried.steps) {
+                (true, 0.0) => return Ok(Some((i, true))),
+                (true, _) => near = near.or(Some((i, false))),
+                (false, _) => {}
+            }
+        }
+        Ok(near)
+    }
+
+    fn kept(self, source: &Checkpoint, container: &str, dense: Float, mlx_dtype: Option<Float>) -> Result<Kept> {
+        let most = self.weights.iter().max_by_key(|&(found, n)| (n, std::cmp::Reverse(found)));
+        let target = match (most, self.homeless) {
+            (Some((&found, _)), _) => self.candidates[found],
+            (None, None) => dense_target(container, dense)?,
+            (None, Some((role, from))) => {
+                let name = source.tensor_name(role)?;
+                return Err(Error::unsupported(format!("{container} has no format with the grid of {from}"))
+                    .file(source.store().file_of(name))
+                    .tensor(name)
+                    .hint("a target of plain numbers (`bitsmith targets`) decodes it; --allow-requantize quantizes it again"));
+            }
+        };
+        Ok(Kept { target, formats: self.formats, mlx_dtype })
+    }
 }
 
 /// The target of plain numbers, for a model without quantized tensors.
@@ -88,26 +149,4 @@ fn dense_target(container: &str, dense: Float) -> Result<Target> {
         Error::unsupported(format!("the model is not quantized, and {container} is for quantized ones"))
             .hint("`bitsmith targets` lists the formats")
     })
-}
-
-/// The first of the candidates that holds a tensor's first rows without loss, or else the first that keeps its codes.
-fn home(source: &Checkpoint, role: Role, from: &Encoding, candidates: &[Target], dense: Float) -> Result<Option<usize>> {
-    let shape = source.spec().shape(role.part);
-    let (Encoding::Codec(from), &[n_rows, row_len]) = (from, &shape[..]) else { return Ok(None) };
-    let rows = source.read_blocks(role, 0..n_rows.min(SAMPLE.next_multiple_of(source.row_align(role))))?;
-    let mut near = None;
-    for (i, target) in candidates.iter().enumerate() {
-        let to = target.base(dense, row_len);
-        let fits = to.row_bytes(row_len).is_ok() && target.holds(role, to, &shape);
-        if !fits || treatment(&Encoding::Codec(*from), to) != Treatment::Keep {
-            continue;
-        }
-        let tried = regrid(*from, to, &rows.bytes, row_len)?;
-        match (tried.lost.is_empty(), tried.steps) {
-            (true, 0.0) => return Ok(Some(i)),
-            (true, _) => near = near.or(Some(i)),
-            (false, _) => {}
-        }
-    }
-    Ok(near)
 }

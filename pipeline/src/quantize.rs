@@ -399,6 +399,10 @@ fn mlx_dtype(model: &Opened, options: &QuantizeOptions, evidence: &Loaded, dense
     if let Some(float) = options.mlx_dtype {
         return Ok(float);
     }
+    // Scales of a quantized source lose nothing in their own type.
+    if let Some(float) = carry::scale_type(&model.checkpoint)? {
+        return Ok(float);
+    }
     // Without a solver of our own, the folder is what mlx-lm would write.
     let ours = options.method.solver.needs_hessian() && options.targets.iter().any(|t| t.has_mlx_scales());
     if !ours || dense != Float::BF16 {

@@ -18,6 +18,19 @@ fn in_layers(list: &[(String, String, f64)]) -> impl Iterator<Item = &(String, S
     list.iter().filter(|t| t.1 != "f32" && t.1 != "f16" && t.1 != "bf16" && t.0.contains(['0', '1', '2']))
 }
 
+/// Hashes of the tensors that hold quantized weights.
+fn planes(work: &Work, folder: &str) -> BTreeMap<String, String> {
+    let (header, data) = read_safetensors(&work.path(&format!("{folder}/model.safetensors")));
+    let plane = |name: &str, info: &Value| {
+        let at = |i: usize| info["data_offsets"][i].as_u64().unwrap() as usize;
+        (name.to_string(), sha256_bytes(&data[at(0)..at(1)]))
+    };
+    let dense =
+        |info: &Value| ["F32", "F16", "BF16"].iter().any(|t| info["dtype"] == *t) && info["shape"].as_array().unwrap().len() == 1;
+    let packed = header.iter().filter(|(name, info)| !name.starts_with("__") && !name.contains("embed") && !dense(info));
+    packed.map(|(name, info)| plane(name, info)).collect()
+}
+
 fn says(ended: &Ended, words: &[&str]) {
     assert!(words.iter().all(|w| ended.err.contains(w)), "{words:?}: {}", ended.err);
 }
@@ -72,26 +85,52 @@ fn everything_is_kept_where_it_has_a_home() {
         assert_eq!(found.iter().filter(|t| t.1 == codec).count(), if source == "4bit" { 22 } else { 21 }, "{found:?}");
         assert!(found.iter().all(|t| t.2 < 1e-3), "{found:?}");
     }
-    // There and back: all planes of quantized weights are the same.
-    let planes = |folder: &str| {
-        let (header, data) = read_safetensors(&work.path(&format!("{folder}/model.safetensors")));
-        let plane = |name: &str, info: &Value| {
-            let at = |i: usize| info["data_offsets"][i].as_u64().unwrap() as usize;
-            (name.to_string(), sha256_bytes(&data[at(0)..at(1)]))
-        };
-        let packed = header.iter().filter(|(name, _)| !name.starts_with("__") && !name.ends_with(".weight"));
-        packed.map(|(name, info)| plane(name, info)).collect::<BTreeMap<_, _>>()
-    };
-    for (source, again) in [("gptq-4bit-g64", "gptq:keep"), ("awq-4bit-g128", "awq:keep")] {
-        work.ok(&format!("convert {source}-mlx: --to {again} -o back-{source}"));
-        let (old, new) = (planes(&format!("q/bitsmith-demo-{source}")), planes(&format!("back-{source}")));
-        assert!(old.len() >= 63 && old == new, "{source}: {:?}", old.keys().zip(new.keys()).find(|(a, b)| a != b));
+    // There and back: the same values in the same planes.
+    for (source, there, again) in [
+        ("gptq-4bit-g64", "gptq-4bit-g64-mlx:", "gptq:keep"),
+        ("gptq-4bit-g64", "gptq-4bit-g64-gguf.gguf", "gptq:keep"),
+        ("awq-4bit-g128", "awq-4bit-g128-mlx:", "awq:keep"),
+        ("4bit", "4bit-gguf.gguf", "mlx:keep"),
+    ] {
+        let out = format!("{source}-from-{there}");
+        work.ok(&format!("convert {there} --to {again} -o {out}"));
+        let (old, new) = (planes(&work, &format!("q/bitsmith-demo-{source}")), planes(&work, &out));
+        assert!(old.len() >= 63 && old == new, "{out}: {:?}", old.keys().zip(new.keys()).find(|(a, b)| a != b));
     }
     // Nothing is quantized, so that there is nothing but plain numbers to keep.
     work.ok("convert demo --to gguf:keep -o dense.gguf");
     assert!(against(&work, "dense.gguf", "demo").iter().all(|t| t.2 == 0.0));
     assert_eq!(work.fails("convert demo --to awq:keep -o x", 69)["kind"], "unsupported");
     assert!(work.fails("quantize demo --to mlx:keep -o x", 2)["hint"].as_str().unwrap().contains("convert"));
+}
+
+#[test]
+fn small_floats_change_homes() {
+    let work = Work::new();
+    work.ok("quantize demo --to mlx:mxfp4,mlx:nvfp4,compressed:nvfp4,compressed:fp8 --method rtn -o q");
+    let chain = |source: &str, targets: &[&str]| {
+        let mut at = format!("q/bitsmith-demo-{source}");
+        for (i, target) in targets.iter().enumerate() {
+            let out = format!("{source}-{i}{}", if target.starts_with("gguf") { ".gguf" } else { "" });
+            let ended = work.ok(&format!("convert {at} --to {target} -o {out}"));
+            says(&ended, &["kept without loss"]);
+            at = out;
+        }
+        let (old, new) = (planes(&work, &format!("q/bitsmith-demo-{source}")), planes(&work, &at));
+        assert!(old.len() >= 42 && old == new, "{source}: {:?}", old.keys().zip(new.keys()).find(|(a, b)| a != b));
+    };
+    chain("mxfp4", &["gguf:mxfp4", "mlx:keep"]);
+    chain("nvfp4", &["gguf:keep", "mlx:nvfp4"]);
+    chain("compressed-nvfp4", &["gguf:nvfp4", "modelopt:nvfp4", "compressed:keep"]);
+    chain("compressed-fp8", &["compressed:keep"]);
+    // MLX has no scale for a whole tensor.
+    let refused = work.fails("convert q/bitsmith-demo-compressed-nvfp4 --to mlx:nvfp4 -o x", 69);
+    assert!(refused["message"].as_str().unwrap().contains("the scale"), "{refused}");
+    work.ok("convert q/bitsmith-demo-compressed-nvfp4 --to mlx:nvfp4 -o x --allow-requantize");
+    // Models are released in FP8, to be quantized further.
+    let ended = work.ok("convert q/bitsmith-demo-compressed-fp8 --to gguf:q4_k_m -o y.gguf");
+    says(&ended, &["18 tensors are decoded from fp8-g256-bf16"]);
+    assert!(!ended.err.contains("warning"), "{}", ended.err);
 }
 
 #[test]

@@ -79,5 +79,6 @@ fn keep(args: &Arguments, container: &str, app: &App) -> Result<()> {
     };
     let mut options = job.resolve(Output::from_argument(&args.out, &[kept.target]))?;
     options.plan.overrides = kept.formats;
+    options.mlx_dtype = kept.mlx_dtype;
     make(&model, &options, args.dry_run, app)
 }
