@@ -52,7 +52,6 @@ fn folders_are_written_and_read_back() {
             assert_eq!(t["codec"], if matrix { codec } else { "bf16" }, "{target}: {t}");
         }
         let found = perplexity(&work, &out) / dense;
-        println!("{target} {method} {found:.4}");
         assert!(found > 0.98 && found < ratio, "{target} {method}: {found}");
         work.ok(&format!("verify {out} --source demo"));
         assert_eq!(work.json(&format!("generate {out} -p The -n 3"))["tokens"].as_array().unwrap().len(), 3);
