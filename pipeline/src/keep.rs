@@ -40,11 +40,12 @@ pub fn find(model: &Opened, container: &str) -> Result<Kept> {
     let dense = carry::dense_type(source)?;
     let scales = carry::scale_type(source)?.filter(|_| container == "mlx");
     let Some(scales) = scales else { return Homes::find(source, container, dense)?.kept(source, container, dense, None) };
-    // The source's own type of scales is the safe choice; the type of its dense tensors is the one that the whole folder may have
-    // had before.
-    let first = Homes::find(source, container, dense)?;
-    match first.exact || dense == scales {
-        true => first.kept(source, container, dense, Some(dense)),
+    // The source's own type of scales is the safe choice. Another is tried because the scales may have had it before: that of the
+    // dense tensors, or what most models have.
+    let before = if dense == scales { Float::BF16 } else { dense };
+    let first = Homes::find(source, container, before)?;
+    match first.exact {
+        true => first.kept(source, container, dense, Some(before)),
         false => Homes::find(source, container, scales)?.kept(source, container, dense, Some(scales)),
     }
 }
