@@ -30,8 +30,9 @@ fn check_says_what_can_be_made() {
     assert!((target["bpw"].as_f64().unwrap() - made["artifacts"][0]["bpw"].as_f64().unwrap()).abs() < 1e-9, "{target}");
     assert!(target["fallbacks"].to_string().contains("q5_0 instead of q4_k"), "{target}");
     assert!(work.ok("check model --to mlx:4bit,gguf:q8_0").out.contains("mlx:4bit"));
-    // What is quantized already can be read, but nothing else can be made of it.
-    assert_eq!(document(&work, "check q.gguf", 0)["targets"][0]["ok"], false);
+    // What is quantized already can be decoded, but not quantized again unasked.
+    assert_eq!(document(&work, "check q.gguf --to gguf:f32", 0)["targets"][0]["ok"], true);
+    assert_eq!(document(&work, "check q.gguf --to gguf:q4_0", 69)["targets"][0]["ok"], false);
     work.ok("convert model --to gguf:bf16 -o d.gguf");
     let all = document(&work, "check d.gguf --to gguf:q4_0,mlx:4bit,hf:f32,gptq:4bit-g32", 0);
     assert!(all["targets"].as_array().unwrap().iter().all(|t| t["ok"] == true), "{all}");

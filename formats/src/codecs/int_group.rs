@@ -398,11 +398,12 @@ mod tests {
     fn the_reference_rounds_between_the_extremes() {
         let x = [-0.5, 1.0, 0.0, 0.25, -0.25, 0.75, 0.5, 0.1];
         // Scale 0.1 and zero 5; symmetric: scale 2/15 and zero 8.
-        let bytes = block(find(4, 8, Float::F32, false).unwrap(), &x);
+        let scale = |bytes: &[u8]| (float::read(Float::F16, &bytes[4..]), bytes[6]);
+        let bytes = block(find(4, 8, Float::F16, false).unwrap(), &x);
         assert_eq!(bytes[..4], [0xf0, 0x75, 0xd3, 0x6a]);
-        assert_eq!((f32::from_le_bytes(bytes[4..8].try_into().unwrap()), bytes[8]), (0.1, 5));
-        let bytes = block(find(4, 8, Float::F32, true).unwrap(), &x);
-        assert_eq!((f32::from_le_bytes(bytes[4..8].try_into().unwrap()), bytes[8]), (2.0 / 15.0, 8));
+        assert_eq!(scale(&bytes), (Float::F16.round(0.1), 5));
+        let bytes = block(find(4, 8, Float::F16, true).unwrap(), &x);
+        assert_eq!(scale(&bytes), (Float::F16.round(2.0 / 15.0), 8));
     }
 
     #[test]
