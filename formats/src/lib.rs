@@ -22,6 +22,9 @@ pub use codec::{BlockScales, Codec, CodecId, EncodedTensor, Float, Gram, Grid, M
 pub use container::{Encoding, TensorInfo, TensorStore};
 pub use error::{Error, ErrorKind, Result};
 pub use hash::{sha256_bytes, sha256_file};
+#[cfg(feature = "twins")]
+#[doc(hidden)]
+pub use kernels::set_scalar;
 #[doc(hidden)]
 pub use kernels::{Vectors, vectors};
 pub use store::{Container, open_store};
