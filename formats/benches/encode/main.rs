@@ -1,4 +1,4 @@
-//! CPU time of the encoders and decoders on one thread, for `benches/quantize.py` and `benches/mlx.py`, which compare them with
+//! CPU time of the encoders and decoders on one thread, for `benches/quantize.py` and `benches/quantize_mlx.py`, which compare them with
 //! ggml's and MLX's.
 //!
 //! ```text

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Encoders of MLX's formats side by side with `mx.quantize` on a CPU: same bytes out, and CPU time.
 
-    python3 benches/mlx.py [--types mlx-4bit-g64,mlx-mxfp8] [--rounds 5]
+    python3 benches/quantize_mlx.py [--types mlx-4bit-g64,mlx-mxfp8] [--rounds 5]
 
 `--rounds` times each side in turn encodes 512 x 4096 normal weights in BF16; the table has the medians of CPU nanoseconds per
 weight. Bytes are compared on those weights. Needs numpy and mlx; this project's side is the bench `encode` of the crate `formats`,
