@@ -48,7 +48,8 @@ pub fn run(types: &[CodecId]) -> Result<()> {
             "| {id} | {:.2} | {:.1} | {:.0} % | {:.0} % |",
             seconds * 1e9 / WEIGHTS as f64,
             rate / 1e9,
-            100.0 * rate / copy.max(read)
+            100.0 * rate / copy,
+            100.0 * rate / read
         );
     }
     Ok(())
