@@ -8,7 +8,7 @@ encoders run through the bench `encode` of the crate `formats`, which is built f
 
 For every type, without and with importance: `--rounds` times each side in turn encodes 512 x 4096 normal weights; the table has
 the medians of CPU nanoseconds per weight. Then bytes are compared, on those weights and on one matrix of each other kind:
-Laplace, with outliers, with zeros, constant blocks, all negative, tiny, of mixed magnitude. Any difference fails the run, but for
+Laplace, with outliers, with zeros (of both signs), constant blocks, all negative, tiny, subnormal, of mixed magnitude. Any difference fails the run, but for
 one that is meant: where a scale overflows f16, ggml stores infinity and this project the largest finite number.
 """
 import argparse
@@ -112,6 +112,10 @@ def matrices(random):
     scales = np.exp(random.standard_normal((ROWS, COLS // 16)) * 4).astype(np.float32)
     yield "mixed magnitudes", normal * np.repeat(scales, 16, axis=1)
     powers = np.float32(2.0) ** random.integers(-8, 8, size=(ROWS, COLS)).astype(np.float32)
+    signs = np.where(random.random((ROWS, COLS)) < 0.5, np.float32(-1), np.float32(1))
+    yield "signed zeros", np.where(random.random((ROWS, COLS)) < 0.02, np.abs(normal), 0 * signs).astype(np.float32)
+    yield "equal magnitudes", np.repeat(np.abs(normal[:, ::32]), 32, axis=1) * signs
+    yield "subnormal", random.integers(-(2**22), 2**22, size=(ROWS, COLS)).astype(np.float32) * np.float32(2.0**-149)
     yield "near powers of two", powers * (1 - random.integers(0, 80, size=(ROWS, COLS)).astype(np.float32) * np.float32(2.0**-24))
 
 

@@ -42,7 +42,7 @@ macro_rules! dispatched {
                         $crate::Vectors::Avx512 => return unsafe { wider $(::<$generic>)? ($($arg),*) },
                         // SAFETY: `vectors` has found AVX2, and the function needs nothing else.
                         $crate::Vectors::Avx2 => return unsafe { wide $(::<$generic>)? ($($arg),*) },
-                        $crate::Vectors::Baseline => {}
+                        _ => {}
                     }
                 }
                 portable::$name $(::<$generic>)? ($($arg),*)
@@ -61,12 +61,30 @@ pub enum Vectors {
     Avx2,
     /// AVX-512 F, VL, BW, DQ.
     Avx512,
+    /// None: kernels run with one lane, as the scalar twins that vector code is compared with.
+    #[cfg(feature = "twins")]
+    Scalar,
+}
+
+/// Whether encoders run as their scalar twins.
+#[cfg(feature = "twins")]
+static SCALAR: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Makes all encoders run as their scalar twins, or again in vectors.
+#[cfg(feature = "twins")]
+#[doc(hidden)]
+pub fn set_scalar(scalar: bool) {
+    SCALAR.store(scalar, std::sync::atomic::Ordering::Relaxed);
 }
 
 /// The widest vector registers there are.
 #[doc(hidden)]
 #[inline]
 pub fn vectors() -> Vectors {
+    #[cfg(feature = "twins")]
+    if SCALAR.load(std::sync::atomic::Ordering::Relaxed) {
+        return Vectors::Scalar;
+    }
     #[cfg(target_arch = "x86_64")]
     {
         use std::is_x86_feature_detected as has;

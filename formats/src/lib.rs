@@ -25,6 +25,9 @@ pub use codec::{
 pub use container::{Encoding, TensorInfo, TensorStore};
 pub use error::{Error, ErrorKind, Result};
 pub use hash::{sha256_bytes, sha256_file};
+#[cfg(feature = "twins")]
+#[doc(hidden)]
+pub use kernels::set_scalar;
 #[doc(hidden)]
 pub use kernels::{Vectors, vectors};
 pub use store::{Container, open_store};

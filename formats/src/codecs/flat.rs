@@ -121,18 +121,20 @@ impl<L: Layout> Kernel for Encode<'_, L> {
         let whole = x.len() / (F::N * len) * F::N;
         let (x, x_rest) = x.split_at(whole * len);
         let (out, out_rest) = out.split_at_mut(whole * bytes);
-        for (x, out) in x.chunks_exact(F::N * len).zip(out.chunks_exact_mut(F::N * bytes)) {
-            encode_group::<F, L>(layout, x, out);
+        for (g, out) in out.chunks_exact_mut(F::N * bytes).enumerate() {
+            let (x, after) = x[g * F::N * len..].split_at(F::N * len);
+            encode_group::<F, L>(layout, x, after, out);
         }
         for (x, out) in x_rest.chunks_exact(len).zip(out_rest.chunks_exact_mut(bytes)) {
-            encode_group::<Portable<1>, L>(layout, x, out);
+            encode_group::<Portable<1>, L>(layout, x, &[], out);
         }
     }
 }
 
-/// As many blocks as there are lanes. What concerns a block as a whole is done for all of them at once.
+/// As many blocks as there are lanes. What concerns a block as a whole is done for all of them at once. Memory brings what comes
+/// `after` while the codes are made.
 #[inline(always)]
-fn encode_group<F: Lanes, L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
+fn encode_group<F: Lanes, L: Layout>(layout: &L, x: &[f32], after: &[f32], out: &mut [u8]) {
     let (len, float) = (layout.len(), layout.shape().float);
     let (mut lows, mut highs) = ([F::zero(); MAX_LANES], [F::zero(); MAX_LANES]);
     for ((low, high), x) in lows.iter_mut().zip(&mut highs).zip(x.chunks_exact(len)) {
@@ -152,6 +154,7 @@ fn encode_group<F: Lanes, L: Layout>(layout: &L, x: &[f32], out: &mut [u8]) {
     let mut codes = [0u8; MAX_LEN];
     let codes = &mut codes[..len];
     for (i, (x, out)) in x.chunks_exact(len).zip(out.chunks_exact_mut(layout.bytes())).enumerate() {
+        F::prefetch(after.get(i * len..(i + 1) * len).unwrap_or(&[]));
         layout.codes::<F>(x, [origin[i], factor[i]], codes);
         layout.write::<F>([scale[i], bias[i]], codes, out);
     }

@@ -95,7 +95,9 @@ impl<L: Layout> Kernel for Encode<'_, L> {
     fn run<F: Lanes>(self) {
         let Encode { x, out, .. } = self;
         let blocks = MAX_LANES / Fp4::<L>::SUBS;
-        for (x, out) in x.chunks(blocks * L::LEN).zip(out.chunks_mut(blocks * Fp4::<L>::BYTES)) {
+        for (g, out) in out.chunks_mut(blocks * Fp4::<L>::BYTES).enumerate() {
+            let (x, after) = x[g * blocks * L::LEN..].split_at(out.len() / Fp4::<L>::BYTES * L::LEN);
+            F::prefetch(&after[..after.len().min(x.len())]);
             let largest = largest_of_each::<F>(x, L::SUB);
             for (b, (x, out)) in x.chunks_exact(L::LEN).zip(out.chunks_exact_mut(Fp4::<L>::BYTES)).enumerate() {
                 encode_block::<F, L>(x, &largest[b * Fp4::<L>::SUBS..][..Fp4::<L>::SUBS], out);
@@ -192,12 +194,12 @@ fn first_nearest(half: f32, x: f32) -> u8 {
     (1..16).fold(0, |best, code| if error(code) < error(best) { code } else { best }) as u8
 }
 
-/// Bytes of a sub-block's codes.
+/// Bytes of a sub-block's codes, eight at a time.
 #[inline(always)]
 fn pack(codes: &[u8], out: &mut [u8]) {
     let (low, high) = codes.split_at(codes.len() / 2);
-    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-        *out = low | high << 4;
+    for ((out, low), high) in out.as_chunks_mut::<8>().0.iter_mut().zip(low.as_chunks().0).zip(high.as_chunks().0) {
+        *out = (u64::from_le_bytes(*low) | u64::from_le_bytes(*high) << 4).to_le_bytes();
     }
 }
 

@@ -7,6 +7,7 @@
 //! becomes that power, and the scale is half as large. The type is taken from the weights of a row, as the first of BF16, F16 and
 //! F32 that holds all of them.
 
+use super::bits;
 use super::block::{largest, largest_of_each};
 use super::fit;
 use super::float::saturate_f16;
@@ -128,9 +129,11 @@ fn careful_log2_up(x: f32) -> i32 {
 
 /// The first of BF16, F16 and F32 that has all these values.
 fn storage_type(row: &[f32]) -> Float {
-    if low_bits(row) == 0 {
+    // Most rows that lack a type show it soon.
+    let head = &row[..row.len().min(64)];
+    if low_bits(head) == 0 && low_bits(row) == 0 {
         Float::BF16
-    } else if are_halves(row) {
+    } else if are_halves(head) && are_halves(row) {
         Float::F16
     } else {
         Float::F32
@@ -220,9 +223,7 @@ fn encode_group<F: Lanes>(format: Micro, float: Float, x: &[f32], byte: u8, out:
             to_e2m1_fourfold(&fourfold, &mut codes);
         }
     }
-    for (out, pair) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
-        *out = pair[0] | pair[1] << 4;
-    }
+    bits::pack::<4>(&codes[..x.len()], out);
 }
 
 /// [`shorten`] in each lane.

@@ -85,7 +85,8 @@ pub(super) fn to_e4m3_lanes<F: Lanes>(y: F) -> F::Int {
     let magnitude = y.abs().min(F::splat(E4M3_MAX));
     let a = magnitude.to_bits();
     let odd = a.shr::<20>() & F::Int::splat(1);
-    let large = (a + F::Int::splat(0x7_ffff) + odd).shr::<20>() - F::Int::splat(120 << 3);
+    // The exponent's bias, 120 too many, goes with what rounds.
+    let large = (a + odd + F::Int::splat(0x7_ffff - (120 << 23))).shr::<20>();
     let steps = F::splat(STEPS);
     let small = (magnitude + steps).to_bits() - steps.to_bits();
     let code = F::Int::select(magnitude.lt(F::splat(NORMAL)), small, large);

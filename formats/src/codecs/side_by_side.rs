@@ -96,6 +96,7 @@ impl<E: SideBySide> Kernel for Rows<'_, E> {
         let groups = rows.chunks(F::N * len).zip(out.chunks_mut(F::N * encoder.bytes()));
         for (g, (x, out)) in groups.enumerate() {
             let used = x.len() / len;
+            F::prefetch(rows.get((g + 1) * F::N * len..(g + 2) * F::N * len).unwrap_or(&[]));
             let block = |lane: usize| g * F::N + if lane < used { lane } else { 0 };
             let importance = importance.map(|q| std::array::from_fn(|lane| &q[block(lane) % per_row * len..][..len]));
             let row_mean_squares = std::array::from_fn(|lane| squares.get(block(lane) / per_row).copied().unwrap_or(0.0));

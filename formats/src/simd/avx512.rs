@@ -160,6 +160,14 @@ impl Lanes for Avx512 {
         unsafe { _mm512_reduce_min_ps(self.0) }
     }
     #[inline(always)]
+    fn prefetch(x: &[f32]) {
+        // A line of cache is 64 bytes.
+        for line in x.chunks(16) {
+            // SAFETY: the address is that of a number; a prefetch has no other effect.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[inline(always)]
     fn truncate(self) -> Ints {
         // SAFETY: see the top of the file.
         Ints(unsafe { _mm512_cvttps_epi32(self.0) })

@@ -89,6 +89,9 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
             *out = Self::load(column);
         }
     }
+    /// Tells the processor that these numbers will be read soon.
+    #[inline(always)]
+    fn prefetch(_: &[f32]) {}
     /// Lane i: the least of the lanes of value i, none of them NaN, for as many values as there are lanes.
     #[inline(always)]
     fn least_of_each(values: &[Self]) -> Self {
@@ -186,6 +189,10 @@ pub(crate) trait Kernel {
 
 /// Runs a kernel with the widest lanes there are.
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(feature = "twins")]
+    if vectors() == Vectors::Scalar {
+        return kernel.run::<Portable<1>>();
+    }
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2")]
@@ -201,7 +208,7 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
             Vectors::Avx512 => return unsafe { wider(kernel) },
             // SAFETY: `vectors` has found AVX2, and the function needs nothing else.
             Vectors::Avx2 => return unsafe { wide(kernel) },
-            Vectors::Baseline => {}
+            _ => {}
         }
     }
     kernel.run::<Portable<8>>()

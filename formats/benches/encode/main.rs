@@ -1,14 +1,24 @@
-//! CPU time of the encoders and decoders on one thread, for `benches/quantize.py`, which compares them with ggml's.
+//! CPU time of the encoders and decoders on one thread, for `benches/quantize.py` and `benches/quantize_mlx.py`, which compare them with
+//! ggml's and MLX's.
 //!
 //! ```text
 //! encode --types
 //! encode WEIGHTS.f32 ROW_LEN [--importance FILE.f32] [--repeat N] [--out FOLDER] TYPE...
+//! encode --bandwidth TYPE...
+//! encode --twins BLOCKS TYPE...
 //! ```
 //!
-//! `--types` prints the names of ggml's formats. Otherwise each line of output is one type's result as JSON: CPU seconds of every
+//! `--types` prints the names of ggml's formats. With a file, each line of output is one type's result as JSON: CPU seconds of every
 //! repetition, for encoding (`encode_s`) and for decoding what was encoded (`decode_s`). With `--out`, FOLDER/TYPE.bin receives
 //! the bytes and FOLDER/TYPE.f32 the decoded values. Files are little-endian f32.
+//!
+//! `--bandwidth` measures what share of the memory's speed the encoders reach, `--twins` compares them with their scalar twins
+//! (build with `--features twins`).
 #![allow(clippy::print_stdout)]
+
+mod bandwidth;
+#[cfg(feature = "twins")]
+mod twins;
 
 use bitsmith_formats::{CodecId, Error, Result, encode_all};
 use rustix::time::{ClockId, clock_gettime};
@@ -29,14 +39,31 @@ fn main() -> Result<()> {
     match args.first().map(String::as_str) {
         None => {
             println!("usage: encode --types | WEIGHTS.f32 ROW_LEN [--importance FILE] [--repeat N] [--out FOLDER] TYPE...");
+            println!("       encode --bandwidth TYPE... | --twins BLOCKS TYPE...");
             Ok(())
         }
         Some("--types") => {
             CodecId::GGML.iter().for_each(|id| println!("{id}"));
             Ok(())
         }
+        Some("--bandwidth") => bandwidth::run(&types(&args[1..])?),
+        #[cfg(feature = "twins")]
+        Some("--twins") => {
+            let count = args.get(1).ok_or_else(|| Error::usage("BLOCKS is missing"))?;
+            let blocks = count.parse().map_err(|_| Error::usage(format!("not a number of blocks: {count}")))?;
+            if !twins::run(blocks, &types(&args[2..])?)? {
+                std::process::exit(1);
+            }
+            Ok(())
+        }
+        #[cfg(not(feature = "twins"))]
+        Some("--twins") => Err(Error::usage("the scalar twins are not compiled in: build with --features twins")),
         Some(_) => run(&parse(args)?),
     }
+}
+
+fn types(names: &[String]) -> Result<Vec<CodecId>> {
+    names.iter().map(|name| name.parse()).collect()
 }
 
 fn parse(args: Vec<String>) -> Result<Job> {
