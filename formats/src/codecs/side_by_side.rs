@@ -90,7 +90,7 @@ impl<E: SideBySide> Kernel for Rows<'_, E> {
         let Rows { encoder, rows, row_len, importance, out } = self;
         let (len, per_row) = (encoder.len(), row_len / encoder.len());
         let squares = match encoder.needs_row_squares() {
-            true => row_mean_squares(rows, row_len),
+            true => row_mean_squares::<F>(rows, row_len),
             false => Vec::new(),
         };
         let groups = rows.chunks(F::N * len).zip(out.chunks_mut(F::N * encoder.bytes()));
@@ -105,27 +105,30 @@ impl<E: SideBySide> Kernel for Rows<'_, E> {
     }
 }
 
-/// Mean square of each row, summed in order. Several rows at a time, as each sum is a chain of additions.
+/// Mean square of each row, summed in order. A row per lane, as each sum is a chain of additions.
 #[inline(always)]
-fn row_mean_squares(rows: &[f32], row_len: usize) -> Vec<f32> {
-    const ROWS: usize = 8;
+fn row_mean_squares<F: Lanes>(rows: &[f32], row_len: usize) -> Vec<f32> {
     let mut means = Vec::with_capacity(rows.len() / row_len);
-    for rows in rows.chunks(ROWS * row_len) {
-        let n = rows.len() / row_len;
-        let mut sums = [0f32; ROWS];
-        if n == ROWS {
-            for i in 0..row_len {
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let x = rows[r * row_len + i];
-                    *sum += x * x;
-                }
-            }
-        } else {
-            for (sum, row) in sums.iter_mut().zip(rows.chunks_exact(row_len)) {
-                *sum = row.iter().fold(0f32, |sum, &x| sum + x * x);
+    for group in rows.chunks(F::N * row_len) {
+        let n = group.len() / row_len;
+        let whole = if n == F::N { row_len / COLUMNS * COLUMNS } else { 0 };
+        let mut lanes = [&group[..row_len]; MAX_LANES];
+        for (lane, row) in lanes.iter_mut().zip(group.chunks_exact(row_len)) {
+            *lane = row;
+        }
+        let mut sum = F::zero();
+        for at in (0..whole).step_by(COLUMNS) {
+            let mut columns = [F::zero(); COLUMNS];
+            F::transpose(&lanes, at, &mut columns);
+            for x in columns {
+                sum = sum + x * x;
             }
         }
-        means.extend(sums[..n].iter().map(|sum| sum / row_len as f32));
+        let mut sums = [0f32; MAX_LANES];
+        sum.store(&mut sums);
+        for (sum, row) in sums.into_iter().zip(group.chunks_exact(row_len)) {
+            means.push(row[whole..].iter().fold(sum, |sum, &x| sum + x * x) / row_len as f32);
+        }
     }
     means
 }
