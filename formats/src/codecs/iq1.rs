@@ -174,12 +174,15 @@ fn one_shift<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Opt
         sums.w[j + 1] = sums.w[j] + weights[i];
     }
     for (s, top) in [UP[2], DOWN_VALUES[2]].into_iter().enumerate() {
-        for j in 0..=n {
-            sums.high_x[s][j] = (sums.x[n] - sums.x[j]) * top;
-            sums.high_w[s][j] = (sums.w[n] - sums.w[j]) * top * top;
+        let top = F::splat(top);
+        for j in (0..=n).step_by(F::N) {
+            let above_x = F::splat(sums.x[n]) - F::load(&sums.x[j..]);
+            let above_w = F::splat(sums.w[n]) - F::load(&sums.w[j..]);
+            (above_x * top).store(&mut sums.high_x[s][j..]);
+            (above_w * top * top).store(&mut sums.high_w[s][j..]);
         }
     }
-    let (mut cut, shift) = best_cut::<F, 2>(n, &sums, guess_cuts(x, weights))?;
+    let (mut cut, shift) = best_cut::<F, 2>(n, &sums, guess_cuts::<F>(x, weights))?;
     cut.down = [if cut.scale < 0.0 { 1 - shift } else { shift }; MAX_PARTS];
     Some(cut)
 }
@@ -222,23 +225,27 @@ fn two_shifts<F: Lanes>(x: &[f32], weights: &[f32], order: &[u8; MAX_SUB]) -> Op
     let n = x.len();
     let mut w = [[0f32; CUTS_OF_TWO]; 2];
     let mut sums = TwoShifts { x: w, all_x: [[0.0; 2]; 2], low_w: [w; 2], high_w: [w; 2] };
+    let (mut sum_x, mut sum_w) = ([0f32; 2], [0f32; 2]);
     for (j, i) in order.iter().map(|&i| usize::from(i)).take(n).enumerate() {
-        for prefix in sums.x.iter_mut().chain(&mut w) {
-            prefix[j + 1] = prefix[j];
+        sum_x[i / WIDTH] += weights[i] * x[i];
+        sum_w[i / WIDTH] += weights[i];
+        for g in 0..2 {
+            (sums.x[g][j + 1], w[g][j + 1]) = (sum_x[g], sum_w[g]);
         }
-        sums.x[i / WIDTH][j + 1] += weights[i] * x[i];
-        w[i / WIDTH][j + 1] += weights[i];
     }
     for (g, w) in w.iter().enumerate() {
         for (s, v) in [UP, DOWN_VALUES].into_iter().enumerate() {
             sums.all_x[g][s] = sums.x[g][n] * v[2];
-            for j in 0..=n {
-                sums.low_w[g][s][j] = w[n] * v[2] * v[2] + w[j] * (v[0] * v[0] - v[1] * v[1]);
-                sums.high_w[g][s][j] = w[j] * (v[1] * v[1] - v[2] * v[2]);
+            let all = F::splat(w[n] * v[2] * v[2]);
+            let (low, high) = (F::splat(v[0] * v[0] - v[1] * v[1]), F::splat(v[1] * v[1] - v[2] * v[2]));
+            for j in (0..=n).step_by(F::N) {
+                let w = F::load(&w[j..]);
+                (all + w * low).store(&mut sums.low_w[g][s][j..]);
+                (w * high).store(&mut sums.high_w[g][s][j..]);
             }
         }
     }
-    let (mut cut, shift) = best_cut::<F, 4>(n, &sums, guess_cuts(x, weights))?;
+    let (mut cut, shift) = best_cut::<F, 4>(n, &sums, guess_cuts::<F>(x, weights))?;
     let shift = if cut.scale < 0.0 { 3 - shift } else { shift };
     cut.down = [shift / 2, shift % 2, 0, 0];
     Some(cut)
@@ -357,27 +364,36 @@ fn cuts_above<F: Lanes, const SHIFTS: usize>(n: usize, cuts: &impl Sums<SHIFTS>,
 /// Where the cuts of a row of weights about lie: at half the scale on both sides of zero, the scale being what the weights beyond
 /// it have on average.
 #[inline(always)]
-fn guess_cuts(x: &[f32], weights: &[f32]) -> (usize, usize) {
-    let (mut sum_x, mut sum_w) = (0f32, 0f32);
-    for (x, w) in x.iter().zip(weights) {
-        sum_x += w * x.abs();
-        sum_w += w;
-    }
-    let mut half = 0.5 * sum_x / sum_w;
+fn guess_cuts<F: Lanes>(x: &[f32], weights: &[f32]) -> (usize, usize) {
+    let mut half = 0.0;
     let (mut low, mut high) = (0, x.len());
-    for _ in 0..2 {
-        let (mut sum_x, mut sum_w) = (0f32, 0f32);
+    // At first all weights count.
+    for bar in [Some(-1.0), None, None] {
+        let bar = F::splat(bar.unwrap_or(half));
+        let (mut sum_x, mut sum_w) = (F::zero(), F::zero());
         (low, high) = (0, x.len());
-        for (x, w) in x.iter().zip(weights) {
-            let w = if x.abs() > half { *w } else { 0.0 };
-            sum_x += w * x.abs();
-            sum_w += w;
-            low += usize::from(*x < -half);
-            high -= usize::from(*x > half);
+        for (x, w) in x.chunks_exact(F::N).zip(weights.chunks_exact(F::N)) {
+            let x = F::load(x);
+            let size = x.abs();
+            let beyond = bar.lt(size);
+            let w = F::select(beyond, F::load(w), F::zero());
+            sum_x = sum_x + w * size;
+            sum_w = sum_w + w;
+            let (beyond, below) = (beyond.bits(), x.lt(F::zero()).bits());
+            low += (beyond & below).count_ones() as usize;
+            high -= (beyond & !below).count_ones() as usize;
         }
-        half = 0.5 * sum_x / sum_w;
+        half = 0.5 * total(sum_x) / total(sum_w);
     }
     (low.min(high), high)
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+fn total<F: Lanes>(x: F) -> f32 {
+    let mut lanes = [0f32; MAX_LANES];
+    x.store(&mut lanes);
+    lanes[..F::N].iter().sum()
 }
 
 /// The points and scale for a cut: levels, turned round if the scale is negative; neighbours where the levels are not in the
