@@ -42,6 +42,12 @@ gguf=("$out"/types/*.gguf)
 [ ${#gguf[@]} -eq ${#types[@]} ] || { echo "not the GGUF files that were asked for: ${gguf[*]}" >&2; exit 1; }
 mlx=("$out"/modes/*/)
 [ ${#mlx[@]} -eq ${#modes[@]} ] || { echo "not the MLX folders that were asked for: ${mlx[*]}" >&2; exit 1; }
+# Codes of other formats, kept.
+"$bitsmith" quantize demo --method rtn --to=gptq:4bit-g64,awq:4bit-g64,compressed:nvfp4 -o "$out/packed/" -q
+for format in gptq-4bit-g64 awq-4bit-g64 compressed-nvfp4; do
+  "$bitsmith" convert "$out/packed/bitsmith-demo-$format" --to gguf:keep -o "$out/kept/$format.gguf" -q
+done
+"$bitsmith" convert "$out/packed/bitsmith-demo-awq-4bit-g64" --to mlx:keep -o "$out/kept/awq-mlx" -q
 artifacts=("$out"/*.gguf "$out"/{best,gptq}/*.gguf "$out"/*-8bit "$out"/{best,gptq}/*-4bit*)
 [ ${#artifacts[@]} -eq 9 ] || { echo "not the artifacts that were asked for: ${artifacts[*]}" >&2; exit 1; }
 
@@ -49,6 +55,7 @@ check check.py "${artifacts[@]}"
 # The coarsest of these models amplify the rounding of activations.
 check check.py "${gguf[@]}" --texts 2 --max-kl 2e-2
 check check.py "${mlx[@]%/}" --texts 2
+check check.py "$out"/kept/*.gguf "$out/kept/awq-mlx" --texts 2 --max-kl 2e-2
 check metadata.py datasets/demo "${artifacts[@]}"
 check perplexity.py datasets/text/evaluation/prose.txt --windows 12 "$out"/bitsmith-demo-{BF16,Q8_0}.gguf "$out"/best/*.gguf
 check architectures.py datasets/demo
