@@ -172,6 +172,8 @@ def main():
                 continue
             for weigh in (None, importance):
                 able = [n for n in names if weigh is not None or not ggml.requires_importance(n)]
+                # Where squares overflow, ggml's own assertions end its process.
+                able = [n for n in able if kind != "huge" or not n.startswith(("iq1", "iq2", "iq3"))]
                 for name, (mine, _, _) in ours.encode(able, weights, weigh).items():
                     theirs, _ = ggml.encode(name, weights, weigh)
                     wrong = different_blocks(name, mine, theirs)

@@ -101,8 +101,10 @@ pub fn settle(plan: &mut Plan, base: impl Fn(usize) -> CodecId, source: &dyn Wei
         let base = base(row_len);
         let better = treatment(&from, entry.codec) == Treatment::Again && treatment(&from, base) == Treatment::Keep;
         if better && base.row_bytes(row_len).is_ok() && !options.names(entry.role) {
-            (entry.codec, entry.instead_of, entry.needs_importance) = (base, None, false);
+            (entry.codec, entry.instead_of) = (base, None);
         }
+        // Codes that are kept are not weighed.
+        entry.needs_importance &= treatment(&from, entry.codec) != Treatment::Keep;
     }
     Ok(())
 }

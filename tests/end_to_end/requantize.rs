@@ -97,6 +97,10 @@ fn everything_is_kept_where_it_has_a_home() {
         let (old, new) = (planes(&work, &format!("q/bitsmith-demo-{source}")), planes(&work, &out));
         assert!(old.len() >= 63 && old == new, "{out}: {:?}", old.keys().zip(new.keys()).find(|(a, b)| a != b));
     }
+    // Formats that nothing could be quantized to without importance.
+    work.ok("quantize demo --to gguf:iq2_xxs --method reference --samples 2 --ctx 64 --calib builtin -o low.gguf");
+    work.ok("convert low.gguf --to gguf:iq2_xxs -o again.gguf");
+    assert!(against(&work, "again.gguf", "low.gguf").iter().all(|t| t.2 == 0.0));
     // Nothing is quantized, so that there is nothing but plain numbers to keep.
     work.ok("convert demo --to gguf:keep -o dense.gguf");
     assert!(against(&work, "dense.gguf", "demo").iter().all(|t| t.2 == 0.0));
