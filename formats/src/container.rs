@@ -100,6 +100,12 @@ pub trait TensorStore: Send + Sync {
     }
     /// Some rows decoded to f32. NaN or infinity is an error that names the row.
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        self.read_rows_into(name, rows, &mut values)?;
+        Ok(values)
+    }
+    /// [`TensorStore::read_rows`] into a buffer that is used again: its contents are replaced.
+    fn read_rows_into(&self, name: &str, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         let info = self.find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
         let codec = match &info.encoding {
             Encoding::Codec(codec) => *codec,
@@ -109,7 +115,8 @@ pub trait TensorStore: Send + Sync {
             }
         };
         let row_len = info.row_len().max(1);
-        let mut values = vec![0f32; rows.len() * row_len];
+        // Whatever is there is written over, and only what is new has to be filled.
+        values.resize(rows.len() * row_len, 0.0);
         let per_chunk = (DECODE_CHUNK / row_len).max(1);
         values.par_chunks_mut(per_chunk * row_len).enumerate().try_for_each(|(i, values)| {
             let first = rows.start + i * per_chunk;
@@ -121,13 +128,12 @@ pub trait TensorStore: Send + Sync {
                 true => Ok(()),
                 false => Err(not_finite(values, first, row_len).file(self.file_of(name)).tensor(name)),
             }
-        })?;
-        Ok(values)
+        })
     }
 }
 
-/// Weights that are decoded at a time.
-const DECODE_CHUNK: usize = 1 << 18;
+/// Weights that are decoded at a time: few enough to be in the cache still when they are checked.
+const DECODE_CHUNK: usize = 1 << 16;
 
 /// Whether there is neither NaN nor infinity among the values.
 fn all_finite(values: &[f32]) -> bool {

@@ -53,10 +53,11 @@ pub fn run(source: &Checkpoint, outputs: &[Output<'_>], importance: &Importance,
     let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
     let tallies: Vec<OnceLock<Tallies>> = parts.iter().map(|_| OnceLock::new()).collect();
     rayon::broadcast(|_| {
+        let mut weights = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(part) = parts.get(i) else { break };
-            match convert(source, part, outputs, importance) {
+            match convert(source, part, outputs, importance, &mut weights) {
                 Ok(found) => drop(tallies[i].set(found)),
                 Err(e) => {
                     let mut failed = failed.lock().expect("no thread panics while it holds the lock");
@@ -113,19 +114,27 @@ fn lcm(a: usize, b: usize) -> usize {
     if a == b { a } else { a / gcd(a, b) * b }
 }
 
-fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance: &Importance) -> Result<Tallies> {
+/// Reads a part into `weights`, a buffer that is used again, encodes it for every output and writes it.
+fn convert(
+    source: &Checkpoint,
+    part: &Part,
+    outputs: &[Output<'_>],
+    importance: &Importance,
+    weights: &mut Vec<f32>,
+) -> Result<Tallies> {
     let Part { role, rows, row_len } = part;
     let from = source.codec(*role)?;
-    let weights = source.read_rows(*role, rows.clone())?;
+    source.read_rows_into(*role, rows.clone(), weights)?;
+    let weights: &[f32] = weights;
     let mut tallies = Tallies::new();
     for (number, output) in outputs.iter().enumerate() {
         let codec =
             output.plan.codec(*role).ok_or_else(|| Error::failed("the plan lacks this tensor").tensor(role.to_string()))?;
         if let Some(float) = codec.float() {
-            check_range(*role, float, &weights)?;
+            check_range(*role, float, weights)?;
         }
         let scale = output.scales.get(role).copied().unwrap_or(1.0);
-        let anew = || encode(*role, codec, &weights, *row_len, importance, scale);
+        let anew = || encode(*role, codec, weights, *row_len, importance, scale);
         let (encoded, tally) = match carry::treatment(&from, codec) {
             Treatment::Encode => (anew()?, None),
             Treatment::Keep => {
@@ -133,9 +142,9 @@ fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance:
                 let again = output.allow_requantize.then_some(&anew as &dyn Fn() -> Result<EncodedTensor>);
                 let whole = blocks.scale == 1.0 || output.writer.holds_scale(*role);
                 let kept = if whole {
-                    carry::keep(&blocks, &weights, codec, again)
+                    carry::keep(&blocks, weights, codec, again)
                 } else {
-                    carry::rescale(&blocks, &weights, codec, again)
+                    carry::rescale(&blocks, weights, codec, again)
                 };
                 let (kept, tally) = kept.map_err(|e| match source.tensor_name(*role) {
                     Ok(name) => e.file(source.store().file_of(name)).tensor(name),
@@ -145,7 +154,7 @@ fn convert(source: &Checkpoint, part: &Part, outputs: &[Output<'_>], importance:
             }
             Treatment::Decode | Treatment::Again => {
                 let encoded = anew()?;
-                let tally = Tally::encoded(&weights, &encoded);
+                let tally = Tally::encoded(weights, &encoded);
                 (encoded, Some(tally))
             }
         };

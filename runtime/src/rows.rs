@@ -15,12 +15,22 @@ impl Checkpoint {
     /// Some rows of a tensor decoded to f32, in Hugging Face's order. Of a tensor with more than two dimensions, all but the last
     /// make rows; a vector is one row. Multiples of [`Checkpoint::row_align`] read nothing else.
     pub fn read_rows(&self, role: Role, rows: Range<usize>) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        self.read_rows_into(role, rows, &mut values)?;
+        Ok(values)
+    }
+
+    /// [`Checkpoint::read_rows`] into a buffer that is used again: its contents are replaced.
+    pub fn read_rows_into(&self, role: Role, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         let name = self.tensor_name(role)?;
-        let read = |rows| self.store().read_rows(name, rows).map_err(|e| e.file(self.store().file_of(name)).tensor(name));
-        match self.heads(role) {
-            Some(heads) if !role.part.is_matrix() => Ok(in_order(&read(rows)?, &gguf_row_order(heads, self.spec().head_dim))),
-            _ => self.whole_heads(role, rows, read),
-        }
+        let at = |e: Error| e.file(self.store().file_of(name)).tensor(name);
+        let read = |rows| self.store().read_rows(name, rows).map_err(at);
+        *values = match self.heads(role) {
+            Some(heads) if !role.part.is_matrix() => in_order(&read(rows)?, &gguf_row_order(heads, self.spec().head_dim)),
+            Some(_) => self.whole_heads(role, rows, read)?,
+            None => return self.store().read_rows_into(name, rows, values).map_err(at),
+        };
+        Ok(())
     }
 
     /// Some rows of a matrix as blocks of its codec, in Hugging Face's order, as [`Checkpoint::read_rows`] has them.
