@@ -234,28 +234,28 @@ impl Tally {
 
 /// What happened to all tensors of one target.
 #[derive(Debug, Default)]
-pub struct Account(BTreeMap<(String, CodecId, bool), (BTreeSet<Role>, Tally)>);
+pub struct Account(BTreeMap<(String, CodecId), (BTreeSet<Role>, Tally)>);
 
 impl Account {
     /// Adds rows of a tensor.
     pub fn add(&mut self, role: Role, from: &Encoding, to: CodecId, tally: &Tally) {
-        let decoded = to.float().is_some();
-        let (roles, sum) = self.0.entry((from.to_string(), to, decoded)).or_default();
+        let (roles, sum) = self.0.entry((from.to_string(), to)).or_default();
         roles.insert(role);
         sum.add(tally);
     }
 
     /// What to tell the user: lines, each with whether it is a loss to look into.
     pub fn lines(&self) -> Vec<(bool, String)> {
-        let line = |((from, to, decoded), (roles, t)): (&(String, CodecId, bool), &(BTreeSet<Role>, Tally))| {
+        let line = |((from, to), (roles, t)): (&(String, CodecId), &(BTreeSet<Role>, Tally))| {
+            let decoded = to.float().is_some();
             let tensors = match roles.len() {
                 1 => format!("{}: ", roles.first().expect("there is one")),
                 n => format!("{n} tensors: "),
             };
             let error = percent(t.relative_error());
             let text = match (t.again, t.steps) {
-                _ if *decoded && t.error == 0.0 => format!("decoded from {from} to {to} without loss"),
-                _ if *decoded => format!("decoded from {from} to {to}, rounding error {error}"),
+                _ if decoded && t.error == 0.0 => format!("decoded from {from} to {to} without loss"),
+                _ if decoded => format!("decoded from {from} to {to}, rounding error {error}"),
                 (0, 0.0) => format!("{from} kept without loss as {to}"),
                 (0, steps) => {
                     format!(
