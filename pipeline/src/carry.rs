@@ -159,6 +159,11 @@ pub fn keep(
             ));
         };
         let (size, anew) = (to.codec().block_bytes(), again()?);
+        // Blocks of one tensor share its scale.
+        if anew.scale != rows.scale {
+            let what = format!("some blocks of {} under the scale {} have no place in {to}", rows.codec, rows.scale);
+            return Err(Error::unsupported(what).hint("choose a target of plain numbers (`bitsmith targets`), which decodes it"));
+        }
         for &block in &lost {
             let at = block * size..(block + 1) * size;
             kept.bytes[at.clone()].copy_from_slice(&anew.bytes[at]);
@@ -321,6 +326,9 @@ mod tests {
         assert_eq!(kept.decode()[..32], weights[..32]);
         assert_eq!(kept.bytes[18..], again().unwrap().bytes[18..]);
         assert_eq!((tally.weights, tally.again), (64, 32));
+        // Bytes under one scale mean something else under another.
+        let scaled = || Ok(EncodedTensor { scale: 2.0, ..again()? });
+        assert!(keep(&rows, &weights, CodecId::Q4_0, Some(&scaled)).is_err());
         let mut account = Account::default();
         account.add(Role::layer(0, Part::AttnQ), &Encoding::Codec(GPTQ), CodecId::Q4_0, &tally);
         let [(true, line)] = &account.lines()[..] else { panic!("{:?}", account.lines()) };
