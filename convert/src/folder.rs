@@ -81,7 +81,7 @@ impl FolderPlan {
 
     /// Writes the whole folder, asking for one tensor after the other.
     pub fn write(self, path: impl AsRef<Path>, tensor: impl FnMut(Role) -> Result<EncodedTensor>) -> Result<Artifact> {
-        let roles: Vec<Role> = self.layout.tensors.iter().map(|t| t.role).collect();
+        let roles = self.layout.roles.clone();
         crate::put_all(self.start(path)?, &roles, tensor)
     }
 
@@ -168,21 +168,21 @@ impl ArtifactWriter for Writing {
     }
 
     fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
-        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
-        self.weights.write_rows(planned, first_row, &rows)
+        let pieces = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
+        pieces.iter().try_for_each(|p| self.weights.write_rows(p.tensor, p.first_row, &p.rows))
     }
 
     /// Packed planes mix rows: such tensors come whole.
     fn row_align(&self, role: Role) -> usize {
         match (self.plan.scheme, self.plan.layout.find(role)) {
-            (Scheme::Packed(_), Ok(t)) if t.codec.float().is_none() => t.n_rows(),
-            _ => 1,
+            (Scheme::Packed(_), Ok([t, ..])) if t.codec.float().is_none() => t.n_rows(),
+            _ => self.plan.layout.row_align(role),
         }
     }
 
     fn holds_scale(&self, role: Role) -> bool {
         let nvfp4 = CodecId::Micro(Micro::Nvfp4);
-        matches!(self.plan.scheme, Scheme::Packed(_)) && self.plan.layout.find(role).is_ok_and(|t| t.codec == nvfp4)
+        matches!(self.plan.scheme, Scheme::Packed(_)) && self.plan.layout.find(role).is_ok_and(|t| t[0].codec == nvfp4)
     }
 
     /// Completes the weights, adds the other files, reads all back, and gives the folder its name.

@@ -3,27 +3,21 @@
 use crate::about::ModelAbout;
 use crate::layout::{Layout, PlannedTensor};
 use crate::{Artifact, ArtifactWriter, check, names};
-use bitsmith_formats::gguf::{GgufSetWriter, GgufStore, Metadata, SetPlan, TensorPlan, Value};
+use bitsmith_formats::gguf::{GgufSetWriter, GgufStore, Metadata, SetPlan, TensorPlan};
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result};
-use bitsmith_runtime::arch::gguf_row_order;
 use bitsmith_runtime::tokenizer::GgufVocab;
-use bitsmith_runtime::{ContainerKind, ModelSpec, Part, Role, RopeScaling};
+use bitsmith_runtime::{ContainerKind, ModelSpec, Part, Role};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-
-/// The divisors of the rope frequencies, where each has its own.
-const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// A GGUF file or split set to be written.
 #[derive(Debug, Clone)]
 pub struct GgufPlan {
     metadata: Metadata,
     layout: Layout,
-    rope_freqs: Option<Vec<f32>>,
-    /// Row orders of q and k, if the architecture permutes them.
-    orders: BTreeMap<Part, Vec<usize>>,
-    head_dim: usize,
+    /// Divisors of the rope frequencies, by the tensors' names.
+    rope: Vec<(&'static str, Vec<f32>)>,
     max_shard_bytes: Option<u64>,
 }
 
@@ -45,26 +39,11 @@ impl GgufPlan {
         }
         let mut metadata = Metadata::new();
         general(&mut metadata, spec, about);
-        hyperparameters(&mut metadata, spec);
+        spec.gguf_metadata()?.into_iter().for_each(|(key, value)| metadata.set(key, value));
         metadata.set("general.file_type", file_type(encoding).unwrap_or_else(|| common_file_type(&layout.tensors)));
         metadata.set("general.quantization_version", 2u32);
         vocab.write(&mut metadata);
-        let mut orders = BTreeMap::new();
-        if spec.arch.gguf_permutes_qk {
-            for (parts, heads) in
-                [([Part::AttnQ, Part::AttnQBias], spec.n_heads), ([Part::AttnK, Part::AttnKBias], spec.n_kv_heads)]
-            {
-                orders.extend(parts.map(|part| (part, gguf_row_order(heads, spec.head_dim))));
-            }
-        }
-        let plan = GgufPlan {
-            metadata,
-            layout,
-            rope_freqs: spec.rope.factors(spec.head_dim),
-            orders,
-            head_dim: spec.head_dim,
-            max_shard_bytes: None,
-        };
+        let plan = GgufPlan { metadata, layout, rope: spec.gguf_rope_tensors(), max_shard_bytes: None };
         plan.tensor_plans()?;
         Ok(plan)
     }
@@ -110,7 +89,7 @@ impl GgufPlan {
     }
 
     fn tensor_plans(&self) -> Result<Vec<TensorPlan>> {
-        let rope = self.rope_freqs.iter().map(|f| TensorPlan::new(ROPE_FREQS, CodecId::F32, &[f.len()]));
+        let rope = self.rope.iter().map(|(name, f)| TensorPlan::new(*name, CodecId::F32, &[f.len()]));
         let tensors = self.layout.tensors.iter().flat_map(|t| {
             let scale = scale_name(t).map(|name| TensorPlan::new(name, CodecId::F32, &[1]));
             scale.into_iter().chain([TensorPlan::new(&t.name, t.codec, &t.shape)])
@@ -124,15 +103,15 @@ impl GgufPlan {
         let set = self.set_plan()?;
         let metadata = set.metadata().clone();
         let file = GgufSetWriter::create(&path, set)?;
-        if let Some(factors) = &self.rope_freqs {
-            file.write_tensor(ROPE_FREQS, &EncodedTensor::encode(CodecId::F32, &[factors.len()], factors, None)?)?;
+        for (name, factors) in &self.rope {
+            file.write_tensor(name, &EncodedTensor::encode(CodecId::F32, &[factors.len()], factors, None)?)?;
         }
         Ok(Box::new(Writing { plan: self, metadata, file, path, scales: Mutex::default() }))
     }
 
     /// Writes the whole file, asking for one tensor after the other.
     pub fn write(self, path: impl AsRef<Path>, tensor: impl FnMut(Role) -> Result<EncodedTensor>) -> Result<Artifact> {
-        let roles: Vec<Role> = self.layout.tensors.iter().map(|t| t.role).collect();
+        let roles = self.layout.roles.clone();
         crate::put_all(self.start(path)?, &roles, tensor)
     }
 }
@@ -176,36 +155,26 @@ impl ArtifactWriter for Writing {
     }
 
     fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
-        let (planned, rows) = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(&self.path))?;
-        self.put_scale(planned, rows.scale)?;
-        let Some(order) = self.plan.orders.get(&role.part) else {
-            return self.file.write_rows(&planned.name, first_row, &rows.bytes);
-        };
-        // Rows move only within their head, so the order of whole heads is that of the tensor, counted from the first row. The
-        // elements of a bias are the rows of this order, and a bias comes whole.
-        let n = rows.shape[0];
-        let align = self.row_align(role);
-        if !first_row.is_multiple_of(align) || !n.is_multiple_of(align) {
-            let message = format!("rows {first_row} to {} are not whole heads of {align}", first_row + n);
-            return Err(Error::failed(message).file(&self.path).tensor(&planned.name));
+        for piece in self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(&self.path))? {
+            self.put_scale(piece.tensor, piece.rows.scale)?;
+            self.file.write_rows(&piece.tensor.name, piece.first_row, &piece.rows.bytes)?;
         }
-        let local: Vec<usize> = order[first_row..first_row + n].iter().map(|row| row - first_row).collect();
-        self.file.write_rows(&planned.name, first_row, &permute_rows(&rows, &local)?.bytes)
+        Ok(())
     }
 
     fn row_align(&self, role: Role) -> usize {
-        if role.part.is_matrix() && self.plan.orders.contains_key(&role.part) { self.plan.head_dim } else { 1 }
+        self.plan.layout.row_align(role)
     }
 
     fn holds_scale(&self, role: Role) -> bool {
-        self.plan.layout.find(role).ok().and_then(scale_name).is_some()
+        self.plan.layout.find(role).is_ok_and(|t| scale_name(&t[0]).is_some())
     }
 
     fn finish(self: Box<Self>) -> Result<Artifact> {
         let paths = self.file.finish()?;
         let check = || -> Result<Vec<(PathBuf, u64)>> {
             let store = GgufStore::open(&paths[0])?;
-            check::tensors(&store, &self.plan.layout.tensors, usize::from(self.plan.rope_freqs.is_some()))?;
+            check::tensors(&store, &self.plan.layout.tensors, self.plan.rope.len())?;
             if *store.metadata() != self.metadata {
                 return Err(Error::corrupt("read back after writing: the metadata differ").file(&paths[0]));
             }
@@ -221,22 +190,6 @@ impl ArtifactWriter for Writing {
             }
         }
     }
-}
-
-/// Reorders whole encoded rows, whatever their codec: row `i` of the result is row `order[i]` of the tensor. A vector's
-/// elements count as rows.
-pub fn permute_rows(tensor: &EncodedTensor, order: &[usize]) -> Result<EncodedTensor> {
-    let n = tensor.shape.first().copied().unwrap_or(0);
-    if order.len() != n || n == 0 || !tensor.bytes.len().is_multiple_of(n) {
-        return Err(Error::failed(format!("a row order of {} does not fit a tensor of shape {:?}", order.len(), tensor.shape)));
-    }
-    let row = tensor.bytes.len() / n;
-    let mut bytes = Vec::with_capacity(tensor.bytes.len());
-    for &from in order {
-        let source = tensor.bytes.get(from * row..(from + 1) * row);
-        bytes.extend_from_slice(source.ok_or_else(|| Error::failed(format!("the row order names row {from} of {n}")))?);
-    }
-    Ok(EncodedTensor { shape: tensor.shape.clone(), codec: tensor.codec, bytes, scale: tensor.scale })
 }
 
 fn general(m: &mut Metadata, spec: &ModelSpec, about: &ModelAbout) {
@@ -287,30 +240,6 @@ fn general(m: &mut Metadata, spec: &ModelSpec, about: &ModelAbout) {
 
 fn hub_url(repo: &str) -> String {
     format!("https://huggingface.co/{repo}")
-}
-
-fn hyperparameters(m: &mut Metadata, spec: &ModelSpec) {
-    let key = |name: &str| format!("{}.{name}", spec.arch.gguf);
-    let mut number = |name: &str, value: usize| m.set(key(name), Value::U32(value as u32));
-    number("block_count", spec.n_layers);
-    number("context_length", spec.context_length);
-    number("embedding_length", spec.hidden_size);
-    number("feed_forward_length", spec.ffn_size);
-    number("attention.head_count", spec.n_heads);
-    number("attention.head_count_kv", spec.n_kv_heads);
-    number("attention.key_length", spec.head_dim);
-    number("attention.value_length", spec.head_dim);
-    number("rope.dimension_count", spec.head_dim);
-    number("vocab_size", spec.vocab_size);
-    if let Some(window) = spec.sliding_window {
-        number("attention.sliding_window", window.min(u32::MAX as usize));
-    }
-    m.set(key("rope.freq_base"), spec.rope.theta as f32);
-    m.set(key("attention.layer_norm_rms_epsilon"), spec.rms_eps as f32);
-    if let RopeScaling::Linear { factor } = spec.rope.scaling {
-        m.set(key("rope.scaling.type"), "linear");
-        m.set(key("rope.scaling.factor"), factor as f32);
-    }
 }
 
 /// llama.cpp's number for a preset or single type, by name.

@@ -20,7 +20,7 @@ mod sidecars;
 pub use about::ModelAbout;
 pub use files::FolderFiles;
 pub use folder::FolderPlan;
-pub use gguf::{GgufPlan, permute_rows};
+pub use gguf::GgufPlan;
 pub use layout::PlannedTensor;
 
 use bitsmith_formats::{EncodedTensor, Result};

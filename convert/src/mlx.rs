@@ -6,7 +6,7 @@ use crate::folder::{self, FolderPlan, Kind};
 use crate::layout::{Layout, PlannedTensor};
 use bitsmith_formats::mlx::{Scheme, quantization_block};
 use bitsmith_formats::{CodecId, Error, Float, Result};
-use bitsmith_runtime::{ContainerKind, ModelSpec, Role, RopeScaling};
+use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -54,25 +54,10 @@ fn config(spec: &ModelSpec, files: &FolderFiles, dense: Float, tensors: &[Planne
 /// Spells out what mlx-lm requires, or has other defaults for than transformers, and what it does not find where transformers 5
 /// puts it: for most architectures it ignores `rope_parameters`.
 fn complete(config: &mut BTreeMap<String, Value>, spec: &ModelSpec) {
-    let missing = |config: &BTreeMap<String, Value>, key: &str| config.get(key).is_none_or(Value::is_null);
-    for (key, value) in [
-        ("head_dim", Value::from(spec.head_dim)),
-        ("num_key_value_heads", spec.n_kv_heads.into()),
-        ("rms_norm_eps", spec.rms_eps.into()),
-        ("rope_theta", spec.rope.theta.into()),
-        ("tie_word_embeddings", spec.tied.into()),
-    ] {
-        if missing(config, key) {
-            config.insert(key.into(), value);
+    for (key, value) in spec.to_config().unwrap_or_default() {
+        if !value.is_null() && config.get(&key).is_none_or(Value::is_null) {
+            config.insert(key, value);
         }
-    }
-    if missing(config, "rope_scaling")
-        && spec.rope.scaling != RopeScaling::None
-        && let Some(Value::Object(parameters)) = config.get("rope_parameters")
-    {
-        let scaling: Map<String, Value> =
-            parameters.iter().filter(|(k, _)| *k != "rope_theta").map(|(k, v)| (k.clone(), v.clone())).collect();
-        config.insert("rope_scaling".into(), scaling.into());
     }
 }
 

@@ -40,9 +40,9 @@ impl FolderPlan {
             }
         }
         // Loaders make an output matrix of a tied embedding, and would look for its planes.
-        let tied = spec.tied.then(|| spec.arch.tensor_name(ContainerKind::Hf, Role::global(Part::Output))).flatten();
-        let config = config(files, format, default, dense, &layout.tensors, tied.as_deref())?;
-        let own = (format == PackedFormat::ModelOpt).then(|| modelopt_config(&dense_modules(&layout.tensors, tied.as_deref())).1);
+        let tied = if spec.tied { spec.arch.hf_name(Part::Output) } else { None };
+        let config = config(files, format, default, dense, &layout.tensors, tied)?;
+        let own = (format == PackedFormat::ModelOpt).then(|| modelopt_config(&dense_modules(&layout.tensors, tied)).1);
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: format.method(), format: &name, commands };
         let plan = FolderPlan::new(files, about, config, layout, Scheme::Packed(format), &kind);

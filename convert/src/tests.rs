@@ -1,8 +1,9 @@
 //! A tiny model in memory, written and read back.
 
-use crate::{ArtifactWriter, FolderFiles, FolderPlan, GgufPlan, ModelAbout, PlannedTensor, gguf, permute_rows};
+use crate::{ArtifactWriter, FolderFiles, FolderPlan, GgufPlan, ModelAbout, PlannedTensor, gguf};
 use bitsmith_formats::gguf::{GgufStore, Metadata};
 use bitsmith_formats::{CodecId, EncodedTensor, Encoding, ErrorKind, Float, TensorStore};
+use bitsmith_runtime::arch::Order;
 use bitsmith_runtime::tokenizer::{GgufVocab, TokenType, VocabModel};
 use bitsmith_runtime::{Checkpoint, ModelSpec, Part, Role, WeightSource};
 use serde_json::{Value, json};
@@ -113,7 +114,7 @@ fn gguf_is_what_the_runtime_reads() {
     assert_eq!(read, ModelAbout { base_models: vec!["org/Tiny-1B-Instruct".into()], ..about() });
     assert_eq!(store.find("blk.0.attn_norm.weight").unwrap().encoding, Encoding::Codec(CodecId::F32));
     let (_, freqs) = store.read_f32("rope_freqs.weight").unwrap();
-    assert_eq!(freqs, spec.rope.factors(16).unwrap());
+    assert_eq!(freqs, spec.rope.factors().unwrap());
     assert!(freqs[0] == 1.0 && freqs[7] == 8.0);
 
     // Rows of q are interleaved in the file: 0, 8, 1, 9, … of each head; and the runtime undoes it.
@@ -134,7 +135,7 @@ fn gguf_is_what_the_runtime_reads() {
         }
     }
     let got = checkpoint.spec();
-    assert_eq!((got.n_layers, got.head_dim, got.vocab_size, got.rms_eps as f32), (2, 16, 70, 1e-5));
+    assert_eq!((got.n_layers, got.head_dim, got.vocab_size, got.norm.eps as f32), (2, 16, 70, 1e-5));
 }
 
 #[test]
@@ -257,7 +258,7 @@ fn a_gguf_can_be_a_split_set() {
 fn a_scale_goes_beside_a_weight_whose_format_has_one() {
     let planned = |part: Part, codec: CodecId| {
         let role = if part.per_layer() { Role::layer(3, part) } else { Role::global(part) };
-        PlannedTensor { role, name: role.to_string(), shape: vec![2, 64], codec, bytes: 72 }
+        PlannedTensor { role, first_row: 0, order: Order::Same, name: role.to_string(), shape: vec![2, 64], codec, bytes: 72 }
     };
     let name = |part, codec| gguf::scale_name(&planned(part, codec));
     assert_eq!(name(Part::AttnQ, CodecId::NVFP4).as_deref(), Some("blk.3.attn_q.scale"));
@@ -271,15 +272,6 @@ fn a_scale_goes_beside_a_weight_whose_format_has_one() {
     let role = Role::layer(0, Part::FfnUp);
     let scaled = EncodedTensor { scale: 0.5, ..encoded(&spec, role, CodecId::Q8_0) };
     assert_eq!(writer.put(role, &scaled).unwrap_err().tensor.as_deref(), Some("blk.0.ffn_up.weight"));
-}
-
-#[test]
-fn rows_of_any_codec_are_permuted_whole() {
-    let t = EncodedTensor::encode(CodecId::Q8_0, &[3, 32], &(0..96).map(|i| i as f32).collect::<Vec<_>>(), None).unwrap();
-    let p = permute_rows(&t, &[2, 0, 1]).unwrap();
-    assert_eq!(p.bytes, [&t.bytes[68..], &t.bytes[..68]].concat());
-    assert!(permute_rows(&t, &[0, 1]).is_err());
-    assert!(permute_rows(&t, &[0, 1, 3]).is_err());
 }
 
 #[test]

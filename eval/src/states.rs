@@ -3,7 +3,7 @@
 
 use bitsmith_datasets::EvalWindows;
 use bitsmith_formats::{Error, Result};
-use bitsmith_runtime::{Head, Layer, ModelSpec, Part, Sweep, WeightSource, ops};
+use bitsmith_runtime::{Head, Layer, ModelSpec, Sweep, WeightSource, ops};
 use candle_core::{Device, Tensor};
 
 /// What a [`Watch`] is told of.
@@ -101,9 +101,8 @@ fn failed<T>(result: candle_core::Result<T>) -> Result<T> {
 /// tokens of the model that runs, scored states and output matrix of both, and two chunks of logits.
 pub fn working_bytes(spec: &ModelSpec, eval: &EvalWindows) -> u64 {
     let hidden = |tokens: usize| 4 * (tokens * spec.hidden_size) as u64;
-    let elements = |p: Part| spec.shape(p).iter().product::<usize>();
-    let layer: usize = Part::ALL.into_iter().filter(|p| p.per_layer() && spec.has(*p)).map(elements).sum();
-    let matrix = 4 * elements(spec.head_part()) as u64;
+    let layer = spec.largest_layer();
+    let matrix = 4 * spec.numel(spec.head_part()) as u64;
     // Normed states exist beside the hidden states while the output norm is applied.
     let running = 2 * hidden(eval.set.n_tokens()) + (4 * layer as u64).max(matrix);
     let scoring = hidden(eval.n_scored()) + matrix + 2 * (64 << 20);

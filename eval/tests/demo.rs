@@ -3,7 +3,7 @@
 use bitsmith_datasets::{DataSpec, Encoder, EvalWindows, Purpose, Style, demo, evaluation_windows};
 use bitsmith_eval::{Reference, ignore_progress};
 use bitsmith_formats::{CodecId, EncodedTensor};
-use bitsmith_runtime::{Checkpoint, MemoryWeights, Part, Tokenizer, WeightSource};
+use bitsmith_runtime::{Checkpoint, MemoryWeights, Tokenizer, WeightSource};
 use candle_core::Device;
 use std::path::Path;
 
@@ -38,7 +38,7 @@ fn four_bits_hurt_the_demo_model_measurably() {
     assert!(own.ppl < 0.3 * unigram_perplexity(&eval), "{} {}", own.ppl, unigram_perplexity(&eval));
 
     let mut quantized = MemoryWeights::copy(&model).unwrap();
-    for role in model.spec().roles().into_iter().filter(|r| Part::LINEARS.contains(&r.part)) {
+    for role in model.spec().roles().into_iter().filter(|r| r.part.is_linear()) {
         let host = model.read(role).unwrap();
         let encoded = EncodedTensor::encode(CodecId::Q4_0, &host.shape, &host.data, None).unwrap();
         quantized.set(role, encoded.decode()).unwrap();

@@ -5,7 +5,7 @@ use bitsmith_formats::regrid::{Regridded, may_regrid, regrid};
 use bitsmith_formats::{CodecId, EncodedTensor, Encoding, Error, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_quantize::plan::PlanOptions;
-use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
+use bitsmith_runtime::{Checkpoint, Role, WeightSource};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a tensor of the source needs to become one of the target.
@@ -56,6 +56,7 @@ pub fn treatment(from: &Encoding, to: CodecId) -> Treatment {
 /// The type in which a checkpoint stores its matrices, or, if all are quantized, other things.
 pub fn dense_type(checkpoint: &Checkpoint) -> Result<Float> {
     let mut plain = None;
+    let first = first_linear(checkpoint)?;
     for role in checkpoint.spec().roles() {
         match checkpoint.codec(role)? {
             Encoding::Opaque(name) => {
@@ -65,26 +66,30 @@ pub fn dense_type(checkpoint: &Checkpoint) -> Result<Float> {
                     .hint("start from the unquantized checkpoint"));
             }
             // Of several types, the layers' counts most.
-            Encoding::Codec(codec) if role.part.is_matrix() && (plain.is_none() || role == Role::layer(0, Part::AttnQ)) => {
+            Encoding::Codec(codec) if role.part.is_matrix() && (plain.is_none() || role == first) => {
                 plain = codec.float().or(plain);
             }
             _ => {}
         }
     }
-    if checkpoint.spec().n_layers == 0 {
-        return Err(Error::corrupt("the model has no layers").file(checkpoint.path()));
-    }
-    let norm = match checkpoint.codec(Role::layer(0, Part::AttnNorm))? {
-        Encoding::Codec(CodecId::F16) => Float::F16,
+    let norm = checkpoint.spec().roles().into_iter().find(|r| !r.part.is_matrix());
+    let norm = match norm.map(|role| checkpoint.codec(role)).transpose()? {
+        Some(Encoding::Codec(CodecId::F16)) => Float::F16,
         // GGUF has all norms in F32, which says nothing.
         _ => Float::BF16,
     };
     Ok(plain.or(scale_type(checkpoint)?).unwrap_or(norm))
 }
 
+/// The first matrix of a decoder layer, which stands for all others.
+fn first_linear(checkpoint: &Checkpoint) -> Result<Role> {
+    let linear = checkpoint.spec().roles().into_iter().find(|r| r.part.is_linear());
+    linear.ok_or_else(|| Error::corrupt("the model has no layers").file(checkpoint.path()))
+}
+
 /// The type of a quantized checkpoint's scales, if they have a floating-point type of two or four bytes.
 pub fn scale_type(checkpoint: &Checkpoint) -> Result<Option<Float>> {
-    Ok(match checkpoint.codec(Role::layer(0, Part::AttnQ))? {
+    Ok(match checkpoint.codec(first_linear(checkpoint)?)? {
         Encoding::Codec(CodecId::MlxAffine { scale, .. } | CodecId::IntGroup { scale, .. }) => Some(scale),
         Encoding::Codec(CodecId::MXFP4 | CodecId::NVFP4) => None,
         Encoding::Codec(codec) if CodecId::GGML.contains(&codec) => Some(Float::F16),
@@ -296,6 +301,7 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bitsmith_runtime::Part;
 
     const GPTQ: CodecId = CodecId::IntGroup { bits: 4, group: 32, scale: Float::F16, symmetric: false };
 

@@ -7,9 +7,9 @@ use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
 use bitsmith_formats::{EncodedTensor, Error, Float, Result};
 use bitsmith_quantize::transform::{self, DenseLayer};
 use bitsmith_quantize::{Hessian, Method, Plan, Problem};
-use bitsmith_runtime::{Input, Layer, Part, Role, Site, Sweep, WeightSource};
-use candle_core::{Device, Tensor};
-use ndarray::{Array2, ArrayView1};
+use bitsmith_runtime::{Embedding, HostTensor, Input, Layer, Part, Role, Site, Sweep, WeightSource};
+use candle_core::Device;
+use ndarray::{Array1, Array2};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Weight of directions that the first layer does not read, in an embedding's curvature.
@@ -105,10 +105,13 @@ impl Encoder<'_> {
         let detail = if self.method.needs_hessian() { Detail::Gram } else { Detail::Channels };
         let mut sweep = Sweep::new(spec, windows, &device)?;
         let embedding = match sequential && !spec.tied {
-            true => self.decoded(Role::global(Part::TokenEmbd))?,
-            false => self.source.read(Role::global(Part::TokenEmbd))?.data,
+            true => {
+                let data = self.decoded(Role::global(Part::TokenEmbd))?;
+                Embedding::with_table(self.source, HostTensor { shape: spec.shape(Part::TokenEmbd), data }, &device)?
+            }
+            false => Embedding::load(self.source, &device)?,
         };
-        sweep.embed(&tensor(embedding, &spec.shape(Part::TokenEmbd))?)?;
+        sweep.embed(&embedding)?;
         for index in 0..spec.n_layers {
             let mut layer = Layer::load(self.source, index, &device)?;
             if !self.layer_done(index) {
@@ -135,9 +138,8 @@ impl Encoder<'_> {
         }
         // Both, as a run may have ended between them.
         if !self.head_roles().iter().all(|r| self.spool.has(*r)) {
-            let norm = self.source.read(Role::global(Part::OutputNorm))?;
             let collector = Collector::new(detail);
-            sweep.finish(&tensor(norm.data, &norm.shape)?, Some(&collector))?;
+            sweep.finish_from(self.source, Some(&collector))?;
             let stats = collector.take().into_iter().map(|(site, s)| (site.input, s)).collect();
             self.encode_head(stats, notes)?;
         }
@@ -149,11 +151,15 @@ impl Encoder<'_> {
         layer_roles(self.source, layer).iter().all(|r| self.spool.has(*r))
     }
 
-    fn head_roles(&self) -> [Role; 2] {
-        [Role::global(Part::OutputNorm), Role::global(self.source.spec().head_part())]
+    /// Everything outside the layers but an embedding that is only a table.
+    fn head_roles(&self) -> Vec<Role> {
+        let spec = self.source.spec();
+        let table = |r: &Role| r.part == Part::TokenEmbd && !spec.tied;
+        spec.roles().into_iter().filter(|r| r.layer.is_none() && !table(r)).collect()
     }
 
-    /// The output norm and output matrix; with tied embeddings, the embedding stands for the output matrix.
+    /// The output norm, the output matrix and what else stands outside the layers; with tied embeddings, the embedding stands for the
+    /// output matrix.
     fn encode_head(&self, stats: SiteMap, notes: &mut Vec<String>) -> Result<()> {
         let roles = self.head_roles();
         if roles.iter().all(|r| self.spool.has(*r)) {
@@ -186,8 +192,12 @@ impl Encoder<'_> {
         let n = spec.hidden_size;
         let mut sum = Array2::<f32>::zeros((n, n));
         for (norm, input) in [(Part::AttnNorm, Input::AttnIn), (Part::FfnNorm, Input::FfnIn)] {
-            let gamma = ArrayView1::from(&self.source.read(Role::layer(0, norm))?.data).to_owned();
-            let readers: Vec<Role> = input.readers().iter().map(|&p| Role::layer(0, p)).collect();
+            // Without a norm of its own, a block reads what the embedding says, or the other block's norm.
+            let gamma = match spec.has(norm) {
+                true => Array1::from(self.source.read(Role::layer(0, norm))?.data) + spec.norm.offset,
+                false => Array1::ones(n),
+            };
+            let readers: Vec<Role> = input.readers().iter().map(|&p| Role::layer(0, p)).filter(|r| spec.has_role(*r)).collect();
             for w in self.read_group(&readers)?.into_values() {
                 let w = w * &gamma;
                 let gram = w.t().dot(&w);
@@ -242,8 +252,7 @@ impl Encoder<'_> {
         units.iter().for_each(|(part, unit)| dense.get_mut(part).expect("has a unit").mapv_inplace(|w| w * unit));
         let scales = self.scales(layer, &dense);
         let mut todo: BTreeSet<Part> = dense.keys().copied().collect();
-        let inputs = [Input::AttnIn, Input::AttnOut, Input::FfnIn, Input::FfnOut, Input::Head];
-        for input in inputs {
+        for &input in Input::ALL {
             let tied_head = input == Input::Head && spec.tied;
             let readers: Vec<Part> = match tied_head {
                 true => [Part::TokenEmbd].into_iter().filter(|p| dense.contains_key(p)).collect(),
@@ -337,10 +346,6 @@ impl Encoder<'_> {
 
 fn layer_roles(source: &dyn WeightSource, layer: usize) -> Vec<Role> {
     source.spec().roles().into_iter().filter(|r| r.layer == Some(layer)).collect()
-}
-
-fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-    Tensor::from_vec(data, shape, &Device::Cpu).map_err(|e| Error::failed(e.to_string()))
 }
 
 /// Statistics of a whole dense model.

@@ -51,8 +51,8 @@ impl Estimate {
     ) -> Estimate {
         let bytes = plan.bytes(spec);
         let n_weights = spec.n_weights() as f64;
-        let layer: usize = Part::ALL.into_iter().filter(|p| p.per_layer() && spec.has(*p)).map(|p| numel(spec, p)).sum();
-        let table = numel(spec, Part::TokenEmbd);
+        let layer = spec.largest_layer();
+        let table = spec.numel(Part::TokenEmbd);
         let widest = widths(spec).into_iter().max().unwrap_or(0);
         let calibrated = method.needs_calibration() && tokens > 0;
         let hessians = if calibrated && method.needs_hessian() { widths(spec).iter().map(|w| w * w).sum::<usize>() } else { 0 };
@@ -76,7 +76,7 @@ impl Estimate {
                 .roles()
                 .iter()
                 .filter(|r| r.site().is_some())
-                .map(|r| 12.0 * numel(spec, r.part) as f64 * row(spec, r.part) as f64)
+                .map(|r| 12.0 * spec.numel(r.part) as f64 * row(spec, r.part) as f64)
                 .sum::<f64>();
             fitted += 2.0 * n_weights;
         }
@@ -159,15 +159,12 @@ pub fn check_ram(what: &str, bytes: u64, max_ram: Option<u64>) -> Result<()> {
     }
 }
 
-fn numel(spec: &ModelSpec, part: Part) -> usize {
-    spec.shape(part).iter().product()
-}
-
 fn row(spec: &ModelSpec, part: Part) -> usize {
     spec.shape(part).last().copied().unwrap_or(1)
 }
 
-/// Widths of the four inputs of a decoder layer.
+/// Widths of the inputs of a decoder layer.
 fn widths(spec: &ModelSpec) -> Vec<usize> {
-    [Input::AttnIn, Input::AttnOut, Input::FfnIn, Input::FfnOut].iter().map(|i| row(spec, i.readers()[0])).collect()
+    let reader = |i: &Input| i.readers().iter().copied().find(|p| p.per_layer() && spec.has(*p));
+    Input::ALL.iter().filter_map(reader).map(|part| row(spec, part)).collect()
 }

@@ -4,7 +4,7 @@ use crate::model::Located;
 use bitsmith_formats::gguf::GgufStore;
 use bitsmith_formats::store::{Container, open_store};
 use bitsmith_formats::{Error, ErrorKind, Result, TensorInfo, TensorStore};
-use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
+use bitsmith_runtime::{Checkpoint, Role, WeightSource};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ pub struct InspectedTensor {
 pub fn inspect(located: &Located, full_metadata: bool) -> Result<Inspection> {
     match Checkpoint::open(&located.path) {
         Ok(checkpoint) => {
-            let roles: BTreeMap<&str, Role> = checkpoint.map().roles.iter().map(|(role, name)| (name.as_str(), *role)).collect();
+            let roles: BTreeMap<&str, Role> = checkpoint.map().by_name();
             let metadata = match checkpoint.gguf() {
                 Some(store) => gguf_metadata(store, full_metadata),
                 None => shorten(checkpoint.config().cloned().unwrap_or(Value::Null), full_metadata),
@@ -102,7 +102,7 @@ fn describe(
     roles: &BTreeMap<&str, Role>,
     metadata: Value,
 ) -> Inspection {
-    let linear = |t: &&TensorInfo| roles.get(t.name.as_str()).is_some_and(|r| Part::LINEARS.contains(&r.part));
+    let linear = |t: &&TensorInfo| roles.get(t.name.as_str()).is_some_and(|r| r.part.is_linear());
     let tensors = store.tensors();
     let bpw = |bytes: u64, params: u64| (params > 0).then(|| bytes as f64 * 8.0 / params as f64);
     let sums = |list: &mut dyn Iterator<Item = &TensorInfo>| {

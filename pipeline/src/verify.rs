@@ -68,7 +68,7 @@ pub fn verify(artifact: &Path, source: Option<(&Checkpoint, &str)>, max_error: O
     checksums::verify(artifact, &mut verified)?;
     match Checkpoint::open(artifact) {
         Ok(checkpoint) => {
-            let roles: BTreeMap<&str, Role> = checkpoint.map().roles.iter().map(|(role, name)| (name.as_str(), *role)).collect();
+            let roles: BTreeMap<&str, Role> = checkpoint.map().by_name();
             values(checkpoint.store(), &roles, &mut verified);
             if let Some((source, _)) = source {
                 compare::verify(&checkpoint, source, max_error, &mut verified)?;

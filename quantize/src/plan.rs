@@ -105,8 +105,8 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Plan> {
         let row = |role: Role| spec.shape(role.part).last().copied().unwrap_or(1);
-        let wanted = |role: Role| if role.part.is_matrix() && role.layer.is_some() { choose(row(role)) } else { dense.codec() };
-        let fits = |codec: CodecId, shape: &[usize]| codec.float().is_some() || matches!(shape, &[r, c] if fits(codec, r, c));
+        let wanted = |role: Role| if role.part.is_linear() { choose(row(role)) } else { dense.codec() };
+        let fits = |codec: CodecId, shape: &[usize]| codec.float().is_some() || matches!(shape, &[.., r, c] if fits(codec, r, c));
         Self::build(spec, options, wanted, fits, |_, _| dense.codec())
     }
 

@@ -1,14 +1,16 @@
-//! One decoder layer's computation: norm, attention, norm, gated feed-forward, each with a residual connection.
+//! One decoder layer's computation: attention and a feed-forward block, normed before or after, each added to the residual stream.
 
-use crate::attention::{self, attention};
+use crate::attention::{Attention, Shape};
+use crate::ffn;
 use crate::generate::LayerCache;
 use crate::layer::Layer;
-use crate::ops::{self, linear, rms_norm};
+use crate::ops::{self, OrFail, linear};
 use crate::role::{Input, Part, Site};
-use crate::rope::RopeTable;
-use crate::spec::ModelSpec;
+use crate::rope::{RopeTable, Rotated};
+use crate::spec::{Latent, ModelSpec, RopeUse};
 use bitsmith_formats::Result;
 use candle_core::Tensor;
+use std::borrow::Cow;
 
 /// Sees the inputs of linear layers while a model runs. Calls for one site come one after the other, in the order of the
 /// windows, so sums accumulated in an observer do not depend on the number of threads.
@@ -33,16 +35,42 @@ pub(crate) struct Rows {
     pub start: usize,
 }
 
+/// The rope tables of a model.
+#[derive(Debug, Clone)]
+pub(crate) struct Ropes {
+    global: RopeTable,
+    local: Option<RopeTable>,
+}
+
+impl Ropes {
+    /// Tables for texts of `positions` tokens.
+    pub fn new(spec: &ModelSpec, positions: usize) -> Self {
+        let local = spec.local_rope.as_ref().map(|r| RopeTable::new(r, positions));
+        Ropes { global: RopeTable::new(&spec.rope, positions), local }
+    }
+    /// Tables for a text of `length` tokens that is still growing: larger by half where the same frequencies serve longer texts.
+    pub fn for_growing(spec: &ModelSpec, length: usize) -> Self {
+        let ropes = [Some(&spec.rope), spec.local_rope.as_ref()];
+        let limit = ropes.into_iter().flatten().map(|r| r.serves(length)).min().unwrap_or(length);
+        Ropes::new(spec, (length + length / 2).next_multiple_of(256).min(limit))
+    }
+    /// Whether the tables serve a text of this many tokens.
+    pub fn covers(&self, length: usize) -> bool {
+        self.global.covers(length) && self.local.as_ref().is_none_or(|t| t.covers(length))
+    }
+}
+
 /// What running a layer needs besides weights and activations.
 pub(crate) struct Run<'a> {
     pub spec: &'a ModelSpec,
-    pub rope: &'a RopeTable,
+    pub ropes: &'a Ropes,
     pub layer_index: usize,
     pub observer: Option<&'a dyn Observer>,
 }
 
 impl Run<'_> {
-    fn observe(&self, input: Input, x: &Tensor) -> Result<()> {
+    /// Shows the observer an input of this layer.
+    pub fn observe(&self, input: Input, x: &Tensor) -> Result<()> {
         let site = Site { layer: Some(self.layer_index), input };
         match self.observer {
             Some(o) if o.wants(site) => o.observe(site, x),
@@ -53,51 +81,151 @@ impl Run<'_> {
     /// Pushes `x`, `(windows × len, hidden)`, through the layer. With a cache (one window only), earlier keys and values come from
     /// it and new ones are appended. The input is left unchanged.
     pub fn forward(&self, layer: &Layer, x: &Tensor, rows: Rows, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        let (hidden, inner) = self.until_down(layer, x, rows, cache)?;
-        let out = project(layer, Part::FfnDown, &inner)?;
+        let (hidden, normed) = self.until_ffn(layer, x, rows, cache)?;
+        let out = ffn::forward(self, layer, &normed, true)?.unwrap_or_else(|| normed.into_owned());
+        let out = match layer.find(Part::FfnPostNorm) {
+            Some(_) => self.norm(layer, Part::FfnPostNorm, &out)?.into_owned(),
+            None => out,
+        };
+        ops::scale_in_place(&out, self.spec.scales.residual)?;
         ops::add_in_place(&out, &hidden)?;
-        Ok(out)
+        Ok(match layer.find(Part::LayerOutputNorm) {
+            Some(_) => self.norm(layer, Part::LayerOutputNorm, &out)?.into_owned(),
+            None => out,
+        })
     }
 
-    /// The layer up to the input of the down projection: the residual stream after attention, and that input.
-    pub fn until_down(&self, layer: &Layer, x: &Tensor, rows: Rows, cache: Option<&mut LayerCache>) -> Result<(Tensor, Tensor)> {
+    /// Shows the observer all inputs of the layer and computes nothing beyond them.
+    pub fn observe_all(&self, layer: &Layer, x: &Tensor, rows: Rows) -> Result<()> {
+        let (_, normed) = self.until_ffn(layer, x, rows, None)?;
+        ffn::forward(self, layer, &normed, false)?;
+        Ok(())
+    }
+
+    /// The layer up to the feed-forward block: the residual stream that its output is added to, and its input.
+    fn until_ffn<'x>(
+        &self,
+        layer: &Layer,
+        x: &'x Tensor,
+        rows: Rows,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<(Tensor, Cow<'x, Tensor>)> {
+        let normed = self.norm(layer, Part::AttnNorm, x)?;
+        let out = self.attention(layer, &normed, rows, cache)?;
+        let out = self.norm(layer, Part::AttnPostNorm, &out)?.into_owned();
+        ops::scale_in_place(&out, self.spec.scales.residual)?;
+        ops::add_in_place(&out, x)?;
+        if self.spec.parallel {
+            // With one norm for both, its output is read again.
+            let input = if layer.find(Part::FfnNorm).is_some() { self.norm(layer, Part::FfnNorm, x)? } else { normed };
+            return Ok((out, input));
+        }
+        let hidden = self.norm(layer, Part::AttnResidualNorm, &out)?.into_owned();
+        let input = self.norm(layer, Part::FfnNorm, &hidden)?.into_owned();
+        Ok((hidden, Cow::Owned(input)))
+    }
+
+    /// The norm of this part; where the model has none, its input. The result of a norm owns its storage.
+    fn norm<'x>(&self, layer: &Layer, part: Part, x: &'x Tensor) -> Result<Cow<'x, Tensor>> {
+        let Some(weight) = layer.find(part) else { return Ok(Cow::Borrowed(x)) };
+        let bias = part.bias().and_then(|b| layer.find(b));
+        Ok(Cow::Owned(ops::norm(x, weight, bias, self.spec.norm)?))
+    }
+
+    fn attention(&self, layer: &Layer, x: &Tensor, rows: Rows, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         let spec = self.spec;
-        let normed = rms_norm(x, layer.get(Part::AttnNorm)?, spec.rms_eps)?;
-        self.observe(Input::AttnIn, &normed)?;
-        let mut q = project(layer, Part::AttnQ, &normed)?;
-        let mut k = project(layer, Part::AttnK, &normed)?;
-        let v = project(layer, Part::AttnV, &normed)?;
-        if let Some(w) = layer.find(Part::AttnQNorm) {
-            q = rms_norm(&q, w, spec.rms_eps)?;
-        }
-        if let Some(w) = layer.find(Part::AttnKNorm) {
-            k = rms_norm(&k, w, spec.rms_eps)?;
-        }
-        self.rope.apply(&q, rows.len, rows.start)?;
-        self.rope.apply(&k, rows.len, rows.start)?;
+        self.observe(Input::AttnIn, x)?;
+        let [q, k, v] = match spec.latent {
+            Some(latent) => self.latent(layer, x, rows, latent)?,
+            None => self.heads(layer, x, rows)?,
+        };
+        let attention = Attention {
+            n_heads: spec.n_heads,
+            n_kv_heads: if spec.latent.is_some() { spec.n_heads } else { spec.n_kv_heads },
+            k_dim: spec.head_dim,
+            v_dim: spec.v_head_dim,
+            scale: spec.attention_scale(),
+            softcap: spec.attention_softcap,
+            window: spec.window(self.layer_index),
+            causal: spec.causal,
+            sinks: layer.find(Part::AttnSinks).map(|t| t.to_vec1().or_fail()).transpose()?,
+        };
         let mixed = match cache {
-            None => attention(spec, &q, &k, &v, attention::Shape { windows: rows.windows, queries: rows.len, keys: rows.len })?,
+            None => attention.run(&q, &k, &v, Shape { windows: rows.windows, queries: rows.len, keys: rows.len })?,
             Some(cache) => {
                 let (k, v) = cache.append(&k, &v)?;
-                attention(spec, &q, &k, &v, attention::Shape { windows: 1, queries: rows.len, keys: rows.start + rows.len })?
+                attention.run(&q, &k, &v, Shape { windows: 1, queries: rows.len, keys: rows.start + rows.len })?
             }
         };
         self.observe(Input::AttnOut, &mixed)?;
-        let hidden = project(layer, Part::AttnOutput, &mixed)?;
-        ops::add_in_place(&hidden, x)?;
+        project(layer, Part::AttnOutput, &mixed)
+    }
 
-        let normed = rms_norm(&hidden, layer.get(Part::FfnNorm)?, spec.rms_eps)?;
-        self.observe(Input::FfnIn, &normed)?;
-        let gate = project(layer, Part::FfnGate, &normed)?;
-        let up = project(layer, Part::FfnUp, &normed)?;
-        ops::swiglu_in_place(&gate, &up)?;
-        self.observe(Input::FfnOut, &gate)?;
-        Ok((hidden, gate))
+    /// Queries, keys and values of usual attention, normed and rotated.
+    fn heads(&self, layer: &Layer, x: &Tensor, rows: Rows) -> Result<[Tensor; 3]> {
+        let spec = self.spec;
+        let (q_width, k_width) = (spec.q_width(), spec.n_kv_heads * spec.head_dim);
+        let [q, k, v] = match layer.find(Part::AttnQkv) {
+            Some(_) => {
+                let all = project(layer, Part::AttnQkv, x)?;
+                let v_width = spec.n_kv_heads * spec.v_head_dim;
+                [(0, q_width), (q_width, k_width), (q_width + k_width, v_width)].map(|(from, n)| ops::columns(&all, from, n))
+            }
+            None => [Part::AttnQ, Part::AttnK, Part::AttnV].map(|part| project(layer, part, x)),
+        };
+        let q = self.norm(layer, Part::AttnQNorm, &q?)?.into_owned();
+        let k = self.norm(layer, Part::AttnKNorm, &k?)?.into_owned();
+        let whole = Rotated { head: spec.head_dim, from: 0 };
+        self.rotate(&q, rows, whole)?;
+        self.rotate(&k, rows, whole)?;
+        Ok([q, k, v?])
+    }
+
+    /// Queries, keys and values of latent attention: a head is a part without positions and a rotated part, and keys share the latter.
+    fn latent(&self, layer: &Layer, x: &Tensor, rows: Rows, latent: Latent) -> Result<[Tensor; 3]> {
+        let spec = self.spec;
+        let nope = spec.head_dim - latent.rope_dim;
+        let q = match latent.q_rank {
+            Some(_) => {
+                let narrow = project(layer, Part::AttnQA, x)?;
+                let narrow = self.norm(layer, Part::AttnQANorm, &narrow)?;
+                self.observe(Input::QueryLatent, &narrow)?;
+                project(layer, Part::AttnQB, &narrow)?
+            }
+            None => project(layer, Part::AttnQ, x)?,
+        };
+        self.rotate(&q, rows, Rotated { head: spec.head_dim, from: nope })?;
+        let both = project(layer, Part::AttnKvA, x)?;
+        let shared = ops::columns(&both, latent.kv_rank, latent.rope_dim)?;
+        self.rotate(&shared, rows, Rotated { head: latent.rope_dim, from: 0 })?;
+        let narrow = ops::columns(&both, 0, latent.kv_rank)?;
+        let narrow = self.norm(layer, Part::AttnKvANorm, &narrow)?;
+        self.observe(Input::KvLatent, &narrow)?;
+        let wide = project(layer, Part::AttnKvB, &narrow)?;
+        let n = wide.dim(0).or_fail()?;
+        let split = || -> candle_core::Result<[Tensor; 2]> {
+            let wide = wide.reshape((n, spec.n_heads, nope + spec.v_head_dim))?;
+            let shared = shared.reshape((n, 1, latent.rope_dim))?.broadcast_as((n, spec.n_heads, latent.rope_dim))?;
+            let k = Tensor::cat(&[&wide.narrow(2, 0, nope)?, &shared], 2)?.reshape((n, spec.n_heads * spec.head_dim))?;
+            let v = wide.narrow(2, nope, spec.v_head_dim)?.reshape((n, spec.n_heads * spec.v_head_dim))?;
+            Ok([k, v])
+        };
+        let [k, v] = split().or_fail()?;
+        Ok([q, k, v])
+    }
+
+    fn rotate(&self, x: &Tensor, rows: Rows, part: Rotated) -> Result<()> {
+        let table = match self.spec.layers[self.layer_index].rope {
+            RopeUse::None => return Ok(()),
+            RopeUse::Global => &self.ropes.global,
+            RopeUse::Local => self.ropes.local.as_ref().unwrap_or(&self.ropes.global),
+        };
+        table.apply(x, rows.len, rows.start, part)
     }
 }
 
 /// A linear layer with its bias, if it has one. The result owns its storage.
-fn project(layer: &Layer, part: Part, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn project(layer: &Layer, part: Part, x: &Tensor) -> Result<Tensor> {
     let y = linear(x, layer.get(part)?)?;
     if let Some(bias) = part.bias().and_then(|b| layer.find(b)) {
         ops::add_bias_in_place(&y, bias)?;

@@ -1,6 +1,6 @@
 //! A model on disk, in any container, as weights by role.
 
-use crate::arch::{ContainerKind, TensorMap};
+use crate::arch::{ContainerKind, Place, TensorMap};
 use crate::role::{Part, Role};
 use crate::spec::ModelSpec;
 use bitsmith_formats::gguf::GgufStore;
@@ -105,24 +105,33 @@ impl Checkpoint {
                     _ => (ContainerKind::Hf, Store::Safetensors(SafetensorsStore::open(path)?)),
                 };
                 // Writers differ on the meaning of an absent key, but not on whether there is an output matrix.
-                let head = spec.arch.hf_name(Role::global(Part::Output));
-                if config.get("tie_word_embeddings").is_none() && head.is_some_and(|n| store.as_dyn().find(&n).is_none()) {
+                let head = spec.arch.hf_name(Part::Output);
+                if config.get("tie_word_embeddings").is_none() && head.is_some_and(|n| store.as_dyn().find(n).is_none()) {
                     spec.tied = true;
+                    spec.remove(&[Part::Output]);
                 }
                 read_generation_config(folder, &mut spec)?;
                 (kind, Some(config), store, spec)
             }
         };
+        let kind = match kind {
+            ContainerKind::Hf if spec.arch.has_mlx_names(spec.n_layers, |n| store.as_dyn().find(n).is_some()) => {
+                ContainerKind::Mlx
+            }
+            kind => kind,
+        };
         let names = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
         let map = spec.arch.map_tensors(&spec, kind, names).map_err(|e| e.file(path))?;
         let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map };
-        for (role, name) in &checkpoint.map.roles {
-            if let Some(info) = checkpoint.store().find(name) {
-                check_shape(&checkpoint.spec, *role, &info.shape).map_err(|e| {
-                    e.file(checkpoint.store().file_of(name))
-                        .tensor(name)
-                        .hint("the weights and the configuration do not belong together")
-                })?;
+        for place in checkpoint.map.roles.values().flatten() {
+            let (name, want) = (&place.name, place.tensor_shape());
+            if let Some(info) = checkpoint.store().find(name)
+                && info.shape != want
+            {
+                return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", info.shape))
+                    .file(checkpoint.store().file_of(name))
+                    .tensor(name)
+                    .hint("the weights and the configuration do not belong together"));
             }
         }
         Ok(checkpoint)
@@ -163,13 +172,17 @@ impl Checkpoint {
     pub fn map(&self) -> &TensorMap {
         &self.map
     }
-    /// The name of a role's tensor in this container.
-    pub fn tensor_name(&self, role: Role) -> Result<&str> {
+    /// The tensors that hold a role in this container, in the order of its rows; never none.
+    pub fn places(&self, role: Role) -> Result<&[Place]> {
         self.map
             .roles
             .get(&role)
-            .map(String::as_str)
+            .map(Vec::as_slice)
             .ok_or_else(|| Error::missing("the checkpoint lacks this tensor").file(&self.path).tensor(role.to_string()))
+    }
+    /// The name of a role's tensor in this container, or of the first of several.
+    pub fn tensor_name(&self, role: Role) -> Result<&str> {
+        Ok(&self.places(role)?[0].name)
     }
 }
 
@@ -187,12 +200,9 @@ impl WeightSource for Checkpoint {
     }
 
     fn read(&self, role: Role) -> Result<HostTensor> {
-        let name = self.tensor_name(role)?;
-        let info = self.store().find(name).ok_or_else(|| Error::missing("no such tensor").file(&self.path).tensor(name))?;
-        check_shape(&self.spec, role, &info.shape).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
-        let data = self.read_rows(role, 0..info.n_rows())?;
-        let shape = info.shape.clone();
-        Ok(HostTensor { shape, data })
+        let shape = self.spec.shape(role.part);
+        let rows = self.places(role)?.iter().map(Place::n_rows).sum();
+        Ok(HostTensor { data: self.read_rows(role, 0..rows)?, shape })
     }
 }
 
@@ -202,9 +212,10 @@ pub(crate) fn check_shape(spec: &ModelSpec, role: Role, shape: &[usize]) -> Resu
     if shape == want { Ok(()) } else { Err(Error::corrupt(format!("shape {shape:?}, expected {want:?}"))) }
 }
 
-/// GGUF metadata without its arrays (vocabularies).
+/// GGUF metadata without its large arrays (vocabularies): some arrays have a value per layer.
 fn scalars(store: &GgufStore) -> Value {
-    let small = store.metadata().iter().filter(|(_, v)| v.as_array().is_none());
+    const LARGEST: usize = 1 << 14;
+    let small = store.metadata().iter().filter(|(_, v)| v.as_array().is_none_or(|a| a.len() <= LARGEST));
     Value::Object(small.map(|(k, v)| (k.to_string(), v.to_json())).collect::<Map<_, _>>())
 }
 
@@ -238,7 +249,7 @@ fn read_generation_config(folder: &Path, spec: &mut ModelSpec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::gguf_row_order;
+    use crate::arch::Order;
     use crate::memory::MemoryWeights;
     use crate::spec::RopeScaling;
     use crate::testing::{config, model};
@@ -253,7 +264,8 @@ mod tests {
     fn hf_tensors(source: &MemoryWeights) -> Tensors {
         let named = |role: Role| {
             let t = source.read(role).unwrap();
-            (source.spec().arch.hf_name(role).unwrap(), (t.shape, t.data))
+            let places = source.spec().arch.places(source.spec(), ContainerKind::Hf, role).unwrap();
+            (places[0].name.clone(), (t.shape, t.data))
         };
         source.spec().roles().into_iter().map(named).collect()
     }
@@ -272,39 +284,19 @@ mod tests {
     /// Writes a GGUF as a converter does, with q and k interleaved where the architecture asks for it.
     fn write_model_gguf(path: &Path, source: &MemoryWeights, extra: &[(String, EncodedTensor)], change: impl Fn(&mut Metadata)) {
         let spec = source.spec();
-        let a = spec.arch.gguf;
         let mut meta = Metadata::new();
-        meta.set("general.architecture", a);
-        for (key, value) in [
-            ("block_count", spec.n_layers),
-            ("context_length", spec.context_length),
-            ("embedding_length", spec.hidden_size),
-            ("feed_forward_length", spec.ffn_size),
-            ("attention.head_count", spec.n_heads),
-            ("attention.head_count_kv", spec.n_kv_heads),
-            ("attention.key_length", spec.head_dim),
-            ("rope.dimension_count", spec.head_dim),
-        ] {
-            meta.set(format!("{a}.{key}"), value as u32);
-        }
-        meta.set(format!("{a}.rope.freq_base"), spec.rope.theta as f32);
-        meta.set(format!("{a}.attention.layer_norm_rms_epsilon"), spec.rms_eps as f32);
+        meta.set("general.architecture", spec.arch.gguf);
+        spec.gguf_metadata().unwrap().into_iter().for_each(|(key, value)| meta.set(key, value));
         meta.set("tokenizer.ggml.bos_token_id", 1u32);
         meta.set("tokenizer.ggml.eos_token_id", 2u32);
         change(&mut meta);
         let tensor = |role: Role| {
             let t = source.read(role).unwrap();
-            let heads = match role.part {
-                Part::AttnQ | Part::AttnQBias => spec.n_heads,
-                Part::AttnK | Part::AttnKBias => spec.n_kv_heads,
-                _ => 0,
-            };
-            let data = if heads > 0 && spec.arch.gguf_permutes_qk {
-                let row = t.data.len() / t.shape[0];
-                gguf_row_order(heads, spec.head_dim).iter().flat_map(|r| t.data[r * row..(r + 1) * row].to_vec()).collect()
-            } else {
-                t.data
-            };
+            let [place] = &spec.arch.places(spec, ContainerKind::Gguf, role).unwrap()[..] else { panic!("one tensor each") };
+            let mut data = place.order.apply(&t.data, if t.shape.len() > 1 { t.shape[1] } else { 1 });
+            if let Order::Plus(offset) = place.order {
+                data.iter_mut().for_each(|v| *v += offset);
+            }
             (role.to_string(), EncodedTensor::encode(CodecId::F32, &t.shape, &data, None).unwrap())
         };
         let mut tensors: Vec<_> = spec.roles().into_iter().map(tensor).collect();
@@ -348,7 +340,10 @@ mod tests {
                 }
             }
             let (a, b) = (gguf.spec(), source.spec());
-            assert_eq!((a.vocab_size, a.head_dim, a.rms_eps, a.rope.theta), (b.vocab_size, b.head_dim, b.rms_eps, b.rope.theta));
+            assert_eq!(
+                (a.vocab_size, a.head_dim, a.norm.eps, a.rope.theta),
+                (b.vocab_size, b.head_dim, b.norm.eps, b.rope.theta)
+            );
             assert_eq!((a.context_length, a.bos, &a.eos), (b.context_length, b.bos, &b.eos));
             assert_eq!(gguf.codec(Role::layer(0, Part::AttnQ)).unwrap(), Encoding::Codec(CodecId::F32));
         }
@@ -369,7 +364,7 @@ mod tests {
             m.set("llama.rope.scaling.factor", 4f32);
         });
         assert_eq!(Checkpoint::open(&file).unwrap().spec().rope.scaling, RopeScaling::Linear { factor: 4.0 });
-        write_model_gguf(&file, &source, &[], |m| m.set("llama.rope.scaling.type", "yarn"));
+        write_model_gguf(&file, &source, &[], |m| m.set("llama.rope.scaling.type", "telescope"));
         assert_eq!(Checkpoint::open(&file).unwrap_err().kind, ErrorKind::Unsupported);
         write_model_gguf(&file, &source, &[], |m| m.set("general.architecture", "mamba"));
         let e = Checkpoint::open(&file).unwrap_err();

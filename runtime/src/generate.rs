@@ -1,12 +1,11 @@
 //! Token-major execution: all layers resident, keys and values of earlier tokens cached, text one token at a time.
 
-use crate::block::{Rows, Run};
+use crate::block::{Ropes, Rows, Run};
 use crate::checkpoint::WeightSource;
+use crate::embedding::{Embedding, OutputNorm, check_tokens};
 use crate::head::Head;
 use crate::layer::Layer;
-use crate::ops::{self, OrFail, rms_norm};
-use crate::role::{Part, Role};
-use crate::rope::RopeTable;
+use crate::ops::OrFail;
 use crate::sampler::{Sampler, Sampling};
 use crate::spec::ModelSpec;
 use bitsmith_formats::{Error, Result};
@@ -85,9 +84,9 @@ impl LayerCache {
 pub struct Model {
     spec: ModelSpec,
     device: Device,
-    embedding: Tensor,
+    embedding: Embedding,
     layers: Vec<Layer>,
-    output_norm: Tensor,
+    output_norm: OutputNorm,
     head: Head,
 }
 
@@ -95,14 +94,10 @@ impl Model {
     /// Loads and decodes every layer.
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let spec = source.spec().clone();
-        let read = |part| -> Result<Tensor> {
-            let host = source.read(Role::global(part))?;
-            ops::from_host(host.data, &host.shape, device)
-        };
-        let embedding = read(Part::TokenEmbd)?;
-        let head = if spec.tied { Head::from_tensor(&spec, embedding.clone())? } else { Head::load(source, device)? };
+        let embedding = Embedding::load(source, device)?;
+        let head = if spec.tied { Head::with_matrix(source, embedding.table().clone())? } else { Head::load(source, device)? };
         let layers = (0..spec.n_layers).map(|l| Layer::load(source, l, device)).collect::<Result<_>>()?;
-        Ok(Model { output_norm: read(Part::OutputNorm)?, device: device.clone(), spec, embedding, layers, head })
+        Ok(Model { output_norm: OutputNorm::load(source, device)?, device: device.clone(), spec, embedding, layers, head })
     }
 
     /// The model's hyperparameters.
@@ -118,7 +113,7 @@ impl Model {
     /// A new, empty sequence.
     pub fn session(&self, cache: CacheType) -> Session<'_> {
         let caches = self.layers.iter().map(|_| LayerCache::new(cache)).collect();
-        Session { model: self, caches, rope: RopeTable::new(&self.spec.rope, self.spec.head_dim, 0), len: 0 }
+        Session { model: self, caches, ropes: Ropes::new(&self.spec, 0), len: 0 }
     }
 
     /// Continues `prompt`, calling `each` with every new token; `each` may stop the generation. Tokens given to `each` never
@@ -161,7 +156,7 @@ impl Model {
 pub struct Session<'a> {
     model: &'a Model,
     caches: Vec<LayerCache>,
-    rope: RopeTable,
+    ropes: Ropes,
     len: usize,
 }
 
@@ -183,26 +178,23 @@ impl Session<'_> {
 
     fn feed_chunk(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let spec = &self.model.spec;
-        if let Some(bad) = tokens.iter().find(|t| **t as usize >= spec.vocab_size) {
-            return Err(Error::corrupt(format!("token {bad} is outside the model's vocabulary of {}", spec.vocab_size)));
-        }
+        check_tokens(spec, tokens, String::new)?;
         let end = self.len + tokens.len();
         if end > spec.context_length {
             return Err(Error::usage(format!("{end} tokens exceed the model's context of {}", spec.context_length)));
         }
-        if end > self.rope.positions() {
-            let positions = end.max(2 * self.rope.positions()).next_multiple_of(CACHE_STEP);
-            self.rope = RopeTable::new(&spec.rope, spec.head_dim, positions);
+        if !self.ropes.covers(end) {
+            self.ropes = Ropes::for_growing(spec, end);
         }
         let rows = Rows { windows: 1, len: tokens.len(), start: self.len };
-        let mut x = ops::embed(&self.model.embedding, tokens)?;
+        let mut x = self.model.embedding.rows(tokens, tokens.len(), self.len)?;
         for (index, (layer, cache)) in self.model.layers.iter().zip(&mut self.caches).enumerate() {
-            let run = Run { spec, rope: &self.rope, layer_index: index, observer: None };
+            let run = Run { spec, ropes: &self.ropes, layer_index: index, observer: None };
             x = run.forward(layer, &x, rows, Some(cache))?;
         }
         self.len = end;
         let last = x.narrow(0, tokens.len() - 1, 1).or_fail()?;
-        let normed = rms_norm(&last, &self.model.output_norm, spec.rms_eps)?;
+        let normed = self.model.output_norm.apply(&last)?;
         let logits: Vec<f32> = self.model.head.logits(&normed)?.flatten_all().and_then(|t| t.to_vec1()).or_fail()?;
         if !crate::kernels::all_finite(&logits) {
             return Err(Error::corrupt(format!("logits at position {} are not finite", end - 1))

@@ -1,10 +1,10 @@
 //! The output matrix: logits and log-probabilities from normed hidden states, a bounded number of rows at a time.
 
 use crate::checkpoint::WeightSource;
+use crate::embedding::global;
 use crate::kernels;
 use crate::ops::{self, OrFail, linear};
-use crate::role::Role;
-use crate::spec::ModelSpec;
+use crate::role::{Part, Role};
 use bitsmith_formats::{Error, Result};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -12,10 +12,13 @@ use rayon::prelude::*;
 /// Logits held at once: 32 Mi values, 128 MiB.
 const MAX_LOGITS: usize = 32 << 20;
 
-/// The matrix that makes logits, `(vocab, hidden)`.
+/// The matrix that makes logits, `(vocab, hidden)`, and what happens to them.
 #[derive(Debug, Clone)]
 pub struct Head {
     weight: Tensor,
+    bias: Option<Tensor>,
+    scale: f32,
+    softcap: Option<f32>,
 }
 
 impl Head {
@@ -23,16 +26,18 @@ impl Head {
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let spec = source.spec();
         let host = source.read(Role::global(spec.head_part()))?;
-        Self::from_tensor(spec, ops::from_host(host.data, &host.shape, device)?)
+        Self::with_matrix(source, ops::from_host(host.data, &host.shape, device)?)
     }
 
-    /// A head of a given matrix, `(vocab, hidden)`.
-    pub fn from_tensor(spec: &ModelSpec, weight: Tensor) -> Result<Self> {
+    /// As [`Head::load`], with another matrix, `(vocab, hidden)`.
+    pub fn with_matrix(source: &dyn WeightSource, weight: Tensor) -> Result<Self> {
+        let spec = source.spec();
         let want = spec.shape(spec.head_part());
         if weight.dims() != want {
             return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", weight.dims())).tensor(spec.head_part().name()));
         }
-        Ok(Head { weight })
+        let bias = global(source, Part::OutputBias, weight.device())?;
+        Ok(Head { weight, bias, scale: spec.scales.logits, softcap: spec.logit_softcap })
     }
 
     /// The matrix.
@@ -52,7 +57,15 @@ impl Head {
 
     /// Logits `(rows, vocab)` of normed hidden states `(rows, hidden)`. All at once: for many rows use [`Head::for_each_chunk`].
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
-        linear(normed, &self.weight)
+        let logits = linear(normed, &self.weight)?;
+        if let Some(bias) = &self.bias {
+            ops::add_bias_in_place(&logits, bias)?;
+        }
+        ops::scale_in_place(&logits, self.scale)?;
+        if let Some(cap) = self.softcap {
+            ops::softcap_in_place(&logits, cap)?;
+        }
+        Ok(logits)
     }
 
     /// Calls `f(first_row, logits)` for successive chunks of rows of `normed`, `(rows, hidden)`; `logits` is row-major,

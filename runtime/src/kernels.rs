@@ -101,6 +101,31 @@ dispatched! {
         }
     }
 
+    /// One row of a layer norm: `(x − mean) / deviation · weight`.
+    pub fn layer_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let mean = sum_by(x, |v| v) / x.len() as f32;
+        let inv = 1.0 / (sum_by(x, |v| (v - mean) * (v - mean)) / x.len() as f32 + eps).sqrt();
+        for ((o, v), w) in out.iter_mut().zip(x).zip(weight) {
+            *o = (v - mean) * inv * w;
+        }
+    }
+
+    /// `gate ← gelu(gate) · up`, by the approximation with tanh: `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`.
+    pub fn geglu(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            let z = 1.595_769_1 * (*g + 0.044715 * *g * *g * *g);
+            *g = *g / (1.0 + exp(-z)) * u;
+        }
+    }
+
+    /// gpt-oss: `gate ← g · sigmoid(1.702 g) · (u + 1)` with the gate at most 7 and up within ±7.
+    pub fn swiglu_oai(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            let x = g.min(7.0);
+            *g = x / (1.0 + exp(-1.702 * x)) * (u.clamp(-7.0, 7.0) + 1.0);
+        }
+    }
+
     /// `gate ← silu(gate) · up`.
     pub fn swiglu(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
@@ -117,6 +142,14 @@ dispatched! {
         let inv = 1.0 / sum_by(x, |v| v);
         for v in x.iter_mut() {
             *v *= inv;
+        }
+    }
+
+    /// `x ← cap tanh(scale x / cap)`.
+    pub fn softcap(x: &mut [f32], scale: f32, cap: f32) {
+        let twice = 2.0 * scale / cap;
+        for v in x.iter_mut() {
+            *v = cap * (1.0 - 2.0 / (1.0 + exp(*v * twice)));
         }
     }
 
@@ -137,6 +170,14 @@ dispatched! {
         let (a, b) = x.split_at_mut(cos.len());
         for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
             (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+
+    /// Rotates pairs of neighbours `(x[2i], x[2i + 1])`.
+    pub fn rotate_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for ((pair, c), s) in x.chunks_exact_mut(2).zip(cos).zip(sin) {
+            let (a, b) = (pair[0], pair[1]);
+            (pair[0], pair[1]) = (a * c - b * s, b * c + a * s);
         }
     }
 

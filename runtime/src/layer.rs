@@ -19,17 +19,17 @@ impl Layer {
     pub fn load(source: &dyn WeightSource, layer: usize, device: &Device) -> Result<Self> {
         let spec = source.spec();
         let mut tensors = BTreeMap::new();
-        for part in Part::ALL.into_iter().filter(|p| p.per_layer() && spec.has(*p)) {
+        for part in spec.layer_parts(layer) {
             let host = source.read(Role::layer(layer, part))?;
             tensors.insert(part, ops::from_host(host.data, &host.shape, device)?);
         }
-        Self::from_tensors(spec, tensors)
+        Self::from_tensors(spec, layer, tensors)
     }
 
-    /// A layer of given tensors, which must be exactly those that the model has, in their shapes.
-    pub fn from_tensors(spec: &ModelSpec, tensors: BTreeMap<Part, Tensor>) -> Result<Self> {
-        for part in Part::ALL.into_iter().filter(|p| p.per_layer()) {
-            match (tensors.get(&part), spec.has(part)) {
+    /// Layer `layer` of given tensors, which must be exactly those that the model has, in their shapes.
+    pub fn from_tensors(spec: &ModelSpec, layer: usize, tensors: BTreeMap<Part, Tensor>) -> Result<Self> {
+        for part in Part::ALL.iter().copied().filter(|p| p.per_layer()) {
+            match (tensors.get(&part), spec.has_role(Role::layer(layer, part))) {
                 (Some(t), true) if t.dims() == spec.shape(part) => {}
                 (None, false) => {}
                 (Some(t), true) => {

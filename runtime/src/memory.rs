@@ -30,9 +30,12 @@ impl MemoryWeights {
             let shape = spec.shape(role.part);
             let (mean, spread) = match role.part {
                 Part::TokenEmbd => (0.0, 1.0),
-                p if p.is_matrix() => (0.0, (shape[1] as f64).sqrt().recip()),
+                Part::PositionEmbd | Part::TokenTypes => (0.0, 0.5),
+                p if p.is_matrix() => (0.0, (shape[shape.len() - 1] as f64).sqrt().recip()),
+                Part::FfnGateInp | Part::FfnGateInpShexp => (0.0, (spec.hidden_size as f64).sqrt().recip()),
                 p if p.name().ends_with(".bias") => (0.0, 0.1),
-                _ => (1.0, 0.1),
+                Part::AttnSinks => (0.0, 1.0),
+                _ => (1.0 - f64::from(spec.norm.offset), 0.1),
             };
             let data = (0..shape.iter().product()).map(|_| (mean + spread * rng.normal()) as f32).collect();
             tensors.insert(role, HostTensor { shape, data });

@@ -2,9 +2,11 @@
 //! device they fail with candle's own "no implementation" error.
 
 use crate::kernels;
+use crate::spec::{Activation, Norm, NormKind};
 use bitsmith_formats::{Error, Result};
 use candle_core::{CpuStorage, CustomOp2, DType, Device, InplaceOp1, InplaceOp2, Layout, Shape, Storage, Tensor};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Values that one task handles: large enough to hide the cost of a task, small enough to share work out.
 const TASK: usize = 16 * 1024;
@@ -78,34 +80,44 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.matmul(&w.t().or_fail()?).or_fail()
 }
 
-struct RmsNorm {
-    eps: f32,
-}
+struct NormOp(Norm);
 
-impl CustomOp2 for RmsNorm {
+impl CustomOp2 for NormOp {
     fn name(&self) -> &'static str {
-        "rms-norm"
+        "norm"
     }
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, w) = (values(x, xl, self.name())?, values(w, wl, self.name())?);
         let width = w.len().max(1);
         if x.len() % width != 0 {
-            candle_core::bail!("rms-norm of {} values in rows of {width}", x.len());
+            candle_core::bail!("norm of {} values in rows of {width}", x.len());
         }
+        let w: Cow<'_, [f32]> = match self.0.offset {
+            0.0 => w.into(),
+            offset => w.iter().map(|w| w + offset).collect(),
+        };
+        let row = match self.0.kind {
+            NormKind::Rms => kernels::rms_norm,
+            NormKind::Layer => kernels::layer_norm,
+        };
         let mut out = vec![0f32; x.len()];
         let task = task_rows(width) * width;
         out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
             for (o, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                kernels::rms_norm(x, w, self.eps, o);
+                row(x, &w, self.0.eps as f32, o);
             }
         });
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
 }
 
-/// RMS norm over the last dimension, or over groups of `weight.len()` values within it (a norm per head).
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    x.apply_op2_no_bwd(weight, &RmsNorm { eps: eps as f32 }).or_fail()
+/// A norm over the last dimension, or over groups of `weight.len()` values within it (a norm per head).
+pub fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, norm: Norm) -> Result<Tensor> {
+    let y = x.apply_op2_no_bwd(weight, &NormOp(norm)).or_fail()?;
+    if let Some(bias) = bias {
+        add_bias_in_place(&y, bias)?;
+    }
+    Ok(y)
 }
 
 /// What a two-tensor in-place operation does to a row of the first.
@@ -150,9 +162,67 @@ pub(crate) fn add_bias_in_place(a: &Tensor, bias: &Tensor) -> Result<()> {
     a.inplace_op2(bias, &InPlace { name: "add-bias", shared_row: true, f: add }).or_fail()
 }
 
-/// `gate ← silu(gate) · up`.
-pub(crate) fn swiglu_in_place(gate: &Tensor, up: &Tensor) -> Result<()> {
-    gate.inplace_op2(up, &InPlace { name: "swiglu", shared_row: false, f: kernels::swiglu }).or_fail()
+/// `gate ← act(gate) · up`.
+pub(crate) fn activate_in_place(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<()> {
+    gate.inplace_op2(up, &InPlace { name: "gate", shared_row: false, f: gating(activation) }).or_fail()
+}
+
+/// `x ← act(x)`.
+pub(crate) fn activate_alone_in_place(activation: Activation, x: &Tensor) -> Result<()> {
+    static ONES: [f32; TASK] = [1.0; TASK];
+    let f = |_, part: &mut [f32]| part.chunks_mut(TASK).for_each(|c| gating(activation)(c, &ONES));
+    x.inplace_op1(&RowsInPlace { name: "activation", width: 1, f }).or_fail()
+}
+
+fn gating(activation: Activation) -> fn(&mut [f32], &[f32]) {
+    match activation {
+        Activation::Silu => kernels::swiglu,
+        Activation::GeluTanh => kernels::geglu,
+        Activation::SwigluOai => kernels::swiglu_oai,
+        Activation::Gelu => |gate, up| {
+            for (g, u) in gate.iter_mut().zip(up) {
+                *g = 0.5 * *g * (1.0 + libm::erff(*g * std::f32::consts::FRAC_1_SQRT_2)) * u;
+            }
+        },
+    }
+}
+
+/// `x ← factor x`.
+pub(crate) fn scale_in_place(x: &Tensor, factor: f32) -> Result<()> {
+    if factor == 1.0 {
+        return Ok(());
+    }
+    let f = |_, part: &mut [f32]| part.iter_mut().for_each(|v| *v *= factor);
+    x.inplace_op1(&RowsInPlace { name: "scale", width: 1, f }).or_fail()
+}
+
+/// `x ← cap tanh(x / cap)`.
+pub(crate) fn softcap_in_place(x: &Tensor, cap: f32) -> Result<()> {
+    let f = |_, part: &mut [f32]| kernels::softcap(part, 1.0, cap);
+    x.inplace_op1(&RowsInPlace { name: "softcap", width: 1, f }).or_fail()
+}
+
+/// Multiplies row `r` of `x` by `factors[r]`, `(rows, 1)`.
+pub(crate) fn scale_rows_in_place(x: &Tensor, factors: &Tensor) -> Result<()> {
+    let (_, width) = x.dims2().or_fail()?;
+    let factors: Vec<f32> = factors.flatten_all().and_then(|t| t.to_vec1()).or_fail()?;
+    let f = |first: usize, rows: &mut [f32]| {
+        for (row, factor) in rows.chunks_exact_mut(width).zip(&factors[first..]) {
+            row.iter_mut().for_each(|v| *v *= factor);
+        }
+    };
+    x.inplace_op1(&RowsInPlace { name: "scale-rows", width, f }).or_fail()
+}
+
+/// `1 / (1 + exp(−x))`.
+pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    let values: Vec<f32> = x.flatten_all().and_then(|t| t.to_vec1()).or_fail()?;
+    from_host(values.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect(), x.dims(), x.device())
+}
+
+/// Columns `from..from + n` of a matrix, in a tensor of their own.
+pub(crate) fn columns(x: &Tensor, from: usize, n: usize) -> Result<Tensor> {
+    x.narrow(1, from, n).and_then(|t| t.copy()).or_fail()
 }
 
 /// A one-tensor in-place operation on rows: gets the first row's number and some whole rows.
@@ -206,11 +276,55 @@ mod tests {
     }
 
     #[test]
+    fn layer_norm_with_bias() {
+        let x = from_host(ramp(2 * 12), &[2, 12], &Device::Cpu).unwrap();
+        let (w, b) = (ramp(12), ramp(24)[12..].to_vec());
+        let tensor = |v: &[f32]| from_host(v.to_vec(), &[12], &Device::Cpu).unwrap();
+        let offset = Norm { offset: 1.0, ..Norm::layer(1e-5) };
+        let y = norm(&x, &tensor(&w), Some(&tensor(&b)), offset).unwrap().to_vec2::<f32>().unwrap();
+        for (row, x) in y.iter().zip(ramp(24).chunks(12)) {
+            let mean = x.iter().sum::<f32>() / 12.0;
+            let deviation = (x.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 12.0 + 1e-5).sqrt();
+            for i in 0..12 {
+                assert!((row[i] - ((x[i] - mean) / deviation * (w[i] + 1.0) + b[i])).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn activations_by_definition() {
+        let phi = |x: f64| 0.5 * (1.0 + libm::erf(x / 2f64.sqrt()));
+        let tanh = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh());
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let oai = |x: f64, u: f64| x.min(7.0) * sigmoid(1.702 * x.min(7.0)) * (u.clamp(-7.0, 7.0) + 1.0);
+        let gate: Vec<f32> = (-50..50).map(|i| i as f32 * 0.21).collect();
+        let up: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
+        type Wanted<'a> = &'a dyn Fn(f64, f64) -> f64;
+        let cases: [(Activation, Wanted<'_>); 4] = [
+            (Activation::Silu, &|g, u| g * sigmoid(g) * u),
+            (Activation::Gelu, &|g, u| g * phi(g) * u),
+            (Activation::GeluTanh, &|g, u| tanh(g) * u),
+            (Activation::SwigluOai, &oai),
+        ];
+        for (activation, wanted) in cases {
+            let g = from_host(gate.clone(), &[4, 25], &Device::Cpu).unwrap();
+            activate_in_place(activation, &g, &from_host(up.clone(), &[4, 25], &Device::Cpu).unwrap()).unwrap();
+            with_f32(&g, |got| {
+                for ((got, g), u) in got.iter().zip(&gate).zip(&up) {
+                    let want = wanted(f64::from(*g), f64::from(*u));
+                    assert!((f64::from(*got) - want).abs() < 1e-5 * (1.0 + want.abs()), "{activation:?} {g} {u}: {got} {want}");
+                }
+            })
+            .unwrap();
+        }
+    }
+
+    #[test]
     fn rms_norm_per_head() {
         let dev = Device::Cpu;
         let x = from_host(ramp(2 * 24), &[2, 24], &dev).unwrap();
         let w = from_host(ramp(8), &[8], &dev).unwrap();
-        let y = rms_norm(&x, &w, 1e-5).unwrap().to_vec2::<f32>().unwrap();
+        let y = norm(&x, &w, None, Norm::rms(1e-5)).unwrap().to_vec2::<f32>().unwrap();
         let (x, w) = (ramp(48), ramp(8));
         for (i, v) in y.concat().iter().enumerate() {
             let head = &x[i / 8 * 8..i / 8 * 8 + 8];

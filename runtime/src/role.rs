@@ -4,141 +4,181 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The job of a tensor inside the model or inside one decoder layer. `Display`/`FromStr` use GGUF's short names
-/// (`attn_q`, `ffn_down`, `token_embd`, …; biases end in `.bias`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Part {
-    /// Token embedding, `(vocab, hidden)`.
-    TokenEmbd,
-    /// Norm before the output matrix, `(hidden)`.
-    OutputNorm,
-    /// Output matrix (language-model head), `(vocab, hidden)`; absent when tied to the embedding.
-    Output,
-    /// Norm before attention, `(hidden)`.
-    AttnNorm,
-    /// Query projection, `(heads × head_dim, hidden)`.
-    AttnQ,
-    /// Key projection, `(kv_heads × head_dim, hidden)`.
-    AttnK,
-    /// Value projection, `(kv_heads × head_dim, hidden)`.
-    AttnV,
-    /// Attention output projection, `(hidden, heads × head_dim)`.
-    AttnOutput,
-    /// Bias of the query projection.
-    AttnQBias,
-    /// Bias of the key projection.
-    AttnKBias,
-    /// Bias of the value projection.
-    AttnVBias,
-    /// Bias of the attention output projection.
-    AttnOutputBias,
-    /// Per-head norm of queries, `(head_dim)`.
-    AttnQNorm,
-    /// Per-head norm of keys, `(head_dim)`.
-    AttnKNorm,
-    /// Norm before the feed-forward block, `(hidden)`.
-    FfnNorm,
-    /// Gate projection, `(ffn, hidden)`.
-    FfnGate,
-    /// Up projection, `(ffn, hidden)`.
-    FfnUp,
-    /// Down projection, `(hidden, ffn)`.
-    FfnDown,
-    /// Bias of the gate projection.
-    FfnGateBias,
-    /// Bias of the up projection.
-    FfnUpBias,
-    /// Bias of the down projection.
-    FfnDownBias,
+/// What kind of tensor a part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartKind {
+    /// A table whose rows are looked up, quantized like a matrix.
+    Table,
+    /// The matrix of a linear layer, `(out, in)`.
+    Matrix,
+    /// The matrices of all experts, `(experts, out, in)`.
+    Experts,
+    /// Weights that are always kept in floating point: norms, biases, routers, positions.
+    Plain,
+}
+
+/// Where a part stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Once per model, before the decoder layers.
+    Model,
+    /// Once per decoder layer.
+    Layer,
+    /// In layers whose feed-forward block is dense.
+    Dense,
+    /// In layers whose feed-forward block is a mixture of experts.
+    Mixture,
+}
+
+macro_rules! parts {
+    ($($part:ident $name:literal $scope:ident $kind:ident $doc:literal)*) => {
+        /// The job of a tensor inside the model or inside one decoder layer. `Display`/`FromStr` use GGUF's short names
+        /// (`attn_q`, `ffn_down`, `token_embd`, …; biases end in `.bias`). The order is that of tensors in files.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
+        pub enum Part {
+            $(#[doc = $doc] $part,)*
+        }
+
+        impl Part {
+            /// Every part.
+            pub const ALL: &[Part] = &[$(Part::$part),*];
+
+            /// GGUF's short name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Part::$part => $name,)*
+                }
+            }
+            /// What kind of tensor it is.
+            pub const fn kind(self) -> PartKind {
+                match self {
+                    $(Part::$part => PartKind::$kind,)*
+                }
+            }
+            const fn scope(self) -> Scope {
+                match self {
+                    $(Part::$part => Scope::$scope,)*
+                }
+            }
+        }
+    };
+}
+
+parts! {
+    TokenEmbd "token_embd" Model Table "Token embedding, `(vocab, hidden)`."
+    PositionEmbd "position_embd" Model Plain "Learned positions, `(context, hidden)`."
+    TokenTypes "token_types" Model Plain "Embedding of segment types, `(types, hidden)`."
+    EmbdNorm "token_embd_norm" Model Plain "Norm after the embeddings, `(hidden)`."
+    EmbdNormBias "token_embd_norm.bias" Model Plain "Bias of the norm after the embeddings."
+    OutputNorm "output_norm" Model Plain "Norm before the output matrix, `(hidden)`."
+    OutputNormBias "output_norm.bias" Model Plain "Bias of the output norm."
+    Output "output" Model Table "Output matrix (language-model head), `(vocab, hidden)`; absent when tied to the embedding."
+    OutputBias "output.bias" Model Plain "Bias of the output matrix, `(vocab)`."
+    AttnNorm "attn_norm" Layer Plain "Norm before attention, `(hidden)`."
+    AttnNormBias "attn_norm.bias" Layer Plain "Bias of the norm before attention."
+    AttnQ "attn_q" Layer Matrix "Query projection, `(heads × head_dim, hidden)`."
+    AttnK "attn_k" Layer Matrix "Key projection, `(kv_heads × head_dim, hidden)`."
+    AttnV "attn_v" Layer Matrix "Value projection, `(kv_heads × head_dim, hidden)`."
+    AttnQkv "attn_qkv" Layer Matrix "Query, key and value projections, one after the other."
+    AttnQA "attn_q_a" Layer Matrix "Latent attention: hidden to the queries' latent, `(q_rank, hidden)`."
+    AttnQB "attn_q_b" Layer Matrix "Latent attention: latent to queries, `(heads × head_dim, q_rank)`."
+    AttnKvA "attn_kv_a_mqa" Layer Matrix "Latent attention: hidden to the keys' and values' latent and the shared rotated key, `(kv_rank + rope_dim, hidden)`."
+    AttnKvB "attn_kv_b" Layer Matrix "Latent attention: latent to each head's unrotated key and value, `(heads × (nope_dim + v_dim), kv_rank)`."
+    AttnOutput "attn_output" Layer Matrix "Attention output projection, `(hidden, heads × head_dim)`."
+    AttnQBias "attn_q.bias" Layer Plain "Bias of the query projection."
+    AttnKBias "attn_k.bias" Layer Plain "Bias of the key projection."
+    AttnVBias "attn_v.bias" Layer Plain "Bias of the value projection."
+    AttnQkvBias "attn_qkv.bias" Layer Plain "Bias of the joint projection."
+    AttnOutputBias "attn_output.bias" Layer Plain "Bias of the attention output projection."
+    AttnQNorm "attn_q_norm" Layer Plain "Norm of queries, `(head_dim)` or all heads' widths."
+    AttnQNormBias "attn_q_norm.bias" Layer Plain "Bias of the norm of queries."
+    AttnKNorm "attn_k_norm" Layer Plain "Norm of keys, `(head_dim)` or all heads' widths."
+    AttnKNormBias "attn_k_norm.bias" Layer Plain "Bias of the norm of keys."
+    AttnQANorm "attn_q_a_norm" Layer Plain "Norm of the queries' latent, `(q_rank)`."
+    AttnKvANorm "attn_kv_a_norm" Layer Plain "Norm of the keys' and values' latent, `(kv_rank)`."
+    AttnSinks "attn_sinks" Layer Plain "A logit per head that takes a share of the attention, `(heads)`."
+    AttnPostNorm "post_attention_norm" Layer Plain "Norm of the attention block's output, `(hidden)`."
+    AttnResidualNorm "attn_output_norm" Layer Plain "Norm after attention has been added, `(hidden)`."
+    AttnResidualNormBias "attn_output_norm.bias" Layer Plain "Its bias."
+    FfnNorm "ffn_norm" Layer Plain "Norm before the feed-forward block, `(hidden)`."
+    FfnNormBias "ffn_norm.bias" Layer Plain "Bias of the norm before the feed-forward block."
+    FfnGateInp "ffn_gate_inp" Mixture Plain "Router, `(experts, hidden)`."
+    FfnGateInpBias "ffn_gate_inp.bias" Mixture Plain "Bias of the router."
+    ExpProbsBias "exp_probs_b.bias" Mixture Plain "What is added to the router's scores when experts are chosen, `(experts)`."
+    FfnGate "ffn_gate" Dense Matrix "Gate projection, `(ffn, hidden)`."
+    FfnUp "ffn_up" Dense Matrix "Up projection, `(ffn, hidden)`; where gate and up are one matrix, the gate's rows come first."
+    FfnDown "ffn_down" Dense Matrix "Down projection, `(hidden, ffn)`."
+    FfnGateBias "ffn_gate.bias" Dense Plain "Bias of the gate projection."
+    FfnUpBias "ffn_up.bias" Dense Plain "Bias of the up projection."
+    FfnDownBias "ffn_down.bias" Dense Plain "Bias of the down projection."
+    FfnGateExps "ffn_gate_exps" Mixture Experts "The experts' gate projections, `(experts, ffn, hidden)`."
+    FfnUpExps "ffn_up_exps" Mixture Experts "The experts' up projections, `(experts, ffn, hidden)`."
+    FfnDownExps "ffn_down_exps" Mixture Experts "The experts' down projections, `(experts, hidden, ffn)`."
+    FfnGateExpsBias "ffn_gate_exps.bias" Mixture Plain "Biases of the experts' gate projections, `(experts, ffn)`."
+    FfnUpExpsBias "ffn_up_exps.bias" Mixture Plain "Biases of the experts' up projections, `(experts, ffn)`."
+    FfnDownExpsBias "ffn_down_exps.bias" Mixture Plain "Biases of the experts' down projections, `(experts, hidden)`."
+    FfnGateInpShexp "ffn_gate_inp_shexp" Mixture Plain "How much the shared expert counts, `(1, hidden)`."
+    FfnGateShexp "ffn_gate_shexp" Mixture Matrix "The shared expert's gate projection."
+    FfnUpShexp "ffn_up_shexp" Mixture Matrix "The shared expert's up projection."
+    FfnDownShexp "ffn_down_shexp" Mixture Matrix "The shared expert's down projection."
+    FfnPostNorm "post_ffw_norm" Layer Plain "Norm of the feed-forward block's output, `(hidden)`."
+    LayerOutputNorm "layer_output_norm" Layer Plain "Norm after the feed-forward block has been added, `(hidden)`."
+    LayerOutputNormBias "layer_output_norm.bias" Layer Plain "Its bias."
 }
 
 impl Part {
-    /// Every part.
-    pub const ALL: [Part; 21] = [
-        Part::TokenEmbd,
-        Part::OutputNorm,
-        Part::Output,
-        Part::AttnNorm,
-        Part::AttnQ,
-        Part::AttnK,
-        Part::AttnV,
-        Part::AttnOutput,
-        Part::AttnQBias,
-        Part::AttnKBias,
-        Part::AttnVBias,
-        Part::AttnOutputBias,
-        Part::AttnQNorm,
-        Part::AttnKNorm,
-        Part::FfnNorm,
-        Part::FfnGate,
-        Part::FfnUp,
-        Part::FfnDown,
-        Part::FfnGateBias,
-        Part::FfnUpBias,
-        Part::FfnDownBias,
-    ];
-    /// The linear layers of a decoder layer, in the order in which they run.
-    pub const LINEARS: [Part; 7] =
-        [Part::AttnQ, Part::AttnK, Part::AttnV, Part::AttnOutput, Part::FfnGate, Part::FfnUp, Part::FfnDown];
-
-    /// GGUF's short name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::TokenEmbd => "token_embd",
-            Part::OutputNorm => "output_norm",
-            Part::Output => "output",
-            Part::AttnNorm => "attn_norm",
-            Part::AttnQ => "attn_q",
-            Part::AttnK => "attn_k",
-            Part::AttnV => "attn_v",
-            Part::AttnOutput => "attn_output",
-            Part::AttnQBias => "attn_q.bias",
-            Part::AttnKBias => "attn_k.bias",
-            Part::AttnVBias => "attn_v.bias",
-            Part::AttnOutputBias => "attn_output.bias",
-            Part::AttnQNorm => "attn_q_norm",
-            Part::AttnKNorm => "attn_k_norm",
-            Part::FfnNorm => "ffn_norm",
-            Part::FfnGate => "ffn_gate",
-            Part::FfnUp => "ffn_up",
-            Part::FfnDown => "ffn_down",
-            Part::FfnGateBias => "ffn_gate.bias",
-            Part::FfnUpBias => "ffn_up.bias",
-            Part::FfnDownBias => "ffn_down.bias",
+    /// Whether the tensor exists in decoder layers.
+    pub const fn per_layer(self) -> bool {
+        !matches!(self.scope(), Scope::Model)
+    }
+    /// Whether layers whose feed-forward block is a mixture of experts (`true`) or dense (`false`) may have this part.
+    pub const fn in_layer(self, mixture: bool) -> bool {
+        match self.scope() {
+            Scope::Model => false,
+            Scope::Layer => true,
+            Scope::Dense => !mixture,
+            Scope::Mixture => mixture,
         }
     }
-    /// Whether the tensor exists once per decoder layer.
-    pub fn per_layer(self) -> bool {
-        !matches!(self, Part::TokenEmbd | Part::OutputNorm | Part::Output)
-    }
     /// Whether this is a weight matrix that may be quantized.
-    pub fn is_matrix(self) -> bool {
-        Part::LINEARS.contains(&self) || matches!(self, Part::TokenEmbd | Part::Output)
+    pub const fn is_matrix(self) -> bool {
+        !matches!(self.kind(), PartKind::Plain)
     }
-    /// The bias that belongs to a linear layer.
-    pub fn bias(self) -> Option<Part> {
+    /// Whether this is a matrix of a decoder layer.
+    pub const fn is_linear(self) -> bool {
+        self.per_layer() && self.is_matrix()
+    }
+    /// The bias that belongs to a linear layer or a norm.
+    pub const fn bias(self) -> Option<Part> {
         Some(match self {
+            Part::EmbdNorm => Part::EmbdNormBias,
+            Part::OutputNorm => Part::OutputNormBias,
+            Part::Output => Part::OutputBias,
+            Part::AttnNorm => Part::AttnNormBias,
             Part::AttnQ => Part::AttnQBias,
             Part::AttnK => Part::AttnKBias,
             Part::AttnV => Part::AttnVBias,
+            Part::AttnQkv => Part::AttnQkvBias,
             Part::AttnOutput => Part::AttnOutputBias,
+            Part::AttnQNorm => Part::AttnQNormBias,
+            Part::AttnKNorm => Part::AttnKNormBias,
+            Part::AttnResidualNorm => Part::AttnResidualNormBias,
+            Part::FfnNorm => Part::FfnNormBias,
+            Part::FfnGateInp => Part::FfnGateInpBias,
             Part::FfnGate => Part::FfnGateBias,
             Part::FfnUp => Part::FfnUpBias,
             Part::FfnDown => Part::FfnDownBias,
+            Part::FfnGateExps => Part::FfnGateExpsBias,
+            Part::FfnUpExps => Part::FfnUpExpsBias,
+            Part::FfnDownExps => Part::FfnDownExpsBias,
+            Part::LayerOutputNorm => Part::LayerOutputNormBias,
             _ => return None,
         })
     }
     /// Where this linear layer takes its input from.
     pub fn input(self) -> Option<Input> {
-        Some(match self {
-            Part::AttnQ | Part::AttnK | Part::AttnV => Input::AttnIn,
-            Part::AttnOutput => Input::AttnOut,
-            Part::FfnGate | Part::FfnUp => Input::FfnIn,
-            Part::FfnDown => Input::FfnOut,
-            Part::Output => Input::Head,
-            _ => return None,
-        })
+        Input::ALL.iter().copied().find(|i| i.readers().contains(&self))
     }
 }
 
@@ -165,9 +205,9 @@ impl Role {
     }
     /// Every role that a model of `n_layers` layers may have, in GGUF's customary order.
     pub fn all(n_layers: usize) -> impl Iterator<Item = Role> {
-        let global = [Part::TokenEmbd, Part::OutputNorm, Part::Output].into_iter().map(Role::global);
-        let layers = (0..n_layers).flat_map(|l| Part::ALL.into_iter().filter(|p| p.per_layer()).map(move |p| Role::layer(l, p)));
-        global.chain(layers)
+        let of = |per_layer: bool| Part::ALL.iter().copied().filter(move |p| p.per_layer() == per_layer);
+        let layers = (0..n_layers).flat_map(move |l| of(true).map(move |p| Role::layer(l, p)));
+        of(false).map(Role::global).chain(layers)
     }
     /// The activation site that feeds this linear layer.
     pub fn site(self) -> Option<Site> {
@@ -186,33 +226,45 @@ impl fmt::Display for Role {
     }
 }
 
-/// Where activations are observed: linear layers that share an input share a site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Input {
-    /// After the attention norm: read by q, k, v.
-    AttnIn,
-    /// Concatenated head outputs: read by the attention output projection.
-    AttnOut,
-    /// After the feed-forward norm: read by gate and up.
-    FfnIn,
-    /// `act(gate) · up`: read by down.
-    FfnOut,
-    /// After the output norm: read by the output matrix.
-    Head,
+macro_rules! inputs {
+    ($($input:ident $name:literal [$($reader:ident)*] $doc:literal)*) => {
+        /// Where activations are observed: linear layers that share an input share a site.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Input {
+            $(#[doc = $doc] $input,)*
+        }
+
+        impl Input {
+            /// Every input, in the order in which they occur.
+            pub const ALL: &[Input] = &[$(Input::$input),*];
+
+            /// The name in files and messages.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Input::$input => $name,)*
+                }
+            }
+            /// The linear layers that read this input.
+            pub const fn readers(self) -> &'static [Part] {
+                match self {
+                    $(Input::$input => &[$(Part::$reader),*],)*
+                }
+            }
+        }
+    };
 }
 
-impl Input {
-    /// The linear layers that read this input.
-    pub fn readers(self) -> &'static [Part] {
-        match self {
-            Input::AttnIn => &[Part::AttnQ, Part::AttnK, Part::AttnV],
-            Input::AttnOut => &[Part::AttnOutput],
-            Input::FfnIn => &[Part::FfnGate, Part::FfnUp],
-            Input::FfnOut => &[Part::FfnDown],
-            Input::Head => &[Part::Output],
-        }
-    }
+inputs! {
+    AttnIn "attn_in" [AttnQ AttnK AttnV AttnQkv AttnQA AttnKvA] "After the attention norm: read by q, k, v."
+    QueryLatent "query_latent" [AttnQB] "Latent attention: the normed latent of queries."
+    KvLatent "kv_latent" [AttnKvB] "Latent attention: the normed latent of keys and values."
+    AttnOut "attn_out" [AttnOutput] "Concatenated head outputs: read by the attention output projection."
+    FfnIn "ffn_in" [FfnGate FfnUp FfnGateExps FfnUpExps FfnGateShexp FfnUpShexp] "After the feed-forward norm: read by gate and up, whether dense, of experts or of the shared expert."
+    FfnOut "ffn_out" [FfnDown] "`act(gate) · up`: read by down."
+    ExpertOut "expert_out" [FfnDownExps] "`act(gate) · up` of the experts that each token is routed to: read by their down projections."
+    SharedOut "shared_out" [FfnDownShexp] "`act(gate) · up` of the shared expert: read by its down projection."
+    Head "head" [Output] "After the output norm: read by the output matrix."
 }
 
 /// One place in the model where a linear input is observed.
@@ -226,13 +278,7 @@ pub struct Site {
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.input {
-            Input::AttnIn => "attn_in",
-            Input::AttnOut => "attn_out",
-            Input::FfnIn => "ffn_in",
-            Input::FfnOut => "ffn_out",
-            Input::Head => "head",
-        };
+        let name = self.input.name();
         match self.layer {
             Some(layer) => write!(f, "blk.{layer}.{name}"),
             None => f.write_str(name),
@@ -249,7 +295,7 @@ impl fmt::Display for Part {
 impl FromStr for Part {
     type Err = bitsmith_formats::Error;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Part::ALL.into_iter().find(|p| p.name() == s).ok_or_else(|| {
+        Part::ALL.iter().copied().find(|p| p.name() == s).ok_or_else(|| {
             bitsmith_formats::Error::usage(format!("unknown tensor role `{s}`"))
                 .hint("roles are: token_embd, output, attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down")
         })

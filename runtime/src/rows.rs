@@ -1,15 +1,19 @@
 //! Parts of a checkpoint's tensors, for work in bounded memory.
 
-use crate::arch::{ContainerKind, gguf_row_order};
-use crate::checkpoint::{Checkpoint, WeightSource};
-use crate::role::{Part, Role};
+use crate::arch::{Order, Place};
+use crate::checkpoint::Checkpoint;
+use crate::role::Role;
 use bitsmith_formats::{EncodedTensor, Encoding, Error, Result};
 use std::ops::Range;
 
 impl Checkpoint {
     /// Rows of this tensor that the container may have rearranged among themselves: reading takes them together.
     pub fn row_align(&self, role: Role) -> usize {
-        if self.heads(role).is_some() && role.part.is_matrix() { self.spec().head_dim } else { 1 }
+        match self.places(role) {
+            // The elements of a vector are one row.
+            Ok([place, ..]) if place.shape.len() > 1 => place.order.align(place.n_rows()),
+            _ => 1,
+        }
     }
 
     /// Some rows of a tensor decoded to f32, in Hugging Face's order. Of a tensor with more than two dimensions, all but the last
@@ -22,66 +26,89 @@ impl Checkpoint {
 
     /// [`Checkpoint::read_rows`] into a buffer that is used again: its contents are replaced.
     pub fn read_rows_into(&self, role: Role, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
-        let name = self.tensor_name(role)?;
-        let at = |e: Error| e.file(self.store().file_of(name)).tensor(name);
-        let read = |rows| self.store().read_rows(name, rows).map_err(at);
-        *values = match self.heads(role) {
-            Some(heads) if !role.part.is_matrix() => in_order(&read(rows)?, &gguf_row_order(heads, self.spec().head_dim)),
-            Some(_) => self.whole_heads(role, rows, read)?,
-            None => return self.store().read_rows_into(name, rows, values).map_err(at),
-        };
+        let at = |place: &Place, e: Error| e.file(self.store().file_of(&place.name)).tensor(&place.name);
+        if let [place] = self.places(role)?
+            && (&place.order, &place.within) == (&Order::Same, &None)
+        {
+            return self.store().read_rows_into(&place.name, rows, values).map_err(|e| at(place, e));
+        }
+        values.clear();
+        for (place, rows) in self.overlapping(role, rows)? {
+            let first = place.first_row();
+            let read =
+                |r: Range<usize>| self.store().read_rows(&place.name, first + r.start..first + r.end).map_err(|e| at(place, e));
+            let mut part = in_order(place, rows, read)?;
+            if let Order::Plus(offset) = place.order {
+                part.iter_mut().for_each(|v| *v -= offset);
+            }
+            values.append(&mut part);
+        }
         Ok(())
     }
 
     /// Some rows of a matrix as blocks of its codec, in Hugging Face's order, as [`Checkpoint::read_rows`] has them.
     pub fn read_blocks(&self, role: Role, rows: Range<usize>) -> Result<EncodedTensor> {
-        let name = self.tensor_name(role)?;
-        let at = |e: Error| e.file(self.store().file_of(name)).tensor(name);
-        let info = self.store().find(name).ok_or_else(|| at(Error::missing("no such tensor")))?;
-        let Encoding::Codec(codec) = info.encoding else {
-            return Err(at(Error::unsupported(format!("{} is not made of blocks", info.encoding))));
-        };
-        let shape = [rows.len(), info.row_len()];
-        let read = |rows| Ok(self.store().row_bytes(name, rows).map_err(at)?.into_owned());
-        Ok(EncodedTensor { shape: shape.to_vec(), codec, bytes: self.whole_heads(role, rows, read)?, scale: info.scale })
+        let mut found: Option<EncodedTensor> = None;
+        let n = rows.len();
+        for (place, rows) in self.overlapping(role, rows)? {
+            let name = &place.name;
+            let at = |e: Error| e.file(self.store().file_of(name)).tensor(name);
+            let info = self.store().find(name).ok_or_else(|| at(Error::missing("no such tensor")))?;
+            let Encoding::Codec(codec) = info.encoding else {
+                return Err(at(Error::unsupported(format!("{} is not made of blocks", info.encoding))));
+            };
+            if matches!(place.order, Order::Transposed | Order::Plus(_)) {
+                return Err(at(Error::unsupported("this tensor's values do not stand in blocks of rows")));
+            }
+            let first = place.first_row();
+            let read =
+                |r: Range<usize>| Ok(self.store().row_bytes(name, first + r.start..first + r.end).map_err(at)?.into_owned());
+            let bytes = in_order(place, rows, read)?;
+            match &mut found {
+                None => found = Some(EncodedTensor { shape: vec![n, info.row_len()], codec, bytes, scale: info.scale }),
+                Some(first) if first.codec == codec && first.scale == info.scale => first.bytes.extend(bytes),
+                Some(_) => return Err(at(Error::unsupported("this tensor's format differs from its neighbours'"))),
+            }
+        }
+        found.ok_or_else(|| Error::failed("no rows").tensor(role.to_string()))
     }
 
-    /// Rows of a matrix from a container that may have rearranged rows within heads.
-    fn whole_heads<T: Copy + Default>(
-        &self,
-        role: Role,
-        rows: Range<usize>,
-        read: impl FnOnce(Range<usize>) -> Result<Vec<T>>,
-    ) -> Result<Vec<T>> {
-        let Some(heads) = self.heads(role) else { return read(rows) };
-        let align = self.spec().head_dim;
-        let order = gguf_row_order(heads, align);
-        let whole = rows.start / align * align..rows.end.next_multiple_of(align);
-        let local: Vec<usize> = order[whole.clone()].iter().map(|row| row - whole.start).collect();
-        let values = in_order(&read(whole.clone())?, &local);
-        let row_len = values.len() / local.len().max(1);
-        Ok(values[(rows.start - whole.start) * row_len..(rows.end - whole.start) * row_len].to_vec())
-    }
-
-    /// The heads of a tensor whose rows GGUF interleaves.
-    fn heads(&self, role: Role) -> Option<usize> {
-        if self.kind() != ContainerKind::Gguf || !self.spec().arch.gguf_permutes_qk {
-            return None;
+    /// The places that hold some rows, each with its own rows.
+    fn overlapping(&self, role: Role, rows: Range<usize>) -> Result<Vec<(&Place, Range<usize>)>> {
+        let mut first = 0;
+        let mut found = Vec::new();
+        for place in self.places(role)? {
+            let here = rows.start.max(first)..rows.end.min(first + place.n_rows());
+            if !here.is_empty() {
+                found.push((place, here.start - first..here.end - first));
+            }
+            first += place.n_rows();
         }
-        match role.part {
-            Part::AttnQ | Part::AttnQBias => Some(self.spec().n_heads),
-            Part::AttnK | Part::AttnKBias => Some(self.spec().n_kv_heads),
-            _ => None,
-        }
+        Ok(found)
     }
 }
 
-/// Puts row `i` of `data` at `order[i]`.
-fn in_order<T: Copy + Default>(data: &[T], order: &[usize]) -> Vec<T> {
-    let row_len = data.len() / order.len().max(1);
-    let mut out = vec![T::default(); data.len()];
-    for (row, at) in data.chunks_exact(row_len.max(1)).zip(order) {
-        out[at * row_len..(at + 1) * row_len].copy_from_slice(row);
+/// Rows of a place in our order; `read` reads rows of the container's tensor.
+fn in_order<T: Copy + Default>(
+    place: &Place,
+    rows: Range<usize>,
+    read: impl FnOnce(Range<usize>) -> Result<Vec<T>>,
+) -> Result<Vec<T>> {
+    let vector = place.shape.len() < 2;
+    match &place.order {
+        Order::Same | Order::Plus(_) => read(rows),
+        Order::Rows(_) if vector => Ok(place.order.undo(read(rows)?, 1)),
+        Order::Rows(chunk) => {
+            let whole = rows.start / chunk.len() * chunk.len()..rows.end.next_multiple_of(chunk.len());
+            let values = read(whole.clone())?;
+            let row = values.len() / whole.len().max(1);
+            let values = place.order.undo(values, row);
+            Ok(values[(rows.start - whole.start) * row..(rows.end - whole.start) * row].to_vec())
+        }
+        Order::Transposed => {
+            let [n_out, n_in] = place.shape[..] else { return Err(Error::failed("only matrices can be transposed")) };
+            let values = read(0..n_in)?;
+            Ok(rows.flat_map(|r| (0..n_in).map(move |c| (r, c))).map(|(r, c)| values[c * n_out + r]).collect())
+        }
     }
-    out
 }

@@ -3,6 +3,7 @@
 use crate::arch::Architecture;
 use crate::role::{Part, Role};
 use bitsmith_formats::{Error, Result};
+use std::collections::BTreeSet;
 
 /// Everything that the graph needs to know about a model besides its weights.
 #[derive(Debug, Clone)]
@@ -17,32 +18,198 @@ pub struct ModelSpec {
     pub n_heads: usize,
     /// Key and value heads.
     pub n_kv_heads: usize,
-    /// Width of one head (explicit in some configs, `hidden_size / n_heads` otherwise).
+    /// Width of a query's and a key's head (explicit in some configs, `hidden_size / n_heads` otherwise).
     pub head_dim: usize,
+    /// Width of a value's head; that of keys in all but latent attention.
+    pub v_head_dim: usize,
     /// Width of the feed-forward block.
     pub ffn_size: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest context the model was trained for, in tokens.
     pub context_length: usize,
-    /// Epsilon of the RMS norms.
-    pub rms_eps: f64,
-    /// Rotary embedding.
+    /// All norms.
+    pub norm: Norm,
+    /// Of the feed-forward block.
+    pub activation: Activation,
+    /// Whether up holds the gate's rows and then its own, one matrix of `2 × ffn_size` rows.
+    pub fused_gate: bool,
+    /// Whether tokens see earlier tokens only; otherwise all of them (encoders).
+    pub causal: bool,
+    /// Whether attention and feed-forward block both read the layer's input, and their outputs are added together.
+    pub parallel: bool,
+    /// Rotary embedding of layers with [`RopeUse::Global`].
     pub rope: Rope,
+    /// Rotary embedding of layers with [`RopeUse::Local`], where it differs.
+    pub local_rope: Option<Rope>,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
-    /// Biases on q, k, v.
-    pub qkv_bias: bool,
-    /// Bias on the attention output projection.
-    pub attn_output_bias: bool,
-    /// Biases on gate, up, down.
-    pub mlp_bias: bool,
-    /// Tokens a query may look back, itself included, if limited.
+    /// The parts that the model has; those of the feed-forward block in the layers of their kind.
+    pub parts: BTreeSet<Part>,
+    /// Tokens that a query may look back, itself included, in layers with a window.
     pub sliding_window: Option<usize>,
+    /// What differs between layers, one entry each.
+    pub layers: Vec<LayerSpec>,
+    /// Constant factors.
+    pub scales: Scales,
+    /// Attention scores become `c tanh(score / c)`.
+    pub attention_softcap: Option<f32>,
+    /// Logits become `c tanh(logit / c)`.
+    pub logit_softcap: Option<f32>,
+    /// The mixture of experts, if the model has one.
+    pub experts: Option<Experts>,
+    /// Latent attention, if the model has it.
+    pub latent: Option<Latent>,
     /// Beginning-of-sequence token.
     pub bos: Option<u32>,
     /// End-of-sequence tokens, the principal one first.
     pub eos: Vec<u32>,
+}
+
+/// The norms of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// What is normed away.
+    pub kind: NormKind,
+    /// Added to the variance or mean square.
+    pub eps: f64,
+    /// Added to every weight (Gemma's weights are stored less one).
+    pub offset: f32,
+}
+
+impl Norm {
+    /// An RMS norm as most models have it.
+    pub const fn rms(eps: f64) -> Norm {
+        Norm { kind: NormKind::Rms, eps, offset: 0.0 }
+    }
+    /// A layer norm.
+    pub const fn layer(eps: f64) -> Norm {
+        Norm { kind: NormKind::Layer, eps, offset: 0.0 }
+    }
+}
+
+/// Kinds of norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// Divides by the root of the mean square.
+    Rms,
+    /// Subtracts the mean and divides by the standard deviation.
+    Layer,
+}
+
+/// What the feed-forward block does to its gate, or to up where there is no gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · Φ(x)`, exact.
+    Gelu,
+    /// `x · Φ(x)` by its approximation with tanh.
+    GeluTanh,
+    /// gpt-oss: gate at most 7, up within ±7, `gate · sigmoid(1.702 gate) · (up + 1)`.
+    SwigluOai,
+}
+
+/// What differs between layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Whether attention looks back [`ModelSpec::sliding_window`] tokens only.
+    pub window: bool,
+    /// Which rotary embedding.
+    pub rope: RopeUse,
+    /// Whether the feed-forward block is a mixture of experts.
+    pub mixture: bool,
+}
+
+impl LayerSpec {
+    /// Full attention, rotated, dense.
+    pub const PLAIN: LayerSpec = LayerSpec { window: false, rope: RopeUse::Global, mixture: false };
+}
+
+/// Which rotary embedding a layer uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeUse {
+    /// None.
+    None,
+    /// [`ModelSpec::rope`].
+    Global,
+    /// [`ModelSpec::local_rope`].
+    Local,
+}
+
+/// Constant factors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scales {
+    /// Of embeddings.
+    pub embedding: f32,
+    /// Of what attention and feed-forward block add to the residual stream.
+    pub residual: f32,
+    /// Of attention scores; `1 / √head_dim` if absent.
+    pub attention: Option<f32>,
+    /// Of logits.
+    pub logits: f32,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Scales { embedding: 1.0, residual: 1.0, attention: None, logits: 1.0 }
+    }
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Experts {
+    /// Experts per layer.
+    pub count: usize,
+    /// Experts that each token goes to.
+    pub used: usize,
+    /// Width of an expert's feed-forward block.
+    pub ffn_size: usize,
+    /// Width of the shared expert's; 0 without one.
+    pub shared_ffn_size: usize,
+    /// How scores become weights.
+    pub scoring: Scoring,
+    /// Whether the weights of the chosen experts are made to sum to 1.
+    pub normalize: bool,
+    /// What the weights are multiplied by.
+    pub scale: f32,
+    /// Experts are chosen within the best of groups, if that is more than one.
+    pub groups: Option<Groups>,
+    /// Whether a token's weight multiplies the expert's input and not its output.
+    pub weigh_input: bool,
+}
+
+/// How a router's scores become weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Softmax over all experts.
+    Softmax,
+    /// Softmax over the chosen experts.
+    SoftmaxChosen,
+    /// Sigmoid of each.
+    Sigmoid,
+}
+
+/// Routing by groups of experts (DeepSeek).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups of equal size.
+    pub count: usize,
+    /// Groups that a token may use.
+    pub used: usize,
+    /// How many of a group's best scores are added up to rank it.
+    pub ranked_by: usize,
+}
+
+/// Multi-head latent attention (DeepSeek): keys and values are made from a narrow latent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latent {
+    /// Width of the queries' latent; `None`: queries are projected directly.
+    pub q_rank: Option<usize>,
+    /// Width of the keys' and values' latent.
+    pub kv_rank: usize,
+    /// Width of the part of a head that is rotated, which all heads' keys share.
+    pub rope_dim: usize,
 }
 
 /// Rotary position embedding.
@@ -50,8 +217,17 @@ pub struct ModelSpec {
 pub struct Rope {
     /// Base frequency.
     pub theta: f64,
+    /// Leading dimensions of a head that are rotated; 0: none. In latent attention, of the shared key.
+    pub dims: usize,
+    /// Whether neighbours are paired (0 with 1, 2 with 3, …) and not halves (0 with `dims / 2`, …).
+    pub interleaved: bool,
     /// Change of the frequencies for long contexts.
     pub scaling: RopeScaling,
+}
+
+impl Rope {
+    /// No rotation.
+    pub const NONE: Rope = Rope { theta: 10_000.0, dims: 0, interleaved: false, scaling: RopeScaling::None };
 }
 
 /// Rope frequency scaling.
@@ -64,6 +240,13 @@ pub enum RopeScaling {
         /// The divisor.
         factor: f64,
     },
+    /// Beyond the original context, the base grows with the length of the text (dynamic NTK).
+    Dynamic {
+        /// How fast.
+        factor: f64,
+        /// Context length before scaling, in tokens.
+        original_context: usize,
+    },
     /// Llama 3's: long wavelengths divided by `factor`, short ones kept, a smooth ramp between.
     Llama3 {
         /// The divisor of long wavelengths.
@@ -75,63 +258,187 @@ pub enum RopeScaling {
         /// Context length before scaling, in tokens.
         original_context: usize,
     },
-    /// One divisor per frequency, as GGUF's `rope_freqs.weight` gives them, `head_dim / 2` values.
+    /// YaRN (Peng et al., 2023): as Llama 3's with a ramp over dimensions, and larger attention scores.
+    Yarn(Yarn),
+    /// LongRoPE (Ding et al., 2024): one divisor per frequency, others for texts longer than the original context.
+    Long(LongRope),
+    /// One divisor per frequency, as GGUF's `rope_freqs.weight` gives them, `dims / 2` values.
     Factors(Vec<f32>),
+}
+
+/// YaRN's parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Yarn {
+    /// The divisor of long wavelengths.
+    pub factor: f64,
+    /// Context length before scaling, in tokens.
+    pub original_context: usize,
+    /// Turns within the original context above which a frequency is kept.
+    pub beta_fast: f64,
+    /// Turns within the original context below which a frequency is divided.
+    pub beta_slow: f64,
+    /// Factor of cosines and sines.
+    pub attention_factor: f64,
+    /// Whether the ramp begins and ends at whole dimensions.
+    pub truncate: bool,
+    /// DeepSeek's: attention scores are further multiplied by the square of `1 + 0.1 m ln factor` with this `m`.
+    pub mscale_all_dim: f64,
+}
+
+/// LongRoPE's parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// Divisors for texts within the original context, `dims / 2` values.
+    pub short: Vec<f32>,
+    /// Divisors for longer texts.
+    pub long: Vec<f32>,
+    /// Context length before scaling, in tokens.
+    pub original_context: usize,
+    /// Factor of cosines and sines.
+    pub attention_factor: f64,
 }
 
 impl ModelSpec {
     /// The tensors this model must have, in GGUF's customary order.
     pub fn roles(&self) -> Vec<Role> {
-        Role::all(self.n_layers).filter(|r| self.has(r.part)).collect()
+        Role::all(self.n_layers).filter(|r| self.has_role(*r)).collect()
     }
-    /// Whether the model has this part.
+    /// The parts of one decoder layer.
+    pub fn layer_parts(&self, layer: usize) -> impl Iterator<Item = Part> + '_ {
+        let mixture = self.layers.get(layer).is_some_and(|l| l.mixture);
+        self.parts.iter().copied().filter(move |p| p.in_layer(mixture))
+    }
+    /// Whether any layer, or the model as a whole, has this part.
     pub fn has(&self, part: Part) -> bool {
-        match part {
-            Part::Output => !self.tied,
-            Part::AttnQBias | Part::AttnKBias | Part::AttnVBias => self.qkv_bias,
-            Part::AttnOutputBias => self.attn_output_bias,
-            Part::AttnQNorm | Part::AttnKNorm => self.arch.qk_norm,
-            Part::FfnGateBias | Part::FfnUpBias | Part::FfnDownBias => self.mlp_bias,
-            _ => true,
-        }
+        self.parts.contains(&part)
     }
-    /// The shape of a part's tensor: `(out, in)` for matrices.
+    /// Whether the model has this tensor.
+    pub fn has_role(&self, role: Role) -> bool {
+        self.has(role.part)
+            && match role.layer {
+                Some(layer) => self.layers.get(layer).is_some_and(|l| role.part.in_layer(l.mixture)),
+                None => !role.part.per_layer(),
+            }
+    }
+    /// Adds these parts.
+    pub fn add(&mut self, parts: &[Part]) {
+        self.parts.extend(parts);
+    }
+    /// Removes these parts.
+    pub fn remove(&mut self, parts: &[Part]) {
+        self.parts.retain(|p| !parts.contains(p));
+    }
+    /// The width of all queries together.
+    pub fn q_width(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+    /// The shape of a part's tensor: `(out, in)` for matrices, `(experts, out, in)` for those of experts.
     pub fn shape(&self, part: Part) -> Vec<usize> {
-        let (h, f, q, kv) = (self.hidden_size, self.ffn_size, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
+        use Part::*;
+        let (h, f, q) = (self.hidden_size, self.ffn_size, self.q_width());
+        let (k, v) = (self.n_kv_heads * self.head_dim, self.n_kv_heads * self.v_head_dim);
+        let latent = self.latent.unwrap_or(Latent { q_rank: None, kv_rank: 0, rope_dim: 0 });
+        let q_rank = latent.q_rank.unwrap_or(0);
+        let (experts, ef, sf) = self.experts.as_ref().map_or((0, 0, 0), |e| (e.count, e.ffn_size, e.shared_ffn_size));
         match part {
-            Part::TokenEmbd | Part::Output => vec![self.vocab_size, h],
-            Part::OutputNorm | Part::AttnNorm | Part::FfnNorm | Part::AttnOutputBias | Part::FfnDownBias => vec![h],
-            Part::AttnQ => vec![q, h],
-            Part::AttnK | Part::AttnV => vec![kv, h],
-            Part::AttnOutput => vec![h, q],
-            Part::AttnQBias => vec![q],
-            Part::AttnKBias | Part::AttnVBias => vec![kv],
-            Part::AttnQNorm | Part::AttnKNorm => vec![self.head_dim],
-            Part::FfnGate | Part::FfnUp => vec![f, h],
-            Part::FfnDown => vec![h, f],
-            Part::FfnGateBias | Part::FfnUpBias => vec![f],
+            TokenEmbd | Output => vec![self.vocab_size, h],
+            PositionEmbd => vec![self.context_length, h],
+            TokenTypes => vec![2, h],
+            OutputBias => vec![self.vocab_size],
+            AttnQ => vec![q, h],
+            AttnK => vec![k, h],
+            AttnV => vec![v, h],
+            AttnQkv => vec![q + k + v, h],
+            AttnQA => vec![q_rank, h],
+            AttnQB => vec![q, q_rank],
+            AttnKvA => vec![latent.kv_rank + latent.rope_dim, h],
+            AttnKvB => vec![self.n_heads * (self.head_dim - latent.rope_dim + self.v_head_dim), latent.kv_rank],
+            AttnOutput => vec![h, self.n_heads * self.v_head_dim],
+            AttnQBias => vec![q],
+            AttnKBias => vec![k],
+            AttnVBias => vec![v],
+            AttnQkvBias => vec![q + k + v],
+            AttnQNorm | AttnQNormBias => vec![if self.arch.wide_qk_norm { q } else { self.head_dim }],
+            AttnKNorm | AttnKNormBias => vec![if self.arch.wide_qk_norm { k } else { self.head_dim }],
+            AttnQANorm => vec![q_rank],
+            AttnKvANorm => vec![latent.kv_rank],
+            AttnSinks => vec![self.n_heads],
+            FfnGate => vec![f, h],
+            FfnUp if self.fused_gate => vec![2 * f, h],
+            FfnUp => vec![f, h],
+            FfnDown => vec![h, f],
+            FfnGateBias => vec![f],
+            FfnUpBias if self.fused_gate => vec![2 * f],
+            FfnUpBias => vec![f],
+            FfnGateInp => vec![experts, h],
+            FfnGateInpShexp => vec![1, h],
+            FfnGateInpBias | ExpProbsBias => vec![experts],
+            FfnGateExps | FfnUpExps => vec![experts, ef, h],
+            FfnDownExps => vec![experts, h, ef],
+            FfnGateExpsBias | FfnUpExpsBias => vec![experts, ef],
+            FfnDownExpsBias => vec![experts, h],
+            FfnGateShexp | FfnUpShexp => vec![sf, h],
+            FfnDownShexp => vec![h, sf],
+            EmbdNorm | EmbdNormBias | OutputNorm | OutputNormBias | AttnNorm | AttnNormBias | AttnOutputBias | AttnPostNorm
+            | AttnResidualNorm | AttnResidualNormBias | FfnNorm | FfnNormBias | FfnDownBias | FfnPostNorm | LayerOutputNorm
+            | LayerOutputNormBias => vec![h],
         }
     }
     /// The part whose matrix makes the logits: the output matrix, or the tied embedding.
     pub fn head_part(&self) -> Part {
         if self.tied { Part::TokenEmbd } else { Part::Output }
     }
+    /// Weights of a tensor.
+    pub fn numel(&self, part: Part) -> usize {
+        self.shape(part).iter().product()
+    }
     /// Number of weights.
     pub fn n_weights(&self) -> usize {
-        self.roles().iter().map(|r| self.shape(r.part).iter().product::<usize>()).sum()
+        self.roles().iter().map(|r| self.numel(r.part)).sum()
+    }
+    /// Weights of the largest decoder layer.
+    pub fn largest_layer(&self) -> usize {
+        (0..self.n_layers).map(|l| self.layer_parts(l).map(|p| self.numel(p)).sum()).max().unwrap_or(0)
+    }
+    /// What attention scores are multiplied by.
+    pub fn attention_scale(&self) -> f32 {
+        self.scales.attention.unwrap_or_else(|| (self.head_dim as f32).sqrt().recip())
+    }
+    /// Tokens that a query of this layer may look back, itself included.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.layers[layer].window)
+    }
+    /// Whether every layer has a window (`Some(true)`), none (`Some(false)`), or only some (`None`).
+    pub fn windows_everywhere(&self) -> Option<bool> {
+        let n = self.layers.iter().filter(|l| l.window).count();
+        if n == 0 || self.sliding_window.is_none() {
+            Some(false)
+        } else if n == self.n_layers {
+            Some(true)
+        } else {
+            None
+        }
     }
     /// Checks that the numbers fit together and are small enough that no shape overflows. Every reader of a container calls it.
     pub fn validate(&self) -> Result<()> {
+        let experts = self.experts.as_ref();
         let bounded = [
             ("hidden_size", self.hidden_size, 1 << 20),
             ("number of layers", self.n_layers, 1 << 14),
             ("number of attention heads", self.n_heads, 1 << 14),
             ("number of key and value heads", self.n_kv_heads, 1 << 14),
             ("head_dim", self.head_dim, 1 << 14),
+            ("width of a value's head", self.v_head_dim, 1 << 14),
             ("feed-forward size", self.ffn_size, 1 << 22),
             ("vocabulary size", self.vocab_size, 1 << 26),
             ("context length", self.context_length, 1 << 30),
             ("sliding window", self.sliding_window.unwrap_or(1), usize::MAX),
+            ("number of experts", experts.map_or(1, |e| e.count), 1 << 12),
+            ("number of experts per token", experts.map_or(1, |e| e.used), experts.map_or(1, |e| e.count)),
+            ("feed-forward size of an expert", experts.map_or(1, |e| e.ffn_size), 1 << 22),
+            ("feed-forward size of the shared expert", experts.map_or(1, |e| e.shared_ffn_size.max(1)), 1 << 22),
+            ("rank of the keys' and values' latent", self.latent.map_or(1, |l| l.kv_rank), 1 << 20),
+            ("rank of the queries' latent", self.latent.and_then(|l| l.q_rank).unwrap_or(1), 1 << 20),
         ];
         for (name, value, limit) in bounded {
             if value == 0 || value > limit {
@@ -142,20 +449,58 @@ impl ModelSpec {
             let (q, kv) = (self.n_heads, self.n_kv_heads);
             return Err(Error::corrupt(format!("{q} attention heads cannot share {kv} key and value heads evenly")));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(Error::corrupt(format!("head_dim {} is odd: rotary embedding needs pairs", self.head_dim)));
+        if self.layers.len() != self.n_layers {
+            return Err(Error::corrupt(format!(
+                "{} layers are described, but the model has {}",
+                self.layers.len(),
+                self.n_layers
+            )));
         }
+        let rotated = self.latent.map_or(self.head_dim, |l| l.rope_dim);
+        for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {
+            if !rope.dims.is_multiple_of(2) || rope.dims > rotated {
+                return Err(Error::corrupt(format!(
+                    "{} of {rotated} dimensions of a head are rotated: rotary embedding needs pairs",
+                    rope.dims
+                )));
+            }
+        }
+        if let Some(g) = experts.and_then(|e| e.groups.map(|g| (e, g)))
+            && (g.1.count == 0 || !g.0.count.is_multiple_of(g.1.count) || g.1.used == 0 || g.1.used > g.1.count)
+        {
+            return Err(Error::corrupt(format!(
+                "{} experts cannot be chosen from {} of {} groups",
+                g.0.count, g.1.used, g.1.count
+            )));
+        }
+        if !(self.norm.eps.is_finite() && self.norm.eps >= 0.0) {
+            return Err(Error::corrupt(format!("epsilon of the norms is {}", self.norm.eps)));
+        }
+        [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten().try_for_each(Rope::validate)
+    }
+}
+
+impl Rope {
+    fn validate(&self) -> Result<()> {
         let positive = |name: &str, v: f64| {
             let ok = v.is_finite() && v > 0.0;
             if ok { Ok(()) } else { Err(Error::corrupt(format!("{name} is {v}, not a positive number"))) }
         };
-        if !(self.rms_eps.is_finite() && self.rms_eps >= 0.0) {
-            return Err(Error::corrupt(format!("epsilon of the norms is {}", self.rms_eps)));
-        }
-        positive("rope base frequency", self.rope.theta)?;
-        match &self.rope.scaling {
-            RopeScaling::None => {}
-            RopeScaling::Linear { factor } => positive("rope scaling factor", *factor)?,
+        let divisors = |values: &[f32], tensor: &str| {
+            if values.len() != self.dims / 2 {
+                let (got, want) = (values.len(), self.dims / 2);
+                return Err(Error::corrupt(format!("{got} values, expected {want}")).tensor(tensor));
+            }
+            values.iter().try_for_each(|d| positive("rope divisor", f64::from(*d)).map_err(|e| e.tensor(tensor)))
+        };
+        positive("rope base frequency", self.theta)?;
+        match &self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } => positive("rope scaling factor", *factor),
+            RopeScaling::Dynamic { factor, original_context } => {
+                positive("rope scaling factor", *factor)?;
+                positive("original context of the rope scaling", *original_context as f64)
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 positive("rope scaling factor", *factor)?;
                 positive("low_freq_factor", *low_freq_factor)?;
@@ -165,17 +510,22 @@ impl ModelSpec {
                         "high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"
                     )));
                 }
+                Ok(())
             }
-            RopeScaling::Factors(divisors) => {
-                if divisors.len() != self.head_dim / 2 {
-                    let (got, want) = (divisors.len(), self.head_dim / 2);
-                    return Err(Error::corrupt(format!("{got} values, expected {want}")).tensor("rope_freqs.weight"));
-                }
-                for d in divisors {
-                    positive("rope divisor", f64::from(*d)).map_err(|e| e.tensor("rope_freqs.weight"))?;
-                }
+            RopeScaling::Yarn(y) => {
+                positive("rope scaling factor", y.factor)?;
+                positive("original context of the rope scaling", y.original_context as f64)?;
+                positive("beta_fast", y.beta_fast)?;
+                positive("beta_slow", y.beta_slow)?;
+                positive("attention_factor", y.attention_factor)
             }
+            RopeScaling::Long(l) => {
+                positive("original context of the rope scaling", l.original_context as f64)?;
+                positive("attention_factor", l.attention_factor)?;
+                divisors(&l.short, "rope_factors_short.weight")?;
+                divisors(&l.long, "rope_factors_long.weight")
+            }
+            RopeScaling::Factors(values) => divisors(values, "rope_freqs.weight"),
         }
-        Ok(())
     }
 }

@@ -4,13 +4,13 @@
 //! Windows of equal length are grouped into batches of about [`BATCH_TOKENS`] tokens. Batches depend on the windows alone and run
 //! one after the other, each using all threads inside, so results do not depend on the number of threads.
 
-use crate::block::{Observer, Rows, Run};
+use crate::block::{Observer, Ropes, Rows, Run};
 use crate::checkpoint::WeightSource;
+use crate::embedding::{Embedding, OutputNorm, check_tokens};
 use crate::head::Head;
 use crate::layer::Layer;
-use crate::ops::{self, OrFail, rms_norm};
-use crate::role::{Input, Part, Role, Site};
-use crate::rope::RopeTable;
+use crate::ops::{self, OrFail};
+use crate::role::{Input, Part, Site};
 use crate::spec::ModelSpec;
 use bitsmith_formats::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -45,14 +45,14 @@ impl Hidden {
 /// Bytes that a sweep over `n_tokens` tokens in windows of at most `window` holds at its peak, besides what observers keep: hidden
 /// states, the largest of embedding, layer and output matrix as f32, and one batch's intermediate results.
 pub fn peak_bytes(spec: &ModelSpec, n_tokens: usize, window: usize, threads: usize) -> u64 {
-    let weights = |part: Part| spec.shape(part).iter().product::<usize>() as u64;
-    let layer: u64 = Part::ALL.into_iter().filter(|p| p.per_layer() && spec.has(*p)).map(weights).sum();
+    let layer = spec.largest_layer() as u64;
     let rows = BATCH_TOKENS.max(window).min(n_tokens) as u64;
-    let heads = (spec.n_heads * spec.head_dim + 2 * spec.n_kv_heads * spec.head_dim) as u64;
+    let kv_heads = if spec.latent.is_some() { spec.n_heads } else { spec.n_kv_heads };
+    let heads = (spec.q_width() + kv_heads * (spec.head_dim + spec.v_head_dim)) as u64;
     // At most two of gate, up and down's output, and a few copies of the residual stream, live together.
     let batch = rows * (4 * spec.hidden_size as u64 + heads + 2 * spec.ffn_size as u64);
     let scores = (threads * crate::attention::QUERY_BLOCK * window) as u64;
-    4 * (n_tokens as u64 * spec.hidden_size as u64 + layer.max(weights(Part::TokenEmbd)) + batch + scores)
+    4 * (n_tokens as u64 * spec.hidden_size as u64 + layer.max(spec.numel(Part::TokenEmbd) as u64) + batch + scores)
 }
 
 impl Hidden {
@@ -68,7 +68,7 @@ impl Hidden {
 pub struct Sweep {
     spec: ModelSpec,
     device: Device,
-    rope: RopeTable,
+    ropes: Ropes,
     batches: Vec<Batch>,
     /// Batch and row of each window's first token.
     places: Vec<(usize, usize)>,
@@ -94,13 +94,7 @@ impl Sweep {
             if window.is_empty() {
                 return Err(Error::usage(format!("token window {i} is empty")));
             }
-            if let Some(bad) = window.iter().find(|t| **t as usize >= spec.vocab_size) {
-                return Err(Error::corrupt(format!(
-                    "token {bad} in window {i} is outside the model's vocabulary of {}",
-                    spec.vocab_size
-                ))
-                .hint("the tokenizer does not belong to this model"));
-            }
+            check_tokens(spec, window, || format!(" in window {i}"))?;
             let fits = |b: &Batch| b.len == window.len() && b.tokens.len() + window.len() <= BATCH_TOKENS;
             if !batches.last().is_some_and(fits) {
                 batches.push(Batch { windows: Vec::new(), len: window.len(), tokens: Vec::new() });
@@ -113,8 +107,8 @@ impl Sweep {
             }
         }
         let longest = batches.iter().map(|b| b.len).max().unwrap_or(0);
-        let rope = RopeTable::new(&spec.rope, spec.head_dim, longest);
-        Ok(Sweep { spec: spec.clone(), device: device.clone(), rope, batches, places, hidden: None })
+        let ropes = Ropes::new(spec, longest);
+        Ok(Sweep { spec: spec.clone(), device: device.clone(), ropes, batches, places, hidden: None })
     }
 
     /// The model's hyperparameters.
@@ -134,13 +128,9 @@ impl Sweep {
         self.batches.iter().map(|b| b.tokens.len()).sum()
     }
 
-    /// Starts the sweep: hidden states become the tokens' embeddings. `embedding` is `(vocab, hidden)`.
-    pub fn embed(&mut self, embedding: &Tensor) -> Result<()> {
-        let want = self.spec.shape(Part::TokenEmbd);
-        if embedding.dims() != want {
-            return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", embedding.dims())).tensor(Part::TokenEmbd.name()));
-        }
-        let batches = self.batches.iter().map(|b| ops::embed(embedding, &b.tokens)).collect::<Result<_>>()?;
+    /// Starts the sweep: hidden states become the tokens' embeddings.
+    pub fn embed(&mut self, embedding: &Embedding) -> Result<()> {
+        let batches = self.batches.iter().map(|b| embedding.rows(&b.tokens, b.len, 0)).collect::<Result<_>>()?;
         self.hidden = Some(Hidden { batches });
         Ok(())
     }
@@ -177,15 +167,15 @@ impl Sweep {
 
     /// New hidden states: `hidden` after layer `index` with weights `layer`. The sweep's own hidden states stay.
     pub fn apply_layer(&self, hidden: &Hidden, layer: &Layer, index: usize, observer: Option<&dyn Observer>) -> Result<Hidden> {
-        let run = Run { spec: &self.spec, rope: &self.rope, layer_index: index, observer };
+        let run = Run { spec: &self.spec, ropes: &self.ropes, layer_index: index, observer };
         let batches = self.for_each(hidden, |x, rows| self.checked(index, run.forward(layer, x, rows, None)?))?;
         Ok(Hidden { batches })
     }
 
     /// Shows the observer the layer's linear inputs and discards the rest.
     pub fn observe_layer(&self, hidden: &Hidden, layer: &Layer, index: usize, observer: &dyn Observer) -> Result<()> {
-        let run = Run { spec: &self.spec, rope: &self.rope, layer_index: index, observer: Some(observer) };
-        self.for_each(hidden, |x, rows| self.checked(index, run.until_down(layer, x, rows, None)?.1))?;
+        let run = Run { spec: &self.spec, ropes: &self.ropes, layer_index: index, observer: Some(observer) };
+        self.for_each(hidden, |x, rows| run.observe_all(layer, x, rows))?;
         Ok(())
     }
 
@@ -195,7 +185,7 @@ impl Sweep {
         if hidden.batches.len() != self.batches.len() {
             return Err(Error::failed("these hidden states belong to another sweep"));
         }
-        let run = Run { spec: &self.spec, rope: &self.rope, layer_index: index, observer };
+        let run = Run { spec: &self.spec, ropes: &self.ropes, layer_index: index, observer };
         // Batch by batch, so that old and new states exist twice for one batch only.
         for (b, x) in self.batches.iter().zip(&mut hidden.batches) {
             let rows = Rows { windows: b.windows.len(), len: b.len, start: 0 };
@@ -205,11 +195,11 @@ impl Sweep {
         Ok(())
     }
 
-    /// Applies the output norm, `(hidden)`, and shows the result to the observer as the head's input.
-    pub fn finish(&self, output_norm: &Tensor, observer: Option<&dyn Observer>) -> Result<Normed> {
+    /// Applies the output norm and shows the result to the observer as the head's input.
+    pub fn finish(&self, output_norm: &OutputNorm, observer: Option<&dyn Observer>) -> Result<Normed> {
         let site = Site { layer: None, input: Input::Head };
         let batches = self.for_each(self.hidden()?, |x, _| {
-            let normed = rms_norm(x, output_norm, self.spec.rms_eps)?;
+            let normed = output_norm.apply(x)?;
             match observer {
                 Some(o) if o.wants(site) => o.observe(site, &normed)?,
                 _ => {}
@@ -232,14 +222,12 @@ impl Sweep {
 
     /// [`Sweep::embed`] with the embedding read from `source`.
     pub fn embed_from(&mut self, source: &dyn WeightSource) -> Result<()> {
-        let host = source.read(Role::global(Part::TokenEmbd))?;
-        self.embed(&ops::from_host(host.data, &host.shape, &self.device)?)
+        self.embed(&Embedding::load(source, &self.device)?)
     }
 
     /// [`Sweep::finish`] with the output norm read from `source`.
     pub fn finish_from(&self, source: &dyn WeightSource, observer: Option<&dyn Observer>) -> Result<Normed> {
-        let norm = source.read(Role::global(Part::OutputNorm))?;
-        self.finish(&ops::from_host(norm.data, &norm.shape, &self.device)?, observer)
+        self.finish(&OutputNorm::load(source, &self.device)?, observer)
     }
 }
 
@@ -268,6 +256,7 @@ pub fn run(source: &dyn WeightSource, windows: &[Vec<u32>], device: &Device, obs
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::role::Role;
     use crate::testing::{model, plain_logits, tokens};
     use bitsmith_formats::ErrorKind;
     use serde_json::json;

@@ -69,9 +69,9 @@ pub fn plain_logits(source: &dyn WeightSource, tokens: &[u32]) -> Vec<Vec<f64>> 
         };
         let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
         for (position, x) in states.iter().enumerate() {
-            let x = norm(x, &w(Part::AttnNorm), s.rms_eps);
+            let x = norm(x, &w(Part::AttnNorm), s.norm.eps);
             let head_norm = |part: Part, x: Vec<f64>| match s.has(part) {
-                true => x.chunks(dim).flat_map(|h| norm(h, &w(part), s.rms_eps)).collect(),
+                true => x.chunks(dim).flat_map(|h| norm(h, &w(part), s.norm.eps)).collect(),
                 false => x,
             };
             let mut qx = head_norm(Part::AttnQNorm, linear(Part::AttnQ, &x));
@@ -95,12 +95,12 @@ pub fn plain_logits(source: &dyn WeightSource, tokens: &[u32]) -> Vec<Vec<f64>> 
             }
             let add = |x: &mut Vec<f64>, y: Vec<f64>| x.iter_mut().zip(y).for_each(|(a, b)| *a += b);
             add(x, linear(Part::AttnOutput, &mixed));
-            let y = norm(x, &w(Part::FfnNorm), s.rms_eps);
+            let y = norm(x, &w(Part::FfnNorm), s.norm.eps);
             let gate = linear(Part::FfnGate, &y);
             let inner: Vec<f64> = gate.iter().zip(linear(Part::FfnUp, &y)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
             add(x, linear(Part::FfnDown, &inner));
         }
     }
     let (last, head) = (read(Role::global(Part::OutputNorm)), read(Role::global(s.head_part())));
-    states.iter().map(|x| product(&head, None, &norm(x, &last, s.rms_eps))).collect()
+    states.iter().map(|x| product(&head, None, &norm(x, &last, s.norm.eps))).collect()
 }

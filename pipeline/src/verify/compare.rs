@@ -144,10 +144,17 @@ impl Pair<'_> {
             Some(Input::FfnIn) => Role { part: Part::FfnNorm, ..role },
             Some(Input::Head) => Role::global(Part::OutputNorm),
             Some(Input::AttnOut | Input::FfnOut) => return self.fitted_columns(role, row_len).map(Some),
-            None => return Ok(None),
+            _ => return Ok(None),
         };
+        if !self.artifact.spec().has(norm.part) {
+            return Ok(None);
+        }
+        let offset = self.artifact.spec().norm.offset;
         let (stored, dense) = (self.artifact.read(norm)?.data, self.source.read(norm)?.data);
-        let undo = |(s, d): (&f32, &f32)| if *s == 0.0 { 1.0 } else { f64::from(*d) / f64::from(*s) };
+        let undo = |(s, d): (&f32, &f32)| match s + offset {
+            0.0 => 1.0,
+            s => f64::from(d + offset) / f64::from(s),
+        };
         Ok(Some(stored.iter().zip(&dense).map(undo).collect()))
     }
 

@@ -18,7 +18,7 @@ use crate::solver::Problem;
 use bitsmith_calibrate::SiteStats;
 use bitsmith_formats::{CodecId, Result};
 use bitsmith_runtime::role::{Input, Part};
-use bitsmith_runtime::spec::ModelSpec;
+use bitsmith_runtime::spec::{Activation, ModelSpec};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ impl Transform for Awq {
             let Some(site) = stats.get_mut(&fold.input) else { continue };
             let readers: Vec<Part> = fold.input.readers().iter().copied().filter(|p| layer.contains_key(p)).collect();
             let Some(h) = site.hessian() else { continue };
-            if readers.is_empty() || !layer.contains_key(&fold.source) {
+            if readers.is_empty() || !layer.contains_key(&fold.source) || !foldable(fold, context.spec) {
                 continue;
             }
             let sources = source_channels(context.spec, fold.input, site.width());
@@ -86,6 +86,21 @@ impl Transform for Awq {
             }
         }
         Ok(Vec::new())
+    }
+}
+
+/// Whether dividing the source's output channels and multiplying the readers' columns leaves the model's function alone: nothing else
+/// may read those channels, and the source must be linear in its weights.
+fn foldable(fold: &Fold, spec: &ModelSpec) -> bool {
+    match fold.input {
+        // A norm that the feed-forward block of a parallel layer reads as well.
+        Input::AttnIn => !spec.parallel || spec.has(Part::FfnNorm),
+        Input::AttnOut => spec.head_dim == spec.v_head_dim && spec.latent.is_none(),
+        // A router reads the norm's output too.
+        Input::FfnIn => spec.experts.is_none() && !spec.fused_gate,
+        Input::FfnOut => spec.has(Part::FfnGate) && spec.activation != Activation::SwigluOai,
+        Input::Head => true,
+        _ => false,
     }
 }
 
@@ -295,15 +310,19 @@ fn apply_fold(
             bias.iter_mut().zip(scales).for_each(|(b, s)| *b /= s);
         }
     } else {
+        let offset = context.spec.norm.offset;
         let norm = layer.get_mut(&source).expect("checked by the caller");
         for (v, s) in norm.iter_mut().zip(&mut effective) {
-            let stored = context.vector_type.round(*v / *s);
-            if stored != 0.0 && stored.is_finite() {
-                *s = *v / stored;
+            let stored = context.vector_type.round((*v + offset) / *s - offset);
+            if stored + offset != 0.0 && stored.is_finite() {
+                *s = (*v + offset) / (stored + offset);
                 *v = stored;
             } else {
                 *s = 1.0;
             }
+        }
+        if let Some(bias) = source.bias().and_then(|b| layer.get_mut(&b)) {
+            bias.iter_mut().zip(&effective).for_each(|(b, s)| *b /= s);
         }
     }
     let per_column: Vec<f32> = sources.iter().map(|&c| effective[c]).collect();

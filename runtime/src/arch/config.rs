@@ -12,7 +12,7 @@ impl<'a> Config<'a> {
     pub fn get(self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
-    fn required<T>(self, key: &str, found: Option<T>) -> Result<T> {
+    pub(super) fn required<T>(self, key: &str, found: Option<T>) -> Result<T> {
         found.ok_or_else(|| Error::corrupt(format!("key `{key}` is missing")))
     }
     fn typed<T>(self, key: &str, kind: &str, f: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
@@ -38,6 +38,11 @@ impl<'a> Config<'a> {
     pub fn opt_usize(self, key: &str) -> Result<Option<usize>> {
         self.typed(key, "a whole number", whole)
     }
+    /// A whole number that must be there under one of these keys.
+    pub fn usize_of(self, keys: &[&str]) -> Result<usize> {
+        let key = keys.iter().find(|key| self.get(key).is_some()).unwrap_or(&keys[0]);
+        self.usize(key)
+    }
     /// A finite number that must be there.
     pub fn f64(self, key: &str) -> Result<f64> {
         self.required(key, self.opt_f64(key)?)
@@ -49,6 +54,12 @@ impl<'a> Config<'a> {
     /// A truth value.
     pub fn opt_bool(self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", Value::as_bool)
+    }
+    /// A list of finite numbers that must be there.
+    pub fn f32s(self, key: &str) -> Result<Vec<f32>> {
+        let number = |v: &Value| v.as_f64().filter(|x| x.is_finite()).map(|x| x as f32);
+        let list = self.typed(key, "a list of numbers", |v| v.as_array()?.iter().map(number).collect())?;
+        self.required(key, list)
     }
     /// A nested object.
     pub fn opt_object(self, key: &str) -> Result<Option<Config<'a>>> {

@@ -1,7 +1,8 @@
 //! Llama 1 to 3, and the many models of the same architecture (SmolLM, TinyLlama, Yi, …).
 
 use super::config::Config;
-use super::{Architecture, family, mistral, write};
+use super::{Architecture, family, mistral, names, to_config};
+use crate::role::Part;
 
 /// The table entry.
 pub static LLAMA: Architecture = Architecture {
@@ -9,17 +10,19 @@ pub static LLAMA: Architecture = Architecture {
     model_types: &["llama"],
     gguf: "llama",
     hf_class: "LlamaForCausalLM",
-    gguf_permutes_qk: true,
-    qk_norm: false,
-    hf_names: family::NAMES,
+    order: names::interleaved_qk,
     from_config: |arch, config| {
         let c = Config(config);
-        let mut spec = family::base(arch, c)?;
+        let mut spec = family::llama_like(arch, c)?;
         // One switch for all four projections.
-        let bias = c.opt_bool("attention_bias")?.unwrap_or(false);
-        (spec.qkv_bias, spec.attn_output_bias) = (bias, bias);
-        spec.mlp_bias = c.opt_bool("mlp_bias")?.unwrap_or(false);
-        spec.sliding_window = family::sliding_window(c, None)?;
+        if c.opt_bool("attention_bias")?.unwrap_or(false) {
+            spec.add(family::QKV_BIASES);
+            spec.add(&[Part::AttnOutputBias]);
+        }
+        if c.opt_bool("mlp_bias")?.unwrap_or(false) {
+            spec.add(family::GATED_BIASES);
+        }
+        family::set_uniform_window(&mut spec, c, None)?;
         spec.validate()?;
         Ok(spec)
     },
@@ -28,9 +31,10 @@ pub static LLAMA: Architecture = Architecture {
         if spec.sliding_window.is_some() {
             return (mistral::MISTRAL.to_config)(spec);
         }
-        let mut config = write::base(&LLAMA, spec)?;
-        config.insert("attention_bias".into(), write::attention_bias(spec)?);
-        config.insert("mlp_bias".into(), spec.mlp_bias.into());
+        let mut config = to_config::base(&LLAMA, spec)?;
+        config.insert("attention_bias".into(), to_config::attention_bias(spec)?);
+        config.insert("mlp_bias".into(), spec.has(Part::FfnGateBias).into());
         Ok(config)
     },
+    ..Architecture::DECODER
 };

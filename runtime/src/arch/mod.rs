@@ -2,25 +2,34 @@
 
 mod config;
 mod family;
-mod gguf;
+mod from_gguf;
+mod gemma2;
+mod gpt2;
 mod llama;
 mod mistral;
 mod names;
 mod qwen2;
 mod qwen3;
-mod write;
+mod qwen3_moe;
+mod to_config;
+mod to_gguf;
 
-pub use names::{ContainerKind, TensorMap, gguf_row_order};
+pub use from_gguf::GgufKeys;
+
+pub use names::{ContainerKind, Order, Place, TensorMap};
 
 use crate::role::Part;
 use crate::spec::ModelSpec;
+use bitsmith_formats::gguf;
 use bitsmith_formats::{Error, Result};
 use serde_json::{Map, Value};
 
 /// Every architecture that bitsmith knows. Where several share a GGUF name, the first reads it.
-pub static ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
+pub static ARCHITECTURES: &[&Architecture] =
+    &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3_moe::QWEN3_MOE, &gemma2::GEMMA2, &gpt2::GPT2];
 
-/// What distinguishes an architecture. Everything that converts, runs or quantizes reads this entry.
+/// What distinguishes an architecture. Everything that converts, runs or quantizes reads this entry; [`Architecture::DECODER`] has
+/// what most share.
 pub struct Architecture {
     /// Our name, also shown by `bitsmith inspect`.
     pub name: &'static str,
@@ -30,16 +39,51 @@ pub struct Architecture {
     pub gguf: &'static str,
     /// The class that transformers runs it with: `architectures` in `config.json`.
     pub hf_class: &'static str,
-    /// Whether GGUF stores the rows of q and k interleaved for its own rope (pairs next to each other instead of halves).
-    pub gguf_permutes_qk: bool,
-    /// Whether queries and keys are normed per head.
-    pub qk_norm: bool,
-    /// Tensor names in Hugging Face and MLX checkpoints, `{}` standing for the layer.
+    /// Whether the norms of queries and keys are as wide as all heads together, and not as one.
+    pub wide_qk_norm: bool,
+    /// Tensor names in Hugging Face and MLX checkpoints where they are not those of Llama, `{}` standing for the layer and `{e}` for the
+    /// expert, where each has a tensor of its own.
     pub hf_names: &'static [(Part, &'static str)],
+    /// Names that differ in MLX folders.
+    pub mlx_names: &'static [(Part, &'static str)],
+    /// Names of the experts' gate and up and of their down projections, `{}` standing for the layer, in Hugging Face checkpoints that have
+    /// all experts in one tensor: `(experts, 2 × ffn, hidden)`, gate first, and `(experts, hidden, ffn)`.
+    pub joint_experts: Option<[&'static str; 2]>,
+    /// Beginnings of names that some checkpoints have in another form: usual and other.
+    pub aliases: &'static [(&'static str, &'static str)],
+    /// Ends of the names of tensors that carry nothing the model needs.
+    pub superfluous: &'static [&'static str],
+    /// What a container does to a part's rows.
+    pub order: fn(&ModelSpec, ContainerKind, Part) -> Order,
     /// Reads the hyperparameters from `config.json`.
     pub from_config: fn(&'static Architecture, &Value) -> Result<ModelSpec>,
     /// Writes them as `config.json`; an error if it has no key for something.
     pub to_config: fn(&ModelSpec) -> Result<Map<String, Value>>,
+    /// Completes what GGUF metadata and tensors do not say, or say under keys of this architecture's own.
+    pub from_gguf: fn(&mut ModelSpec, GgufKeys<'_>) -> Result<()>,
+    /// The keys of its own that this architecture has in GGUF, without its name in front; an error for what they cannot say.
+    pub gguf_keys: fn(&ModelSpec) -> Result<Vec<(&'static str, gguf::Value)>>,
+}
+
+impl Architecture {
+    /// A decoder without peculiarities, to be completed with names and the functions on configurations.
+    const DECODER: Architecture = Architecture {
+        name: "",
+        model_types: &[],
+        gguf: "",
+        hf_class: "",
+        wide_qk_norm: false,
+        hf_names: &[],
+        mlx_names: &[],
+        joint_experts: None,
+        aliases: &[],
+        superfluous: &[],
+        order: |_, _, _| Order::Same,
+        from_config: |arch, config| family::base(arch, config::Config(config)),
+        to_config: |spec| to_config::base(spec.arch, spec),
+        from_gguf: |_, _| Ok(()),
+        gguf_keys: |_| Ok(Vec::new()),
+    };
 }
 
 impl std::fmt::Debug for Architecture {
@@ -111,7 +155,7 @@ mod tests {
         assert_eq!(old.rope, spec("llama", new).rope);
         assert_eq!(old.rope.scaling, RopeScaling::Linear { factor: 2.0 });
         let default = json!({"rope_theta": null, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}});
-        assert_eq!(spec("qwen2", default).rope, crate::spec::Rope { theta: 1e6, scaling: RopeScaling::None });
+        assert_eq!(spec("qwen2", default).rope, crate::spec::Rope { theta: 1e6, dims: 8, ..crate::spec::Rope::NONE });
         assert_eq!(spec("llama", json!({"rope_theta": null})).rope.theta, 10_000.0);
         let llama3 = json!({"rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192}});
@@ -121,11 +165,11 @@ mod tests {
     #[test]
     fn flavours() {
         let llama = spec("llama", json!({"attention_bias": true}));
-        assert!(llama.qkv_bias && llama.attn_output_bias && !llama.mlp_bias);
+        assert!(llama.has(Part::AttnQBias) && llama.has(Part::AttnOutputBias) && !llama.has(Part::FfnUpBias));
         let qwen2 = spec("qwen2", json!({"use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 1}));
-        assert!(qwen2.qkv_bias && !qwen2.attn_output_bias && qwen2.sliding_window.is_none());
+        assert!(qwen2.has(Part::AttnQBias) && !qwen2.has(Part::AttnOutputBias) && qwen2.sliding_window.is_none());
         let qwen3 = spec("qwen3", json!({"head_dim": null}));
-        assert!(qwen3.arch.qk_norm && qwen3.head_dim == 128 && !qwen3.qkv_bias);
+        assert!(qwen3.has(Part::AttnQNorm) && qwen3.head_dim == 128 && !qwen3.has(Part::AttnQBias));
         assert_eq!(spec("mistral", json!({"sliding_window": 4096})).sliding_window, Some(4096));
         assert_eq!(spec("mistral", json!({"sliding_window": null})).sliding_window, None);
         assert_eq!(spec("llama", json!({"eos_token_id": [7, 3], "bos_token_id": null})).eos, [7, 3]);
@@ -140,9 +184,7 @@ mod tests {
     fn unsupported_features_are_refused() {
         for (model_type, changes, word) in [
             ("gpt_oss", json!({}), "gpt_oss"),
-            ("llama", json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "yarn"),
-            ("llama", json!({"rope_scaling": {"rope_type": "longrope"}}), "longrope"),
-            ("llama", json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}), "dynamic"),
+            ("llama", json!({"rope_scaling": {"type": "telescope", "factor": 4.0}}), "telescope"),
             ("llama", json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}), "layers"),
             ("llama", json!({"hidden_act": "gelu"}), "gelu"),
             ("llama", json!({"partial_rotary_factor": 0.5}), "partial"),
@@ -169,7 +211,7 @@ mod tests {
             (json!({"num_attention_heads": 3, "head_dim": null}), "`hidden_size` 32 is not a multiple"),
             (json!({"num_key_value_heads": 3}), "evenly"),
             (json!({"num_key_value_heads": 0}), "heads is 0"),
-            (json!({"head_dim": 7}), "odd"),
+            (json!({"head_dim": 7}), "7 of 7 dimensions"),
             (json!({"vocab_size": 1u64 << 60}), "vocabulary size"),
             (json!({"hidden_size": 1e300}), "`hidden_size`"),
             (json!({"rms_norm_eps": "x"}), "rms_norm_eps"),
@@ -188,24 +230,20 @@ mod tests {
     #[test]
     fn tensors_find_their_roles() {
         let spec = spec("llama", json!({"tie_word_embeddings": true}));
-        let names: Vec<String> = spec.roles().into_iter().map(|r| spec.arch.hf_name(r).unwrap()).collect();
+        let places = |r| spec.arch.places(&spec, ContainerKind::Hf, r).unwrap();
+        let names: Vec<String> = spec.roles().into_iter().flat_map(places).map(|p| p.name).collect();
         let extra = ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"];
         let map = |names: &[String], extra: &[&str]| {
             let all = names.iter().map(String::as_str).chain(extra.iter().copied());
             spec.arch.map_tensors(&spec, ContainerKind::Hf, all)
         };
         let found = map(&names, &extra).unwrap();
-        assert_eq!(found.roles[&Role::layer(1, Part::FfnDown)], "model.layers.1.mlp.down_proj.weight");
+        assert_eq!(found.roles[&Role::layer(1, Part::FfnDown)][0].name, "model.layers.1.mlp.down_proj.weight");
         assert_eq!((found.roles.len(), found.dropped.len()), (2 + 2 * 9, 2));
         let e = map(&names, &["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias"]).unwrap_err();
         assert_eq!(e.kind, ErrorKind::Unsupported);
         assert!(e.message.contains("2 tensors") && e.message.contains("q_proj.bias"), "{e}");
         let e = map(&names[1..], &[]).unwrap_err();
         assert_eq!((e.kind, e.tensor.as_deref()), (ErrorKind::Missing, Some("model.embed_tokens.weight")));
-    }
-
-    #[test]
-    fn gguf_row_order_pairs_halves() {
-        assert_eq!(gguf_row_order(2, 6), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
     }
 }

@@ -1,11 +1,12 @@
 //! Tensor names per container, and the order of rows where a container has its own.
 
 use super::Architecture;
-use crate::role::{Part, Role};
+use crate::role::{Part, PartKind, Role};
 use crate::spec::ModelSpec;
 use bitsmith_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Kinds of checkpoint container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -30,31 +31,161 @@ impl ContainerKind {
     }
 }
 
+/// How a container's tensor differs from the rows of the part that it holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// Not at all.
+    Same,
+    /// Rows (of a vector, elements) change places within chunks of this many: row `i` of the container's chunk is row `chunk[i]` of
+    /// ours.
+    Rows(Arc<[usize]>),
+    /// Inputs and outputs change places: `(in, out)`.
+    Transposed,
+    /// This is added to every value.
+    Plus(f32),
+}
+
+impl Order {
+    /// Rows of a projection into `n` heads of queries or keys where the halves of each head, which are rotated together, stand
+    /// interleaved, as in GGUFs of Llama.
+    pub fn interleaved(head_dim: usize) -> Order {
+        let half = head_dim / 2;
+        Order::Rows((0..half).flat_map(|i| [i, half + i]).collect())
+    }
+
+    /// The part's values from those of the container. `of` are the values of one row (of a vector, 1).
+    pub(crate) fn undo<T: Copy + Default>(&self, data: Vec<T>, of: usize) -> Vec<T> {
+        let Order::Rows(chunk) = self else { return data };
+        let mut out = vec![T::default(); data.len()];
+        for (out, data) in out.chunks_mut(chunk.len() * of).zip(data.chunks(chunk.len() * of)) {
+            for (row, at) in data.chunks_exact(of).zip(chunk.iter()) {
+                out[at * of..(at + 1) * of].copy_from_slice(row);
+            }
+        }
+        out
+    }
+
+    /// The container's values from those of the part.
+    pub fn apply<T: Copy>(&self, data: &[T], of: usize) -> Vec<T> {
+        let Order::Rows(chunk) = self else { return data.to_vec() };
+        let rows = |data: &[T]| -> Vec<T> { chunk.iter().flat_map(|at| data[at * of..(at + 1) * of].to_vec()).collect() };
+        data.chunks(chunk.len() * of).flat_map(rows).collect()
+    }
+
+    /// Rows that must be read or written together.
+    pub fn align(&self, rows: usize) -> usize {
+        match self {
+            Order::Same | Order::Plus(_) => 1,
+            Order::Rows(chunk) => chunk.len(),
+            Order::Transposed => rows,
+        }
+    }
+}
+
+/// A tensor of a container that holds a part, or consecutive rows of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// The tensor's name.
+    pub name: String,
+    /// The shape of what it holds, as we have it.
+    pub shape: Vec<usize>,
+    /// How the tensor differs from that.
+    pub order: Order,
+    /// Where it holds other rows besides: the first of ours, and the tensor's own shape.
+    pub within: Option<(usize, Vec<usize>)>,
+}
+
+impl Place {
+    /// Rows that it holds; a vector is one row.
+    pub fn n_rows(&self) -> usize {
+        self.shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
+    }
+    /// The tensor's own shape.
+    pub fn tensor_shape(&self) -> Vec<usize> {
+        match (&self.within, &self.order) {
+            (Some((_, shape)), _) => shape.clone(),
+            (None, Order::Transposed) => self.shape.iter().rev().copied().collect(),
+            (None, _) => self.shape.clone(),
+        }
+    }
+    /// The first of its rows in the tensor.
+    pub fn first_row(&self) -> usize {
+        self.within.as_ref().map_or(0, |(first, _)| *first)
+    }
+}
+
 /// A checkpoint's tensors, sorted into roles.
 #[derive(Debug, Clone, Default)]
 pub struct TensorMap {
-    /// Tensor names by role.
-    pub roles: BTreeMap<Role, String>,
+    /// The tensors of each role, in the order of its rows; never none.
+    pub roles: BTreeMap<Role, Vec<Place>>,
     /// Tensors that carry nothing the model needs: stored rope frequencies, a copy of the tied embedding.
     pub dropped: Vec<String>,
 }
 
+impl TensorMap {
+    /// The role of each tensor that has one.
+    pub fn by_name(&self) -> BTreeMap<&str, Role> {
+        self.roles.iter().flat_map(|(role, places)| places.iter().map(|p| (p.name.as_str(), *role))).collect()
+    }
+}
+
 impl Architecture {
-    /// The name of a role's tensor in Hugging Face and MLX checkpoints.
-    pub fn hf_name(&self, role: Role) -> Option<String> {
-        let pattern = self.hf_names.iter().find(|(p, _)| *p == role.part)?.1;
-        Some(match role.layer {
-            Some(layer) => pattern.replace("{}", &layer.to_string()),
+    /// The tensors that hold a role in a container; `None` if the architecture has no such part there.
+    pub fn places(&self, spec: &ModelSpec, kind: ContainerKind, role: Role) -> Option<Vec<Place>> {
+        let shape = spec.shape(role.part);
+        let order = (self.order)(spec, kind, role.part);
+        let one = |name: String| vec![Place { name, shape: shape.clone(), order: order.clone(), within: None }];
+        if kind == ContainerKind::Gguf {
+            return Some(one(role.to_string()));
+        }
+        let pattern = self.pattern(kind, role.part)?;
+        let name = match role.layer {
+            Some(layer) => pattern.replacen("{}", &layer.to_string(), 1),
             None => pattern.to_string(),
-        })
+        };
+        if role.part.kind() != PartKind::Experts || !name.contains("{e}") {
+            return Some(one(name));
+        }
+        let each = |e: usize| Place {
+            name: name.replace("{e}", &e.to_string()),
+            shape: shape[1..].to_vec(),
+            order: order.clone(),
+            within: None,
+        };
+        Some((0..shape[0]).map(each).collect())
     }
 
-    /// The name of a role's tensor in a container; `None` if the architecture has no such part there.
-    pub fn tensor_name(&self, kind: ContainerKind, role: Role) -> Option<String> {
-        match kind {
-            ContainerKind::Gguf => Some(role.to_string()),
-            ContainerKind::Hf | ContainerKind::Mlx => self.hf_name(role),
-        }
+    /// As [`Architecture::places`], in Hugging Face checkpoints that have all experts in one tensor.
+    fn joint_places(&self, spec: &ModelSpec, role: Role) -> Option<Vec<Place>> {
+        let [gate_up, down] = self.joint_experts?;
+        let (experts, layer) = (spec.experts.as_ref()?, role.layer?.to_string());
+        let (n, f, h) = (experts.count, experts.ffn_size, spec.hidden_size);
+        let (pattern, first, whole) = match role.part {
+            Part::FfnGateExps => (gate_up, 0, vec![n, 2 * f, h]),
+            Part::FfnUpExps => (gate_up, f, vec![n, 2 * f, h]),
+            Part::FfnDownExps => (down, 0, vec![n, h, f]),
+            _ => return None,
+        };
+        let (name, shape) = (pattern.replacen("{}", &layer, 1), spec.shape(role.part)[1..].to_vec());
+        let each = |e: usize| Place {
+            name: name.clone(),
+            shape: shape.clone(),
+            order: Order::Same,
+            within: Some((e * whole[1] + first, whole.clone())),
+        };
+        Some((0..n).map(each).collect())
+    }
+
+    fn pattern(&self, kind: ContainerKind, part: Part) -> Option<&'static str> {
+        let find = |names: &'static [(Part, &'static str)]| names.iter().find(|(p, _)| *p == part).map(|(_, name)| *name);
+        let own = if kind == ContainerKind::Mlx { find(self.mlx_names) } else { None };
+        own.or_else(|| find(self.hf_names)).or_else(|| find(super::family::NAMES))
+    }
+
+    /// The name of a part outside the layers in Hugging Face checkpoints.
+    pub fn hf_name(&self, part: Part) -> Option<&'static str> {
+        self.pattern(ContainerKind::Hf, part)
     }
 
     /// Sorts a checkpoint's tensors into roles. Every tensor must have a role in `spec` or be known to be superfluous, and every
@@ -65,18 +196,44 @@ impl Architecture {
         kind: ContainerKind,
         names: impl IntoIterator<Item = &'a str>,
     ) -> Result<TensorMap> {
-        let known: BTreeMap<String, Role> =
-            Role::all(spec.n_layers).filter_map(|r| Some((self.tensor_name(kind, r)?, r))).collect();
+        let names: BTreeSet<&str> = names.into_iter().collect();
+        let alias = self.alias(kind, &names);
         let mut map = TensorMap::default();
-        let mut unmapped = Vec::new();
-        for name in names {
-            match known.get(name) {
-                Some(role) if spec.has(role.part) => {
-                    map.roles.insert(*role, name.to_string());
+        let mut used = BTreeSet::new();
+        let mut missing = None;
+        for role in spec.roles() {
+            let mut places = self.places(spec, kind, role).ok_or_else(|| {
+                let what = format!("architecture `{}` has no name for this tensor in {}", self.name, kind.name());
+                Error::unsupported(what).tensor(role.to_string())
+            })?;
+            if kind == ContainerKind::Hf
+                && !names.contains(places[0].name.as_str())
+                && let Some(joint) = self.joint_places(spec, role)
+                && names.contains(joint[0].name.as_str())
+            {
+                places = joint;
+            }
+            if let Some((usual, other)) = alias {
+                for place in &mut places {
+                    if let Some(rest) = place.name.strip_prefix(usual) {
+                        place.name = format!("{other}{rest}");
+                    }
                 }
-                Some(role) if role.part == Part::Output && spec.tied => map.dropped.push(name.to_string()),
-                None if superfluous(kind, name) => map.dropped.push(name.to_string()),
-                _ => unmapped.push(name),
+            }
+            if let Some(place) = places.iter().find(|p| !names.contains(p.name.as_str())) {
+                missing.get_or_insert_with(|| place.name.clone());
+            }
+            used.extend(places.iter().map(|p| p.name.clone()));
+            map.roles.insert(role, places);
+        }
+        let tied = if spec.tied { self.places(spec, kind, Role::global(Part::Output)) } else { None };
+        let tied = tied.and_then(|p| p.into_iter().next()).map(|p| p.name);
+        let mut unmapped = Vec::new();
+        for &name in names.iter().filter(|n| !used.contains(**n)) {
+            if tied.as_deref() == Some(name) || self.is_superfluous(kind, name) {
+                map.dropped.push(name.to_string());
+            } else {
+                unmapped.push(name);
             }
         }
         if let Some(first) = unmapped.first() {
@@ -92,29 +249,63 @@ impl Architecture {
             .tensor(*first)
             .hint("the config does not describe these weights, or the model is a variant that is not supported yet"));
         }
-        for role in spec.roles() {
-            if !map.roles.contains_key(&role) {
-                let name = self.tensor_name(kind, role).unwrap_or_else(|| role.to_string());
-                return Err(Error::missing("the checkpoint lacks this tensor")
-                    .tensor(name)
-                    .hint("download the checkpoint again; a shard may be missing"));
+        match missing {
+            Some(name) => Err(Error::missing("the checkpoint lacks this tensor")
+                .tensor(name)
+                .hint("download the checkpoint again; a shard may be missing")),
+            None => Ok(map),
+        }
+    }
+
+    /// Whether a folder without quantized weights has MLX's names, where these differ from Hugging Face's.
+    pub fn has_mlx_names(&self, n_layers: usize, has: impl Fn(&str) -> bool) -> bool {
+        let in_any_layer = |pattern: &str| (0..n_layers).any(|l| has(&pattern.replacen("{}", &l.to_string(), 1)));
+        self.mlx_names.iter().any(|(_, pattern)| if pattern.contains("{}") { in_any_layer(pattern) } else { has(pattern) })
+    }
+
+    /// The other beginning of names that this checkpoint has.
+    fn alias(&self, kind: ContainerKind, names: &BTreeSet<&str>) -> Option<(&'static str, &'static str)> {
+        let embedding = self.pattern(kind, Part::TokenEmbd)?;
+        let has = |(usual, other): (&str, &str)| {
+            embedding.strip_prefix(usual).is_some_and(|rest| names.contains(format!("{other}{rest}").as_str()))
+        };
+        if kind == ContainerKind::Gguf || names.contains(embedding) {
+            return None;
+        }
+        self.aliases.iter().copied().find(|alias| has(*alias))
+    }
+
+    fn is_superfluous(&self, kind: ContainerKind, name: &str) -> bool {
+        match kind {
+            // Read as the rope's divisors.
+            ContainerKind::Gguf => ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"].contains(&name),
+            ContainerKind::Hf | ContainerKind::Mlx => {
+                name.ends_with("rotary_emb.inv_freq") || self.superfluous.iter().any(|end| name.ends_with(end))
             }
         }
-        Ok(map)
     }
 }
 
-fn superfluous(kind: ContainerKind, name: &str) -> bool {
-    match kind {
-        // Read as the rope's divisors.
-        ContainerKind::Gguf => name == "rope_freqs.weight",
-        ContainerKind::Hf | ContainerKind::Mlx => name.ends_with("rotary_emb.inv_freq"),
+/// The order of Llama's tensors: GGUF interleaves the halves of every head of q and k.
+pub(super) fn interleaved_qk(spec: &ModelSpec, kind: ContainerKind, part: Part) -> Order {
+    match (kind, part) {
+        (ContainerKind::Gguf, Part::AttnQ | Part::AttnK | Part::AttnQBias | Part::AttnKBias) => Order::interleaved(spec.head_dim),
+        _ => Order::Same,
     }
 }
 
-/// The row of Hugging Face's q or k projection that stands in each row of GGUF's, where GGUF interleaves the halves of every head
-/// ([`Architecture::gguf_permutes_qk`]): `result[gguf_row] = hf_row`.
-pub fn gguf_row_order(n_heads: usize, head_dim: usize) -> Vec<usize> {
-    let half = head_dim / 2;
-    (0..n_heads).flat_map(|h| (0..half).flat_map(move |i| [h * head_dim + i, h * head_dim + half + i])).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_undone() {
+        for order in [Order::Same, Order::interleaved(6), Order::Rows([2, 0, 1].into())] {
+            for of in [1, 4] {
+                let data: Vec<usize> = (0..12 * of).collect();
+                assert_eq!(order.undo(order.apply(&data, of), of), data);
+            }
+        }
+        assert_eq!(Order::interleaved(4).apply(&[0, 1, 2, 3, 10, 11, 12, 13], 1), [0, 2, 1, 3, 10, 12, 11, 13]);
+    }
 }

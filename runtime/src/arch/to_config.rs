@@ -1,7 +1,8 @@
 //! Hyperparameters as the `config.json` of a Hugging Face checkpoint.
 
 use super::Architecture;
-use crate::spec::{ModelSpec, Rope, RopeScaling};
+use crate::role::Part;
+use crate::spec::{Activation, ModelSpec, Rope, RopeScaling};
 use bitsmith_formats::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::f64::consts::PI;
@@ -29,7 +30,7 @@ pub(super) fn base(arch: &Architecture, spec: &ModelSpec) -> Result<Map<String, 
         "bos_token_id": spec.bos,
         "eos_token_id": eos,
         "head_dim": spec.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": activation(spec.activation),
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.ffn_size,
         "max_position_embeddings": spec.context_length,
@@ -37,8 +38,8 @@ pub(super) fn base(arch: &Architecture, spec: &ModelSpec) -> Result<Map<String, 
         "num_attention_heads": spec.n_heads,
         "num_hidden_layers": spec.n_layers,
         "num_key_value_heads": spec.n_kv_heads,
-        "rms_norm_eps": decimal(spec.rms_eps),
-        "rope_scaling": scaling(&spec.rope, spec.head_dim)?,
+        "rms_norm_eps": decimal(spec.norm.eps),
+        "rope_scaling": scaling(&spec.rope, spec.context_length)?,
         "rope_theta": decimal(spec.rope.theta),
         "tie_word_embeddings": spec.tied,
         "use_cache": true,
@@ -56,27 +57,51 @@ pub(super) fn inexpressible(arch: &Architecture, what: &str) -> Error {
         .hint("a GGUF target keeps the model as it is")
 }
 
+/// Refuses biases of linear layers besides these.
+pub(super) fn refuse_biases(arch: &Architecture, spec: &ModelSpec, known: &[Part]) -> Result<()> {
+    let linear = |p: &Part| p.is_linear() && p.bias().is_some_and(|b| spec.has(b) && !known.contains(&b));
+    match spec.parts.iter().find(|p| linear(p)) {
+        Some(part) => Err(inexpressible(arch, &format!("the bias of {part}"))),
+        None => Ok(()),
+    }
+}
+
+/// A name of the activation that transformers knows.
+pub(super) fn activation(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu | Activation::SwigluOai => "silu",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+    }
+}
+
+/// A number without decimals where it has none: some keys are read as whole numbers only.
+pub(super) fn whole(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 9e15 { json!(x as i64) } else { json!(x) }
+}
+
 /// `attention_bias`: one switch for all four projections.
 pub(super) fn attention_bias(spec: &ModelSpec) -> Result<Value> {
-    if spec.qkv_bias != spec.attn_output_bias {
-        let which = if spec.qkv_bias { "on q, k and v, but not on the output" } else { "on the output, but not on q, k and v" };
+    let (qkv, output) = (spec.has(Part::AttnQBias), spec.has(Part::AttnOutputBias));
+    if qkv != output {
+        let which = if qkv { "on q, k and v, but not on the output" } else { "on the output, but not on q, k and v" };
         return Err(inexpressible(spec.arch, &format!("biases of the attention {which}")));
     }
-    Ok(spec.qkv_bias.into())
+    Ok(qkv.into())
 }
 
 /// A number that went through f32, as GGUF keeps it, in the decimals that it was written with: 1e-5 and not 9.999999747378752e-6.
-fn decimal(x: f64) -> f64 {
+pub(super) fn decimal(x: f64) -> f64 {
     let narrow = x as f32;
     if f64::from(narrow) == x { narrow.to_string().parse().unwrap_or(x) } else { x }
 }
 
 /// `rope_scaling`.
-fn scaling(rope: &Rope, head_dim: usize) -> Result<Value> {
+pub(super) fn scaling(rope: &Rope, context: usize) -> Result<Value> {
     let recovered;
     let known = match &rope.scaling {
         RopeScaling::Factors(divisors) => {
-            recovered = recover(rope.theta, head_dim, divisors).ok_or_else(|| {
+            recovered = recover(rope, divisors).ok_or_else(|| {
                 Error::unsupported(
                     "config.json can name no rule for these divisors of the rope's frequencies: neither one divisor for all nor \
                      Llama 3's rule gives them",
@@ -88,9 +113,32 @@ fn scaling(rope: &Rope, head_dim: usize) -> Result<Value> {
         }
         known => known,
     };
-    Ok(match *known {
+    Ok(match known {
         RopeScaling::None | RopeScaling::Factors(_) => Value::Null,
-        RopeScaling::Linear { factor } => json!({ "factor": decimal(factor), "rope_type": "linear", "type": "linear" }),
+        RopeScaling::Dynamic { factor, original_context } => json!({
+            "factor": decimal(*factor), "original_max_position_embeddings": original_context, "rope_type": "dynamic", "type": "dynamic",
+        }),
+        RopeScaling::Yarn(y) => json!({
+            "attention_factor": decimal(y.attention_factor),
+            "beta_fast": decimal(y.beta_fast),
+            "beta_slow": decimal(y.beta_slow),
+            "factor": decimal(y.factor),
+            "mscale_all_dim": decimal(y.mscale_all_dim),
+            "original_max_position_embeddings": y.original_context,
+            "rope_type": "yarn",
+            "truncate": y.truncate,
+            "type": "yarn",
+        }),
+        RopeScaling::Long(l) => json!({
+            "attention_factor": decimal(l.attention_factor),
+            "factor": context as f64 / l.original_context as f64,
+            "long_factor": l.long.iter().map(|f| decimal(f64::from(*f))).collect::<Vec<_>>(),
+            "original_max_position_embeddings": l.original_context,
+            "rope_type": "longrope",
+            "short_factor": l.short.iter().map(|f| decimal(f64::from(*f))).collect::<Vec<_>>(),
+            "type": "longrope",
+        }),
+        RopeScaling::Linear { factor } => json!({ "factor": decimal(*factor), "rope_type": "linear", "type": "linear" }),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
             "factor": factor,
             "high_freq_factor": high_freq_factor,
@@ -107,7 +155,8 @@ const ROUNDING: f64 = 1e-5;
 /// The rule that gives these divisors. Of Llama 3's parameters only ratios show in them, so that `low_freq_factor` is taken to be
 /// 1; and where few frequencies lie between the kept and the divided ones, `high_freq_factor` is taken to be 4. So are those of all
 /// models of that kind.
-fn recover(theta: f64, head_dim: usize, divisors: &[f32]) -> Option<RopeScaling> {
+fn recover(rope: &Rope, divisors: &[f32]) -> Option<RopeScaling> {
+    let with = |scaling| Rope { scaling, ..rope.clone() };
     let largest = f64::from(divisors.iter().copied().fold(0f32, f32::max));
     let alike = |a: f64, b: f64| (a - b).abs() <= ROUNDING * b.abs();
     if divisors.iter().all(|d| alike(f64::from(*d), largest)) {
@@ -116,7 +165,7 @@ fn recover(theta: f64, head_dim: usize, divisors: &[f32]) -> Option<RopeScaling>
     }
     let rounded = largest.round();
     let factor = if alike(largest, rounded) { rounded } else { decimal(largest) };
-    let plain = Rope { theta, scaling: RopeScaling::None }.frequencies(head_dim);
+    let plain = with(RopeScaling::None).frequencies(0);
     // Between the kept and the divided frequencies, 1 / divisor rises linearly with the frequency, from 1 / factor to 1.
     let ramp: Vec<(f64, f64)> = plain
         .iter()
@@ -140,7 +189,7 @@ fn recover(theta: f64, head_dim: usize, divisors: &[f32]) -> Option<RopeScaling>
         }
         let original_context = context.round() as usize;
         let scaling = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor, original_context };
-        let made = Rope { theta, scaling: scaling.clone() }.factors(head_dim)?;
+        let made = with(scaling.clone()).factors()?;
         let same = made.iter().zip(divisors).all(|(m, d)| alike(f64::from(*m), f64::from(*d)));
         (same && high_freq_factor > 1.0).then_some(scaling)
     })
@@ -151,6 +200,10 @@ mod tests {
     use super::*;
     use crate::testing::spec;
     use bitsmith_formats::ErrorKind;
+
+    fn rope(theta: f64, dims: usize) -> Rope {
+        Rope { theta, dims, ..Rope::NONE }
+    }
 
     /// What a spec says, the architecture's name aside.
     fn said(spec: &ModelSpec) -> String {
@@ -191,21 +244,21 @@ mod tests {
         llama.sliding_window = Some(64);
         let written = Value::Object(llama.to_config().unwrap());
         assert_eq!((&written["model_type"], &written["sliding_window"]), (&json!("mistral"), &json!(64)));
-        llama.mlp_bias = true;
+        llama.add(&[Part::FfnUpBias]);
         assert_eq!(llama.to_config().unwrap_err().kind, ErrorKind::Unsupported);
     }
 
     #[test]
     fn what_a_configuration_cannot_say_is_refused() {
         let mut odd = spec("llama", json!({}));
-        odd.qkv_bias = true;
+        odd.add(super::super::family::QKV_BIASES);
         let e = odd.to_config().unwrap_err();
         assert!(e.kind == ErrorKind::Unsupported && e.message.contains("LlamaForCausalLM") && e.hint.is_some(), "{e}");
         let mut odd = spec("qwen2", json!({}));
-        odd.qkv_bias = false;
+        odd.remove(super::super::family::QKV_BIASES);
         assert!(odd.to_config().is_err());
         let mut odd = spec("qwen3", json!({}));
-        odd.mlp_bias = true;
+        odd.add(&[Part::FfnGateBias]);
         assert!(odd.to_config().is_err());
         let mut odd = spec("llama", json!({}));
         odd.rope.scaling = RopeScaling::Factors(vec![1.0, 3.0, 2.0, 8.0]);
@@ -216,7 +269,7 @@ mod tests {
     #[test]
     fn numbers_that_went_through_f32_are_written_as_they_were() {
         let mut through = spec("llama", json!({}));
-        (through.rms_eps, through.rope.theta) = (f64::from(1e-5f32), f64::from(500_000f32));
+        (through.norm.eps, through.rope.theta) = (f64::from(1e-5f32), f64::from(500_000f32));
         let written = through.to_config().unwrap();
         assert_eq!((&written["rms_norm_eps"], &written["rope_theta"]), (&json!(1e-5), &json!(500_000.0)));
         assert_eq!(decimal(0.1), 0.1);
@@ -234,23 +287,24 @@ mod tests {
             (5e5, 64, 8.5, 1.0, 32.0, 4096, (32.0, 4096)),
         ] {
             let scaling = RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context: context };
-            let divisors = Rope { theta, scaling }.factors(head_dim).unwrap();
+            let divisors = Rope { scaling, ..rope(theta, head_dim) }.factors().unwrap();
             let (high_freq_factor, original_context) = expected;
             let wanted = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor, original_context };
-            assert_eq!(recover(theta, head_dim, &divisors), Some(wanted), "{theta} {head_dim} {factor}");
+            assert_eq!(recover(&rope(theta, head_dim), &divisors), Some(wanted), "{theta} {head_dim} {factor}");
         }
         // Other writers round on the way.
         let scaling = RopeScaling::Llama3 { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
-        let divisors = Rope { theta: 5e5, scaling: scaling.clone() }.factors(64).unwrap();
+        let divisors = Rope { scaling: scaling.clone(), ..rope(5e5, 64) }.factors().unwrap();
         let noisy: Vec<f32> = divisors.iter().enumerate().map(|(i, d)| d * (1.0 + 1e-6 * (i % 3) as f32)).collect();
         assert_ne!(noisy, divisors);
-        assert_eq!(recover(5e5, 64, &noisy), Some(scaling));
+        assert_eq!(recover(&rope(5e5, 64), &noisy), Some(scaling));
         // No frequency on the ramp: any rule that separates the two kinds will do.
         let divisors = [1.0, 1.0, 8.0, 8.0];
-        let found = recover(1e4, 8, &divisors).unwrap();
-        assert_eq!(Rope { theta: 1e4, scaling: found }.factors(8).unwrap(), divisors);
-        assert_eq!(recover(1e4, 8, &[1.0; 4]), Some(RopeScaling::None));
-        assert_eq!(recover(1e4, 8, &[2.5; 4]), Some(RopeScaling::Linear { factor: 2.5 }));
-        assert_eq!(recover(1e4, 8, &[1.0, 8.0, 1.0, 8.0]), None);
+        let rope = rope(1e4, 8);
+        let found = recover(&rope, &divisors).unwrap();
+        assert_eq!(Rope { scaling: found, ..rope.clone() }.factors().unwrap(), divisors);
+        assert_eq!(recover(&rope, &[1.0; 4]), Some(RopeScaling::None));
+        assert_eq!(recover(&rope, &[2.5; 4]), Some(RopeScaling::Linear { factor: 2.5 }));
+        assert_eq!(recover(&rope, &[1.0, 8.0, 1.0, 8.0]), None);
     }
 }

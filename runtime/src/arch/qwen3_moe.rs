@@ -1,0 +1,85 @@
+//! Qwen 3's mixtures of experts.
+
+use super::config::Config;
+use super::{Architecture, family, qwen2, qwen3, to_config};
+use crate::role::Part;
+use crate::spec::{Experts, Scoring};
+use bitsmith_formats::{Error, Result};
+use serde_json::json;
+
+/// The table entry.
+pub static QWEN3_MOE: Architecture = Architecture {
+    name: "qwen3_moe",
+    model_types: &["qwen3_moe"],
+    gguf: "qwen3moe",
+    hf_class: "Qwen3MoeForCausalLM",
+    hf_names: NAMES,
+    mlx_names: MLX_NAMES,
+    joint_experts: Some(["model.layers.{}.mlp.experts.gate_up_proj", "model.layers.{}.mlp.experts.down_proj"]),
+    from_config: |arch, config| {
+        let c = Config(config);
+        let mut spec = qwen3::base(arch, c)?;
+        let experts = Experts {
+            count: c.usize_of(&["num_experts", "num_local_experts"])?,
+            used: c.usize("num_experts_per_tok")?,
+            ffn_size: c.usize("moe_intermediate_size")?,
+            shared_ffn_size: 0,
+            scoring: Scoring::Softmax,
+            normalize: c.opt_bool("norm_topk_prob")?.unwrap_or(false),
+            scale: 1.0,
+            groups: None,
+            weigh_input: false,
+        };
+        family::set_mixtures(&mut spec, experts, family::sparse_layers(c)?);
+        spec.validate()?;
+        Ok(spec)
+    },
+    to_config: |spec| {
+        let Some(e) = &spec.experts else { return Err(to_config::inexpressible(&QWEN3_MOE, "a model without experts")) };
+        let mut config = to_config::base(&QWEN3_MOE, spec)?;
+        config.insert("attention_bias".into(), to_config::attention_bias(spec)?);
+        config.extend(qwen2::window_keys(spec));
+        let dense: Vec<usize> = (0..spec.n_layers).filter(|l| !spec.layers[*l].mixture).collect();
+        for (key, value) in [
+            ("decoder_sparse_step", json!(1)),
+            ("mlp_only_layers", json!(dense)),
+            ("moe_intermediate_size", json!(e.ffn_size)),
+            ("norm_topk_prob", json!(e.normalize)),
+            ("num_experts", json!(e.count)),
+            ("num_experts_per_tok", json!(e.used)),
+        ] {
+            config.insert(key.into(), value);
+        }
+        Ok(config)
+    },
+    from_gguf: |spec, _| {
+        // llama.cpp always does.
+        spec.experts.iter_mut().for_each(|e| e.normalize = true);
+        Ok(())
+    },
+    gguf_keys: |spec| refuse_without(spec.experts.as_ref().is_some_and(|e| e.normalize)),
+    ..Architecture::DECODER
+};
+
+fn refuse_without(normalized: bool) -> Result<Vec<(&'static str, bitsmith_formats::gguf::Value)>> {
+    if normalized {
+        return Ok(Vec::new());
+    }
+    Err(Error::unsupported("GGUF has no key for experts whose weights are not normalized (`norm_topk_prob` false)")
+        .hint("an MLX or Hugging Face target keeps the model as it is"))
+}
+
+/// Those that differ from [`family::NAMES`] or are not there.
+const NAMES: &[(Part, &str)] = &[
+    (Part::FfnGateInp, "model.layers.{}.mlp.gate.weight"),
+    (Part::FfnGateExps, "model.layers.{}.mlp.experts.{e}.gate_proj.weight"),
+    (Part::FfnUpExps, "model.layers.{}.mlp.experts.{e}.up_proj.weight"),
+    (Part::FfnDownExps, "model.layers.{}.mlp.experts.{e}.down_proj.weight"),
+];
+
+/// mlx-lm's names of experts.
+pub(super) const MLX_NAMES: &[(Part, &str)] = &[
+    (Part::FfnGateExps, "model.layers.{}.mlp.switch_mlp.gate_proj.weight"),
+    (Part::FfnUpExps, "model.layers.{}.mlp.switch_mlp.up_proj.weight"),
+    (Part::FfnDownExps, "model.layers.{}.mlp.switch_mlp.down_proj.weight"),
+];

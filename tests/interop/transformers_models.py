@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""Every architecture against transformers: a tiny random model of each, made by transformers itself.
+
+    transformers_models.py BITSMITH TOKENIZER_FOLDER [--only NAME]... [-v]
+
+For each model, transformers' logits in float32 are compared with bitsmith's on the checkpoint, on the GGUF and on the MLX folder that
+bitsmith makes of it (largest difference of a log-probability, relative to the largest), with the distributions that llama.cpp and
+mlx-lm compute from these (mean KL divergence), and with what transformers computes from the checkpoint that bitsmith makes of the GGUF.
+Clients that are not installed or do not know the architecture are named and skipped. Exits 1 if a comparison fails.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from clients import Bitsmith, LlamaCpp, MlxLm, kl, log_softmax
+
+VOCAB = 2048
+LENGTH = 96
+RELATIVE = 1e-4
+DIVERGENCE = 1e-5
+
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+GEMMA = {"head_dim": 48, "query_pre_attn_scalar": 48}
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+
+# Name: model_type, differences from SMALL, clients that cannot run it with the reason.
+MODELS = {
+    "llama": ("llama", {}, {}),
+    "llama-bias": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, {}),
+    "mistral": ("mistral", {"sliding_window": None}, {}),
+    "qwen2": ("qwen2", {}, {}),
+    "qwen3": ("qwen3", {"head_dim": 48}, {}),
+    "qwen3-moe": ("qwen3_moe", {**MOE, "head_dim": 48, "norm_topk_prob": True, "mlp_only_layers": []}, {}),
+    "gemma2": ("gemma2", {**GEMMA, "sliding_window": 128}, {}),
+    "gemma2-window": ("gemma2", {**GEMMA, "sliding_window": 24}, {"mlx-lm": "it has no windows in Gemma 2"}),
+    "gpt2": ("gpt2", {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 256}, {}),
+}
+
+
+def make(folder, model_type, changes, tokenizer, seed):
+    """A model with weights whose distributions show a mistake: attention that looks at few positions, confident logits."""
+    torch.manual_seed(seed)
+    keys = {**SMALL, **changes}
+    config = transformers.AutoConfig.for_model(model_type, **keys)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim >= 2:
+                inputs = p.shape[0] if model_type == "gpt2" and ".h." in name else p.shape[-1]
+                p.normal_(0, 1.5 / inputs**0.5)
+            elif "norm" in name.split(".")[-2] or ".ln_" in name:
+                p.add_(0.3 * torch.randn_like(p))
+            else:
+                p.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tokenizer, name), folder)
+    return model
+
+
+def logprobs(model, sequences):
+    out = []
+    with torch.no_grad():
+        for s in sequences:
+            out.append(log_softmax(model(torch.tensor([s])).logits[0].float().numpy()))
+    return out
+
+
+class Checks:
+    def __init__(self, verbose):
+        self.verbose = verbose
+        self.passed = self.failed = 0
+
+    def note(self, ok, text):
+        self.passed += ok
+        self.failed += not ok
+        if self.verbose or not ok:
+            print(f"{'ok' if ok else 'FAILED'}: {text}", flush=True)
+
+    def equal(self, label, got, want):
+        worst = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
+        self.note(worst <= RELATIVE, f"{label}: largest relative difference {worst:.1e}")
+
+    def alike(self, label, got, want):
+        mean = float(np.mean([kl(w, g).mean() for g, w in zip(got, want, strict=True)]))
+        self.note(mean <= DIVERGENCE, f"{label}: mean KL {mean:.1e}")
+
+
+def check(name, bitsmith, tokenizer, work, checks):
+    model_type, changes, skipped = MODELS[name]
+    source = work / "source"
+    model = make(source, model_type, changes, tokenizer, seed=len(name))
+    random = np.random.default_rng(1)
+    sequences = [[int(t) for t in random.integers(2, VOCAB, n)] for n in (LENGTH, 7)]
+    want = logprobs(model, sequences)
+    vocab = want[0].shape[-1]
+
+    def ours(path, label):
+        checks.equal(f"{name}: {label} in bitsmith", bitsmith.logprobs(path, sequences, vocab), want)
+
+    ours(source, "checkpoint")
+    for client, target, path in (("llama.cpp", "gguf:f32", work / "model.gguf"), ("mlx-lm", "mlx:f32", work / "mlx")):
+        if f"{client} file" in skipped:
+            print(f"{name}: no {target}: {skipped[f'{client} file']}")
+            continue
+        bitsmith.json("convert", source, "--to", target, "-o", path)
+        ours(path, target)
+        if client in skipped:
+            print(f"{name}: not in {client}: {skipped[client]}")
+            continue
+        reader = LlamaCpp(path) if client == "llama.cpp" else MlxLm(path)
+        checks.alike(f"{name}: {target} in {client}", [reader.logprobs(s) for s in sequences], want)
+    if (work / "model.gguf").exists():
+        back = work / "back"
+        bitsmith.json("convert", work / "model.gguf", "--to", "hf:f32", "-o", back)
+        again = transformers.AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32, attn_implementation="eager").eval()
+        checks.equal(f"{name}: checkpoint made of the GGUF in transformers", logprobs(again, sequences), want)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bitsmith")
+    parser.add_argument("tokenizer")
+    parser.add_argument("--only", action="append")
+    parser.add_argument("-v", "--verbose", action="store_true")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    checks = Checks(args.verbose)
+    for name in args.only or MODELS:
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                check(name, Bitsmith(args.bitsmith), args.tokenizer, Path(work), checks)
+            except (Exception, SystemExit) as e:
+                checks.note(False, f"{name}: {type(e).__name__}: {e}")
+    print(f"{checks.passed} comparisons passed, {checks.failed} failed")
+    sys.exit(checks.failed > 0)
+
+
+if __name__ == "__main__":
+    main()
