@@ -113,7 +113,7 @@ dispatched! {
     /// `gate ← gelu(gate) · up`, by the approximation with tanh: `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`.
     pub fn geglu(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
-            let z = 1.595_769_1 * (*g + 0.044715 * *g * *g * *g);
+            let z = 1.595_769_2 * (*g + 0.044715 * *g * *g * *g);
             *g = *g / (1.0 + exp(-z)) * u;
         }
     }

@@ -59,7 +59,7 @@ fn mlx_is_what_the_runtime_reads() {
     let config: Value = serde_json::from_str(&text).unwrap();
     let keys: Vec<&String> = config.as_object().unwrap().keys().collect();
     assert!(keys.is_sorted() && !keys.iter().any(|k| *k == "_name_or_path"));
-    assert!(text.starts_with("{\n    \"attention_bias\""));
+    assert!(text.starts_with("{\n    \"architectures\""));
     assert_eq!(config["eos_token_id"], json!([1, 5]));
     assert_eq!(config["torch_dtype"], "float32");
     let expected = json!({

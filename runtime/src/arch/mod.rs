@@ -28,6 +28,9 @@ use serde_json::{Map, Value};
 pub static ARCHITECTURES: &[&Architecture] =
     &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3_moe::QWEN3_MOE, &gemma2::GEMMA2, &gpt2::GPT2];
 
+/// GGUF's keys, without the architecture's name in front, and their values.
+pub type GgufEntries = Vec<(&'static str, gguf::Value)>;
+
 /// What distinguishes an architecture. Everything that converts, runs or quantizes reads this entry; [`Architecture::DECODER`] has
 /// what most share.
 pub struct Architecture {
@@ -62,7 +65,7 @@ pub struct Architecture {
     /// Completes what GGUF metadata and tensors do not say, or say under keys of this architecture's own.
     pub from_gguf: fn(&mut ModelSpec, GgufKeys<'_>) -> Result<()>,
     /// The keys of its own that this architecture has in GGUF, without its name in front; an error for what they cannot say.
-    pub gguf_keys: fn(&ModelSpec) -> Result<Vec<(&'static str, gguf::Value)>>,
+    pub gguf_keys: fn(&ModelSpec) -> Result<GgufEntries>,
 }
 
 impl Architecture {

@@ -61,7 +61,7 @@ pub static QWEN3_MOE: Architecture = Architecture {
     ..Architecture::DECODER
 };
 
-fn refuse_without(normalized: bool) -> Result<Vec<(&'static str, bitsmith_formats::gguf::Value)>> {
+fn refuse_without(normalized: bool) -> Result<super::GgufEntries> {
     if normalized {
         return Ok(Vec::new());
     }
