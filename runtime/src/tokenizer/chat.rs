@@ -6,20 +6,24 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, …
+    /// `system`, `user`, `assistant`, `tool`, …
     pub role: String,
-    /// What is said.
-    pub content: String,
+    /// What is said: a string, for some templates a list of parts, or null beside tool calls.
+    pub content: Json,
+    /// Whatever else the template reads: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, ….
+    #[serde(flatten)]
+    pub more: Map<String, Json>,
 }
 
 impl ChatMessage {
     /// A turn.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        ChatMessage { role: role.into(), content: content.into() }
+        ChatMessage { role: role.into(), content: content.into().into(), more: Map::new() }
     }
 }
 
@@ -33,21 +37,25 @@ pub struct ChatTemplates {
 }
 
 impl ChatTemplates {
-    /// Renders the default template. `special` gives the spelling of `bos_token` and so on.
+    /// Renders the default template, or with tools the one named `tool_use`, if there is one. `tools` are descriptions of functions, `special` gives the spelling of `bos_token` and so on.
     pub(super) fn render(
         &self,
         messages: &[ChatMessage],
+        tools: Option<&Json>,
         add_generation_prompt: bool,
         special: impl Iterator<Item = (&'static str, String)>,
     ) -> Result<String> {
-        let source = self.default.as_deref().ok_or_else(|| {
+        // As in transformers: some models have a template of its own for conversations with tools.
+        let tool_use =
+            self.named.iter().find(|(name, _)| tools.is_some() && name == "tool_use").map(|(_, source)| source.as_str());
+        let source = tool_use.or(self.default.as_deref()).ok_or_else(|| {
             Error::missing("the model has no chat template").hint("give the prompt as plain text, without --chat")
         })?;
         let source = without_generation_tags(source);
         let general = [
             ("messages", Value::from(Serde(messages))),
             ("add_generation_prompt", add_generation_prompt.into()),
-            ("tools", Value::from(())),
+            ("tools", tools.map_or(Value::from(()), |tools| Value::from(Serde(tools)))),
             ("documents", Value::from(())),
         ];
         let context = Value::from_pairs(general.into_iter().chain(special.map(|(name, text)| (name, Value::from(text)))));
@@ -105,4 +113,37 @@ fn without_generation_tags(source: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        template: String,
+        messages: Vec<ChatMessage>,
+        tools: Option<Json>,
+        add_generation_prompt: bool,
+        rendered: Option<String>,
+        raises: Option<String>,
+    }
+
+    /// Conversations as transformers renders them.
+    #[test]
+    fn templates_render_as_in_transformers() {
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../../../tests/golden/chat/cases.json")).unwrap();
+        assert_eq!(cases.len(), 9);
+        for case in cases {
+            let templates = ChatTemplates { default: Some(case.template), named: Vec::new() };
+            let special = [("bos_token", "<s>".to_string()), ("eos_token", "</s>".to_string())].into_iter();
+            let got = templates.render(&case.messages, case.tools.as_ref(), case.add_generation_prompt, special);
+            match (case.rendered, case.raises) {
+                (Some(want), _) => assert_eq!(got.unwrap(), want, "{}", case.name),
+                (None, Some(why)) => assert!(got.unwrap_err().message.contains(&why), "{}", case.name),
+                (None, None) => panic!("{} expects nothing", case.name),
+            }
+        }
+    }
 }

@@ -180,10 +180,20 @@ impl Tokenizer {
     /// Renders a conversation with the chat template; with `add_generation_prompt`, the start of the assistant's turn follows.
     /// Encode the result without `special`: templates write BOS themselves.
     pub fn apply_chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+        self.apply_chat_with_tools(messages, None, add_generation_prompt)
+    }
+
+    /// As [`Tokenizer::apply_chat`], telling the model what functions it may call: a list of descriptions in OpenAI's form.
+    pub fn apply_chat_with_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&serde_json::Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let special =
             [("bos_token", self.bos), ("eos_token", self.eos.first().copied()), ("unk_token", self.unk), ("pad_token", self.pad)];
         let special = special.into_iter().filter_map(|(name, id)| Some((name, self.token(id?)?)));
-        self.templates.render(messages, add_generation_prompt, special).map_err(|e| e.file(&self.origin))
+        self.templates.render(messages, tools, add_generation_prompt, special).map_err(|e| e.file(&self.origin))
     }
 }
 
