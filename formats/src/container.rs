@@ -135,11 +135,13 @@ pub trait TensorStore: Send + Sync {
 /// Weights that are decoded at a time: few enough to be in the cache still when they are checked.
 const DECODE_CHUNK: usize = 1 << 16;
 
-/// Whether there is neither NaN nor infinity among the values.
-fn all_finite(values: &[f32]) -> bool {
-    // Of the magnitudes' bit patterns, infinity's is the least that is not finite. A maximum, and not a search that may end early,
-    // keeps the loop in vector registers.
-    values.iter().fold(0, |most, v| u32::max(most, v.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
+crate::dispatched! {
+    /// Whether there is neither NaN nor infinity among the values.
+    fn all_finite(values: &[f32]) -> bool {
+        // Of the magnitudes' bit patterns, infinity's is the least that is not finite. A maximum, and not a search that may end
+        // early, keeps the loop in vector registers.
+        values.iter().fold(0, |most, v| u32::max(most, v.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
+    }
 }
 
 fn not_finite(values: &[f32], first_row: usize, row_len: usize) -> Error {

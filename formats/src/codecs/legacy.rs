@@ -136,6 +136,8 @@ fn correct<F: Lanes>(mask: F::Mask, values: F, blocks: &[f32], value: fn(&[f32])
 
 /// ggml's encoder with importance.
 impl<const BITS: u32, const MIN: bool> SideBySide for Legacy<BITS, MIN> {
+    const CHAINS: bool = MIN;
+
     fn len(&self) -> usize {
         LEN
     }
@@ -169,16 +171,15 @@ impl<const BITS: u32, const MIN: bool> SideBySide for Legacy<BITS, MIN> {
         for (lane, out) in out.chunks_exact_mut(Layout::bytes(self)).enumerate() {
             // From here on the lanes are weights of one block.
             let found = Found { inverse: F::splat(inverses[lane]), origin: F::splat(origins[lane]), ..found };
-            let (mut ints, mut codes) = ([0i32; LEN], [0u8; LEN]);
-            for (x, ints) in group.block(lane).chunks_exact(F::N).zip(ints.chunks_exact_mut(F::N)) {
+            let (mut ints, mut codes) = ([F::Int::splat(0); LEN], [0u8; LEN]);
+            for (x, int) in group.block(lane).chunks_exact(F::N).zip(&mut ints) {
                 let x = F::load(x);
-                match MIN {
+                *int = match MIN {
                     true => search::affine_code(found.inverse, found.origin, x, Self::MAX as i32),
                     false => search::symmetric_codes(&found, x, Self::ZERO as i32),
-                }
-                .store(ints);
+                };
             }
-            codes.iter_mut().zip(ints).for_each(|(code, int)| *code = int as u8);
+            F::Int::store_bytes(&ints[..LEN / F::N], &mut codes);
             self.write::<F>([scales[lane], mins[lane]].map(|s| limit(Float::F16, s)), &codes, out);
         }
     }

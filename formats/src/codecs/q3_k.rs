@@ -79,23 +79,21 @@ impl Layout for Q3K {
 #[inline(always)]
 fn plain<F: Lanes>(group: &Group<'_>, blocks: &mut [Block]) {
     let mut levels = [F::zero(); LEN];
-    let mut scales = [[0f32; SUBS]; MAX_LANES];
+    let mut by_sub = [[0f32; MAX_LANES]; SUBS];
     let (mut x, mut lanes) = ([F::zero(); SUB], [0f32; MAX_LANES]);
-    for j in 0..SUBS {
+    for (j, scales) in by_sub.iter_mut().enumerate() {
         group.weights(j * SUB, &mut x);
-        search::symmetric_moves(&x, ZERO as f32, &mut levels[j * SUB..][..SUB]).store(&mut lanes);
-        for (scales, scale) in scales.iter_mut().zip(lanes) {
-            scales[j] = scale;
-        }
+        search::symmetric_moves(&x, ZERO as f32, &mut levels[j * SUB..][..SUB]).store(scales);
     }
     for (lane, block) in blocks.iter_mut().enumerate() {
-        let max = search::extreme(&scales[lane]);
+        let scales = by_sub.map(|scales| scales[lane]);
+        let max = search::extreme(&scales);
         if max == 0.0 {
             block.ints[..SUBS].fill(-(SHIFT as i16));
         } else {
             let inverse = -(SHIFT as f32) / max;
             block.d = saturate(Float::F16, 1.0 / inverse);
-            for (int, &scale) in block.ints.iter_mut().zip(&scales[lane]) {
+            for (int, scale) in block.ints.iter_mut().zip(scales) {
                 let mut found = [0];
                 nearest(Portable::<1>::splat(inverse * scale)).store(&mut found);
                 // ggml keeps the integer in an i8, which wraps, before it limits it.

@@ -62,10 +62,9 @@ impl Layout for Q6K {
     }
     #[inline(always)]
     fn reference<F: Lanes>(group: &Group<'_>, blocks: &mut [Block]) {
-        let mut scales = [[0f32; SUBS]; MAX_LANES];
-        let mut inverses = [[0f32; MAX_LANES]; SUBS];
-        let (mut x, mut weights, mut lanes) = ([F::zero(); SUB], [F::zero(); SUB], [0f32; MAX_LANES]);
-        for (j, inverses) in inverses.iter_mut().enumerate() {
+        let (mut by_sub, mut inverses) = ([[0f32; MAX_LANES]; SUBS], [[0f32; MAX_LANES]; SUBS]);
+        let (mut x, mut weights) = ([F::zero(); SUB], [F::zero(); SUB]);
+        for (j, (scales, inverses)) in by_sub.iter_mut().zip(&mut inverses).enumerate() {
             group.weights(j * SUB, &mut x);
             match &group.importance {
                 Some(importance) => Group::importance(importance, j * SUB, &mut weights),
@@ -73,19 +72,17 @@ impl Layout for Q6K {
             }
             let found = search::symmetric(&x, &weights, ZERO as f32);
             found.inverse.store(inverses);
-            found.scale.store(&mut lanes);
-            for (scales, scale) in scales.iter_mut().zip(lanes) {
-                scales[j] = scale;
-            }
+            found.scale.store(scales);
         }
         for (lane, block) in blocks.iter_mut().enumerate() {
-            let max = search::extreme(&scales[lane]);
+            let scales = by_sub.map(|scales| scales[lane]);
+            let max = search::extreme(&scales);
             if max.abs() < ALL_ZERO {
                 continue;
             }
             let inverse = Portable::<1>::splat(-128.0 / max);
             block.d = saturate(Float::F16, 1.0 / (-128.0 / max));
-            for (j, &scale) in scales[lane].iter().enumerate() {
+            for (j, scale) in scales.into_iter().enumerate() {
                 let mut int = [0];
                 nearest(inverse * Portable::splat(scale)).store(&mut int);
                 // ggml stores the integer in an i8, which wraps.

@@ -3,7 +3,7 @@
 //! `make_qkx3_quants`, `make_qp_quants`, there in C.) They run on many blocks side by side, one per lane; all slices hold one
 //! value per weight of a block. The searches of this project's own fits are in `fit.rs`; nothing ties those to an order.
 
-use crate::simd::{IntLanes, Lanes, MaskLanes, Portable, nearest, round};
+use crate::simd::{IntLanes, Lanes, MaskLanes, Portable, nearest};
 
 pub(super) use super::block::extreme;
 
@@ -121,7 +121,7 @@ impl<F: Lanes> Block<'_, F> {
         for ((&v, &w), &wx) in self.x.iter().zip(self.weights).zip(self.wx) {
             for k in 0..K {
                 // No quotient is larger than `zero` + 0.9.
-                let l = round(inverses[k] * v);
+                let l = (inverses[k] * v).round();
                 let l = (if LOW { l.max(self.low) } else { l }).min(self.high);
                 lx[k] = lx[k] + wx * l;
                 l2[k] = l2[k] + w * l * l;
@@ -159,7 +159,7 @@ pub(super) fn symmetric_moves<F: Lanes>(x: &[F], zero: f32, levels: &mut [F]) ->
     let (mut lx, mut l2) = (F::zero(), F::zero());
     let (mut ws, mut wxs) = ([F::zero(); MAX_LEN], [F::zero(); MAX_LEN]);
     for (((level, &x), w), wx) in levels.iter_mut().zip(x).zip(&mut ws).zip(&mut wxs) {
-        let l = round(inverse * x).max(low).min(high);
+        let l = (inverse * x).round().max(low).min(high);
         *level = l;
         *w = x * x;
         *wx = *w * x;
@@ -192,8 +192,11 @@ pub(super) fn symmetric_moves<F: Lanes>(x: &[F], zero: f32, levels: &mut [F]) ->
         }
     }
     let empty = max.abs().lt(F::splat(ALL_ZERO));
-    for level in levels {
-        *level = F::select(empty, low, *level);
+    // Compilers make masked stores of a selection, and those are slow on some processors.
+    if empty.any() {
+        for level in levels {
+            *level = F::select(empty, low, *level);
+        }
     }
     F::select(l2.gt(F::zero()) & !empty, lx / l2, F::zero())
 }
@@ -250,11 +253,13 @@ pub(super) fn affine<F: Lanes>(x: &[F], weights: &[F], levels: i32, ranges: Rang
             false => affine_sums::<F, false>(x, weights, trial, min, levels, codes),
         };
         let det = sum_w * sum_l2 - sum_l * sum_l;
-        let this_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
-        let this_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+        let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
+        let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
         let above = this_min.gt(F::zero());
-        let this_scale = F::select(above, sum_xl / sum_l2, this_scale);
-        let this_min = F::select(above, F::zero(), this_min);
+        if above.any() {
+            this_scale = F::select(above, sum_xl / sum_l2, this_scale);
+            this_min = F::select(above, F::zero(), this_min);
+        }
         let this_error = affine_error(x, weights, codes, this_scale, this_min, ranges.absolute);
         let better = det.gt(F::zero()) & this_error.lt(best);
         best = F::select(better, this_error, best);
@@ -279,7 +284,7 @@ fn affine_sums<F: Lanes, const TAME: bool>(
     let (mut sum_l, mut sum_l2, mut sum_xl) = (F::zero(), F::zero(), F::zero());
     for ((code, &v), &w) in codes.iter_mut().zip(x).zip(weights) {
         let l = match TAME {
-            true => round(inverse * (v - origin)).max(F::zero()).min(F::splat(levels as f32)),
+            true => (inverse * (v - origin)).round().max(F::zero()).min(F::splat(levels as f32)),
             false => F::from_int(affine_code(inverse, origin, v, levels)),
         };
         *code = l;
@@ -364,8 +369,10 @@ pub(super) fn positive<F: Lanes>(x: &[F], weights: &[F], levels: i32, codes: &mu
         }
     }
     let empty = max.lt(F::splat(ALL_ZERO));
-    for code in codes {
-        *code = F::Int::select(empty, F::Int::splat(0), *code);
+    if empty.any() {
+        for code in codes {
+            *code = F::Int::select(empty, F::Int::splat(0), *code);
+        }
     }
     F::select(l2.gt(F::zero()) & !empty, lx / l2, F::zero())
 }

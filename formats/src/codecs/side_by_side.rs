@@ -11,6 +11,8 @@ pub(super) trait SideBySide {
     fn len(&self) -> usize;
     /// Bytes per block.
     fn bytes(&self) -> usize;
+    /// See [`Kernel::CHAINS`].
+    const CHAINS: bool = false;
     /// Whether [`Group::row_mean_squares`] is read.
     fn needs_row_squares(&self) -> bool {
         false
@@ -84,22 +86,30 @@ pub(super) struct Rows<'a, E> {
 
 impl<E: SideBySide> Kernel for Rows<'_, E> {
     type Output = ();
+    const CHAINS: bool = E::CHAINS;
 
     #[inline(always)]
     fn run<F: Lanes>(self) {
         let Rows { encoder, rows, row_len, importance, out } = self;
-        let (len, per_row) = (encoder.len(), row_len / encoder.len());
+        let len = encoder.len();
         let squares = match encoder.needs_row_squares() {
             true => row_mean_squares::<F>(rows, row_len),
-            false => Vec::new(),
+            false => vec![0.0; rows.len() / row_len],
         };
+        // Where the next block is.
+        let (mut row, mut column) = (0, 0);
         let groups = rows.chunks(F::N * len).zip(out.chunks_mut(F::N * encoder.bytes()));
         for (g, (x, out)) in groups.enumerate() {
-            let used = x.len() / len;
             F::prefetch(rows.get((g + 1) * F::N * len..(g + 2) * F::N * len).unwrap_or(&[]));
-            let block = |lane: usize| g * F::N + if lane < used { lane } else { 0 };
-            let importance = importance.map(|q| std::array::from_fn(|lane| &q[block(lane) % per_row * len..][..len]));
-            let row_mean_squares = std::array::from_fn(|lane| squares.get(block(lane) / per_row).copied().unwrap_or(0.0));
+            let (mut columns, mut row_mean_squares) = ([column; MAX_LANES], [squares[row]; MAX_LANES]);
+            for (to, square) in columns.iter_mut().zip(&mut row_mean_squares).take(x.len() / len) {
+                (*to, *square) = (column, squares[row]);
+                column += len;
+                if column == row_len {
+                    (row, column) = (row + 1, 0);
+                }
+            }
+            let importance = importance.map(|q| columns.map(|column| &q[column..][..len]));
             encoder.encode::<F>(&Group { x, len, importance, row_mean_squares }, out);
         }
     }

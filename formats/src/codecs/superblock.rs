@@ -63,7 +63,6 @@ fn requantize<F: Lanes, L: Layout>(block: &mut Block, x: &[f32]) {
     let scales = Scales::<L>::of(block);
     let zero = F::Int::splat(i32::from(L::ZERO));
     let (least, most) = (F::Int::splat(0) - zero, F::Int::splat(i32::from(L::MAX)) - zero);
-    let mut lanes = [0i32; MAX_LANES];
     for s in 0..Scales::<L>::SUBS {
         let (step, min) = (scales.step(s), scales.min(s));
         if step == 0.0 {
@@ -73,10 +72,7 @@ fn requantize<F: Lanes, L: Layout>(block: &mut Block, x: &[f32]) {
         let codes = block.codes[s * L::SUB..][..L::SUB].chunks_exact_mut(F::N);
         for (codes, x) in codes.zip(x[s * L::SUB..].chunks_exact(F::N)) {
             let level = nearest((F::load(x) + min) / step).max(least).min(most);
-            (level + zero).store(&mut lanes);
-            for (code, &lane) in codes.iter_mut().zip(&lanes) {
-                *code = lane as u8;
-            }
+            F::Int::store_bytes(&[level + zero], codes);
         }
     }
 }
@@ -105,6 +101,7 @@ impl<L: Layout> SideBySide for KQuant<L> {
     fn bytes(&self) -> usize {
         L::BYTES
     }
+    const CHAINS: bool = Scales::<L>::MINS;
     #[inline(always)]
     fn encode<F: Lanes>(&self, group: &Group<'_>, out: &mut [u8]) {
         let mut blocks = [const { Block { d: 0.0, dmin: 0.0, ints: [0; INTS], codes: [0; LEN] } }; MAX_LANES];

@@ -45,6 +45,8 @@ impl Not for Mask {
     }
 }
 impl MaskLanes for Mask {
+    const N: usize = LANES;
+
     #[inline(always)]
     fn bits(self) -> u32 {
         // SAFETY: see the top of the file.
@@ -201,6 +203,11 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx2(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
     fn truncate(self) -> Ints {
         // SAFETY: see the top of the file.
         Ints(unsafe { _mm256_cvttps_epi32(self.0) })
@@ -233,6 +240,7 @@ impl Ints {
 }
 
 impl IntLanes for Ints {
+    const N: usize = LANES;
     type Mask = Mask;
 
     #[inline(always)]

@@ -56,6 +56,8 @@ impl Not for Mask {
     }
 }
 impl MaskLanes for Mask {
+    const N: usize = LANES;
+
     #[inline(always)]
     fn bits(self) -> u32 {
         u32::from(self.0)
@@ -168,6 +170,11 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: see the top of the file.
+        Avx512(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
     fn truncate(self) -> Ints {
         // SAFETY: see the top of the file.
         Ints(unsafe { _mm512_cvttps_epi32(self.0) })
@@ -202,6 +209,7 @@ impl Ints {
 }
 
 impl IntLanes for Ints {
+    const N: usize = LANES;
     type Mask = Mask;
 
     #[inline(always)]

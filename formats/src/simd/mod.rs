@@ -2,9 +2,9 @@
 //!
 //! The reference encoders search scales in long chains of f32 operations whose order decides the bytes, so a chain itself cannot
 //! be made parallel. Blocks can: lane i of a [`Lanes`] value belongs to block i, and every lane performs exactly the scalar
-//! operations in the scalar order. No operation here is fused or reassociated, so AVX-512 (16 lanes), AVX2 (8), the portable lanes
-//! (which the compiler turns into NEON or SSE2) and a single lane all give the same bytes; the single lane is the scalar twin that
-//! tests compare with.
+//! operations in the scalar order. No operation here is fused or reassociated, so AVX-512 (16 lanes), AVX2 (8, or 16 as pairs of
+//! registers), the portable lanes (which the compiler turns into NEON or SSE2) and a single lane all give the same bytes; the single
+//! lane is the scalar twin that tests compare with.
 //!
 //! A [`Kernel`] is a function generic over the lanes; [`dispatch`] runs it with the widest ones that the processor has. Kernels and
 //! everything they call must be `#[inline(always)]`: only then is it compiled for the registers chosen.
@@ -13,6 +13,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod pair;
 mod portable;
 
 use crate::kernels::{Vectors, vectors};
@@ -110,6 +112,11 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// The highest bit of each byte, the first byte's lowest.
     fn high_bits(bytes: &[u8; 32]) -> u32;
 
+    /// The nearest whole number, ties to even, for |x| < 2²². Zero has any sign.
+    #[inline(always)]
+    fn round(self) -> Self {
+        (self + Self::splat(MAGIC)) - Self::splat(MAGIC)
+    }
     /// `self > other`, false with NaN.
     #[inline(always)]
     fn gt(self, other: Self) -> Self::Mask {
@@ -136,6 +143,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
 pub(crate) trait IntLanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
 {
+    /// Number of lanes.
+    const N: usize;
     /// As many truth values.
     type Mask: MaskLanes;
 
@@ -165,6 +174,9 @@ pub(crate) trait IntLanes:
 
 /// Several truth values side by side.
 pub(crate) trait MaskLanes: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
+    /// Number of lanes.
+    const N: usize;
+
     /// Bit i: lane i.
     fn bits(self) -> u32;
     /// Whether any lane is true.
@@ -183,6 +195,9 @@ pub(crate) trait MaskLanes: Copy + BitAnd<Output = Self> + BitOr<Output = Self> 
 pub(crate) trait Kernel {
     /// What it returns.
     type Output;
+    /// Whether it waits for chains of operations rather than for the registers' units, so that two blocks' chains side by side gain.
+    /// AVX2 alone is paired: AVX-512 has as many lanes as can be, and the portable lanes are several registers already.
+    const CHAINS: bool = false;
     /// Runs it.
     fn run<F: Lanes>(self) -> Self::Output;
 }
@@ -201,7 +216,7 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         }
         #[target_feature(enable = "avx2,f16c")]
         fn wide<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run::<avx2::Avx2>()
+            if K::CHAINS { kernel.run::<pair::Pair<avx2::Avx2>>() } else { kernel.run::<avx2::Avx2>() }
         }
         match vectors() {
             // SAFETY: `vectors` has found all the features that the function needs.
@@ -222,12 +237,6 @@ const MAGIC: f32 = 12_582_912.0;
 #[inline(always)]
 pub(crate) fn nearest<F: Lanes>(x: F) -> F::Int {
     ((x + F::splat(MAGIC)).to_bits() & F::Int::splat(0x007f_ffff)) - F::Int::splat(0x0040_0000)
-}
-
-/// The nearest whole number, ties to even, for |x| < 2²².
-#[inline(always)]
-pub(crate) fn round<F: Lanes>(x: F) -> F {
-    (x + F::splat(MAGIC)) - F::splat(MAGIC)
 }
 
 /// The nearest whole number, ties to even, of any number.

@@ -39,6 +39,8 @@ impl<const K: usize> Not for Bools<K> {
 }
 
 impl<const K: usize> MaskLanes for Bools<K> {
+    const N: usize = K;
+
     #[inline(always)]
     fn bits(self) -> u32 {
         (0..K).fold(0, |bits, i| bits | u32::from(self.0[i]) << i)
@@ -148,6 +150,7 @@ impl<const K: usize> Lanes for Portable<K> {
 }
 
 impl<const K: usize> IntLanes for Ints<K> {
+    const N: usize = K;
     type Mask = Bools<K>;
 
     #[inline(always)]
