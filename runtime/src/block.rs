@@ -1,9 +1,9 @@
 //! One decoder layer's computation: norm, attention, norm, gated feed-forward, each with a residual connection.
 
 use crate::attention::{self, attention};
-use crate::generate::LayerCache;
+use crate::generate::{Segment, in_segments};
 use crate::layer::Layer;
-use crate::ops::{self, linear, rms_norm};
+use crate::ops::{self, OrFail, linear, rms_norm};
 use crate::role::{Input, Part, Site};
 use crate::rope::RopeTable;
 use crate::spec::ModelSpec;
@@ -50,17 +50,23 @@ impl Run<'_> {
         }
     }
 
-    /// Pushes `x`, `(windows × len, hidden)`, through the layer. With a cache (one window only), earlier keys and values come from
-    /// it and new ones are appended. The input is left unchanged.
-    pub fn forward(&self, layer: &Layer, x: &Tensor, rows: Rows, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        let (hidden, inner) = self.until_down(layer, x, rows, cache)?;
+    /// Pushes `x`, `(windows × len, hidden)`, through the layer. With segments (one window only), each is a sequence of its own:
+    /// earlier keys and values come from its cache and new ones are appended. The input is left unchanged.
+    pub fn forward(&self, layer: &Layer, x: &Tensor, rows: Rows, segments: Option<&mut [Segment<'_>]>) -> Result<Tensor> {
+        let (hidden, inner) = self.until_down(layer, x, rows, segments)?;
         let out = project(layer, Part::FfnDown, &inner)?;
         ops::add_in_place(&out, &hidden)?;
         Ok(out)
     }
 
     /// The layer up to the input of the down projection: the residual stream after attention, and that input.
-    pub fn until_down(&self, layer: &Layer, x: &Tensor, rows: Rows, cache: Option<&mut LayerCache>) -> Result<(Tensor, Tensor)> {
+    pub fn until_down(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        rows: Rows,
+        segments: Option<&mut [Segment<'_>]>,
+    ) -> Result<(Tensor, Tensor)> {
         let spec = self.spec;
         let normed = rms_norm(x, layer.get(Part::AttnNorm)?, spec.rms_eps)?;
         self.observe(Input::AttnIn, &normed)?;
@@ -73,13 +79,24 @@ impl Run<'_> {
         if let Some(w) = layer.find(Part::AttnKNorm) {
             k = rms_norm(&k, w, spec.rms_eps)?;
         }
-        self.rope.apply(&q, rows.len, rows.start)?;
-        self.rope.apply(&k, rows.len, rows.start)?;
-        let mixed = match cache {
-            None => attention(spec, &q, &k, &v, attention::Shape { windows: rows.windows, queries: rows.len, keys: rows.len })?,
-            Some(cache) => {
-                let (k, v) = cache.append(&k, &v)?;
-                attention(spec, &q, &k, &v, attention::Shape { windows: 1, queries: rows.len, keys: rows.start + rows.len })?
+        let mixed = match segments {
+            None => {
+                self.rope.apply(&q, rows.len, rows.start)?;
+                self.rope.apply(&k, rows.len, rows.start)?;
+                attention(spec, &q, &k, &v, attention::Shape { windows: rows.windows, queries: rows.len, keys: rows.len })?
+            }
+            Some(segments) => {
+                // Before the segments run side by side: they share the storage of q and k.
+                let mut first = 0;
+                for s in segments.iter() {
+                    self.rope.apply(&q.narrow(0, first, s.len).or_fail()?, s.len, s.start)?;
+                    self.rope.apply(&k.narrow(0, first, s.len).or_fail()?, s.len, s.start)?;
+                    first += s.len;
+                }
+                in_segments(segments, [&q, &k, &v], |[q, k, v], s| {
+                    let (k, v) = s.cache.append(&k, &v, s.start)?;
+                    attention(spec, &q, &k, &v, attention::Shape { windows: 1, queries: s.len, keys: s.start + s.len })
+                })?
             }
         };
         self.observe(Input::AttnOut, &mixed)?;
