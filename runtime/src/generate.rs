@@ -2,10 +2,14 @@
 
 mod batch;
 mod cache;
+mod score;
+mod stops;
 
 pub use batch::{Batch, Feed, Sequence, Wanted};
 pub(crate) use batch::{Segment, in_segments};
 pub use cache::CacheType;
+pub use score::Score;
+pub use stops::{Released, StopStrings};
 
 use crate::checkpoint::WeightSource;
 use crate::head::Head;

@@ -71,7 +71,13 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         chat: args.chat,
         system: args.system.clone(),
         max_tokens: args.n,
-        sampling: Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, seed: app.context.seed },
+        sampling: Sampling {
+            temperature: args.temp,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: app.context.seed,
+            ..Sampling::default()
+        },
         cache: match args.kv {
             Kv::F32 => CacheType::F32,
             Kv::F16 => CacheType::F16,
