@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 const EXAMPLES: &str = "\
 Examples:
   bitsmith generate model.gguf -p 'Once upon a time' -n 64
+  bitsmith generate demo -p 'The lighthouse' --temp 0.8 --seed 7 --stop '.'
   bitsmith generate ./model --chat -p 'Why is the sky blue?' --temp 0.7 --top-p 0.9";
 
 /// Arguments of `generate`.
@@ -37,6 +38,9 @@ pub struct Arguments {
     /// How keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
     /// Use the model's chat template
     #[arg(long)]
     pub chat: bool,
@@ -53,6 +57,15 @@ pub enum Kv {
     F32,
     /// Half the memory
     F16,
+}
+
+impl From<Kv> for CacheType {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F32 => CacheType::F32,
+            Kv::F16 => CacheType::F16,
+        }
+    }
 }
 
 /// Generates and prints text as it comes.
@@ -78,10 +91,8 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
             seed: app.context.seed,
             ..Sampling::default()
         },
-        cache: match args.kv {
-            Kv::F32 => CacheType::F32,
-            Kv::F16 => CacheType::F16,
-        },
+        cache: args.kv.into(),
+        stop: args.stop.clone(),
     };
     let model = Opened::find(&args.model, &app.context)?;
     let generation =
@@ -91,12 +102,11 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
             app.context.max_ram,
             |piece| if app.output.is_json() { Ok(()) } else { app.output.text(piece) },
         )?;
-    app.console.detail(&format!(
-        "{} + {} tokens in {:.2} s, stopped at: {}",
-        generation.prompt_tokens,
-        generation.tokens.len(),
-        generation.seconds,
-        generation.stop
-    ));
-    app.output.result(&generation, |_| "\n".into())
+    app.output.result(&generation, |_| "\n".into())?;
+    let g = &generation;
+    let (first, speed) = (g.seconds_to_first_token, g.tokens_per_second);
+    let times = [first.map(|s| format!("first after {s:.2} s")), speed.map(|t| format!("then {t:.1} tokens/s"))];
+    let times: String = times.into_iter().flatten().map(|t| format!(", {t}")).collect();
+    app.context.progress.note(&format!("{} + {} tokens{times}; stopped at: {}", g.prompt_tokens, g.tokens.len(), g.stop));
+    Ok(())
 }

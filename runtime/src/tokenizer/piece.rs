@@ -4,6 +4,11 @@ use super::Tokenizer;
 use tokenizers::DecoderWrapper;
 
 impl Tokenizer {
+    /// Whether decoding leaves this token out if it is told to skip special tokens.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+    }
+
     /// The bytes that a token stands for inside a text: part of a character for some. Special tokens stand for their spelling. Nothing
     /// for ids outside the vocabulary.
     pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
