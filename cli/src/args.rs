@@ -2,7 +2,7 @@
 
 use crate::commands::{
     archs, calibrate, check, completions, convert, datasets, eval, generate, imatrix, inspect, logits, methods, pull, quantize,
-    run, targets, tokenize, verify,
+    run, serve, targets, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -157,6 +157,8 @@ pub enum Command {
     Eval(eval::Arguments),
     /// Continue a text
     Generate(generate::Arguments),
+    /// Serve a model over HTTP, as OpenAI's API
+    Serve(serve::Arguments),
     /// Describe a model: architecture, tensors, types, bits per weight, metadata
     Inspect(inspect::Arguments),
     /// Say from headers alone, in seconds, whether a model can be read, run and written to each target

@@ -3,7 +3,17 @@
 use crate::console::Console;
 use crate::output::Output;
 use bitsmith_formats::Result;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+type Action = Box<dyn FnOnce() + Send>;
+
+/// What the first interruption does instead, if a command has a better idea.
+static INSTEAD: Mutex<Option<Action>> = Mutex::new(None);
+
+/// From now on the next interruption calls `action` instead of ending the program; one after it ends the program all the same.
+pub fn instead(action: impl FnOnce() + Send + 'static) {
+    *INSTEAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(action));
+}
 
 /// Watches for interruption in a thread of its own.
 #[cfg(unix)]
@@ -15,7 +25,12 @@ pub fn watch(output: Output, console: Arc<Console>) -> Result<()> {
     let failed = |e: std::io::Error| Error::failed(format!("cannot watch for interruption: {e}"));
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
     let wait = move || {
-        if signals.forever().next().is_some() {
+        for _ in signals.forever() {
+            let action = INSTEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(action) = action {
+                action();
+                continue;
+            }
             let error = Error::new(ErrorKind::Interrupted, "interrupted");
             let error = error.hint("the same command goes on where this one stopped");
             console.error(&error);

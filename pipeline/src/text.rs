@@ -7,7 +7,7 @@ use crate::opened::Opened;
 use bitsmith_formats::gguf::GgufStore;
 use bitsmith_formats::store::Container;
 use bitsmith_formats::{Error, Result};
-use bitsmith_runtime::generate::{CacheType, Flow, Generate, Stop};
+use bitsmith_runtime::generate::{CacheType, Flow, Generate, Released, Stop, StopStrings};
 use bitsmith_runtime::sampler::Sampling;
 use bitsmith_runtime::{ChatMessage, Head, Layer, Model, Sweep, Tokenizer, WeightSource, sweep};
 use candle_core::Device;
@@ -142,6 +142,8 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Storage of keys and values.
     pub cache: CacheType,
+    /// Strings that end the text and are no part of it.
+    pub stop: Vec<String>,
 }
 
 /// What was generated.
@@ -157,10 +159,24 @@ pub struct Generation {
     pub text: String,
     /// The new tokens.
     pub tokens: Vec<u32>,
-    /// Why it ended: `length`, `eos`, `context` or `stopped`.
+    /// Why it ended: `length`, `eos`, `context` or `stop` (a stop string).
     pub stop: &'static str,
     /// Seconds for prompt and text together, loading not counted.
     pub seconds: f64,
+    /// Seconds until the first new token was known, which are spent on the prompt.
+    pub seconds_to_first_token: Option<f64>,
+    /// New tokens per second after the first.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// Loads a whole model for generation, if there is memory for it and for `cached` tokens.
+pub fn load(model: &Opened, cache: CacheType, cached: usize, max_ram: Option<u64>) -> Result<Model> {
+    let spec = model.checkpoint.spec();
+    // All layers are held as f32, for every token needs each of them.
+    let weights = 4 * spec.n_weights() as u64;
+    let per_token = 2 * (spec.n_layers * spec.n_kv_heads * spec.head_dim * cache.bytes()) as u64;
+    check_ram("generation", weights + cached as u64 * per_token, max_ram)?;
+    Model::load(&model.checkpoint, &Device::Cpu)
 }
 
 /// Generates text, giving it to `each` piece by piece.
@@ -179,47 +195,52 @@ pub fn generate(
         options.prompt.clone()
     };
     let ids = tokenizer.encode(&prompt, !options.chat)?;
-    // All layers are held as f32, for every token needs each of them.
-    check_ram("generation", 4 * model.checkpoint.spec().n_weights() as u64, max_ram)?;
-    let loaded = Model::load(&model.checkpoint, &Device::Cpu)?;
+    let loaded = load(model, options.cache, ids.len() + options.max_tokens, max_ram)?;
     let start = Instant::now();
+    let mut first = None;
     let mut stream = tokenizer.stream(&ids);
+    let mut stops = StopStrings::new(&options.stop);
     let mut text = String::new();
-    let mut failure = None;
-    let mut give = |piece: Result<String>| -> Flow {
-        let given = piece.and_then(|piece| {
-            text.push_str(&piece);
-            if piece.is_empty() { Ok(()) } else { each(&piece) }
-        });
-        match given {
-            Ok(()) => Flow::Continue,
-            Err(e) => {
-                failure = Some(e);
-                Flow::Stop
-            }
+    // Gives out what a piece of decoded text releases; says whether a stop string was met.
+    let mut give = |piece: &str, last: bool| -> Result<bool> {
+        let Released { text: mut out, stopped } = stops.push(piece);
+        if last && !stopped {
+            out += &stops.finish();
         }
+        text += &out;
+        if !out.is_empty() {
+            each(&out)?;
+        }
+        Ok(stopped)
     };
     let run =
         Generate { max_tokens: options.max_tokens, sampling: options.sampling.clone(), cache: options.cache, ignore_eos: false };
-    let generated = loaded.generate(&ids, &run, |token| give(stream.push(token)))?;
-    give(stream.finish());
-    if let Some(e) = failure {
-        return Err(e);
-    }
+    let mut given = Ok(false);
+    let generated = loaded.generate(&ids, &run, |token| {
+        first.get_or_insert_with(|| start.elapsed().as_secs_f64());
+        given = stream.push(token).and_then(|piece| give(&piece, false));
+        if matches!(given, Ok(false)) { Flow::Continue } else { Flow::Stop }
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    let stopped = given? || give(&stream.finish()?, true)?;
     let stop = match generated.stop {
+        _ if stopped => "stop",
         Stop::Length => "length",
         Stop::Eos(_) => "eos",
         Stop::Context => "context",
-        Stop::Caller => "stopped",
+        Stop::Caller => "stop",
     };
+    let after = first.map(|f| seconds - f).filter(|s| *s > 0.0 && generated.tokens.len() > 1);
     Ok(Generation {
         model: model.name.clone(),
         prompt,
         prompt_tokens: ids.len(),
         text,
-        tokens: generated.tokens,
         stop,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
+        seconds_to_first_token: first,
+        tokens_per_second: after.map(|s| (generated.tokens.len() - 1) as f64 / s),
+        tokens: generated.tokens,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use crate::attention::{Attention, Shape};
 use crate::ffn;
-use crate::generate::LayerCache;
+use crate::generate::{Segment, in_segments};
 use crate::layer::Layer;
 use crate::ops::{self, OrFail, linear};
 use crate::role::{Input, Part, Site};
@@ -78,10 +78,10 @@ impl Run<'_> {
         }
     }
 
-    /// Pushes `x`, `(windows × len, hidden)`, through the layer. With a cache (one window only), earlier keys and values come from
-    /// it and new ones are appended. The input is left unchanged.
-    pub fn forward(&self, layer: &Layer, x: &Tensor, rows: Rows, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        let (hidden, normed) = self.until_ffn(layer, x, rows, cache)?;
+    /// Pushes `x`, `(windows × len, hidden)`, through the layer. With segments (one window only), each is a sequence of its own:
+    /// earlier keys and values come from its cache and new ones are appended. The input is left unchanged.
+    pub fn forward(&self, layer: &Layer, x: &Tensor, rows: Rows, segments: Option<&mut [Segment<'_>]>) -> Result<Tensor> {
+        let (hidden, normed) = self.until_ffn(layer, x, rows, segments)?;
         let out = ffn::forward(self, layer, &normed, true)?.unwrap_or_else(|| normed.into_owned());
         let out = match layer.find(Part::FfnPostNorm) {
             Some(_) => self.norm(layer, Part::FfnPostNorm, &out)?.into_owned(),
@@ -108,10 +108,10 @@ impl Run<'_> {
         layer: &Layer,
         x: &'x Tensor,
         rows: Rows,
-        cache: Option<&mut LayerCache>,
+        segments: Option<&mut [Segment<'_>]>,
     ) -> Result<(Tensor, Cow<'x, Tensor>)> {
         let normed = self.norm(layer, Part::AttnNorm, x)?;
-        let out = self.attention(layer, &normed, rows, cache)?;
+        let out = self.attention(layer, &normed, rows, segments)?;
         let out = self.norm(layer, Part::AttnPostNorm, &out)?.into_owned();
         ops::scale_in_place(&out, self.spec.scales.residual)?;
         ops::add_in_place(&out, x)?;
@@ -132,12 +132,16 @@ impl Run<'_> {
         Ok(Cow::Owned(ops::norm(x, weight, bias, self.spec.norm)?))
     }
 
-    fn attention(&self, layer: &Layer, x: &Tensor, rows: Rows, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    fn attention(&self, layer: &Layer, x: &Tensor, rows: Rows, segments: Option<&mut [Segment<'_>]>) -> Result<Tensor> {
         let spec = self.spec;
         self.observe(Input::AttnIn, x)?;
+        let spans: Vec<Rows> = match &segments {
+            Some(segments) => segments.iter().map(|s| Rows { windows: 1, len: s.len, start: s.start }).collect(),
+            None => vec![rows],
+        };
         let [q, k, v] = match spec.latent {
-            Some(latent) => self.latent(layer, x, rows, latent)?,
-            None => self.heads(layer, x, rows)?,
+            Some(latent) => self.latent(layer, x, &spans, latent)?,
+            None => self.heads(layer, x, &spans)?,
         };
         let attention = Attention {
             n_heads: spec.n_heads,
@@ -150,19 +154,19 @@ impl Run<'_> {
             causal: spec.causal,
             sinks: layer.find(Part::AttnSinks).map(|t| t.to_vec1().or_fail()).transpose()?,
         };
-        let mixed = match cache {
+        let mixed = match segments {
             None => attention.run(&q, &k, &v, Shape { windows: rows.windows, queries: rows.len, keys: rows.len })?,
-            Some(cache) => {
-                let (k, v) = cache.append(&k, &v)?;
-                attention.run(&q, &k, &v, Shape { windows: 1, queries: rows.len, keys: rows.start + rows.len })?
-            }
+            Some(segments) => in_segments(segments, [&q, &k, &v], |[q, k, v], s| {
+                let (k, v) = s.cache.append(&k, &v, s.start)?;
+                attention.run(&q, &k, &v, Shape { windows: 1, queries: s.len, keys: s.start + s.len })
+            })?,
         };
         self.observe(Input::AttnOut, &mixed)?;
         project(layer, Part::AttnOutput, &mixed)
     }
 
     /// Queries, keys and values of usual attention, normed and rotated.
-    fn heads(&self, layer: &Layer, x: &Tensor, rows: Rows) -> Result<[Tensor; 3]> {
+    fn heads(&self, layer: &Layer, x: &Tensor, spans: &[Rows]) -> Result<[Tensor; 3]> {
         let spec = self.spec;
         let (q_width, k_width) = (spec.q_width(), spec.n_kv_heads * spec.head_dim);
         let [q, k, v] = match layer.find(Part::AttnQkv) {
@@ -176,13 +180,13 @@ impl Run<'_> {
         let q = self.norm(layer, Part::AttnQNorm, &q?)?.into_owned();
         let k = self.norm(layer, Part::AttnKNorm, &k?)?.into_owned();
         let whole = Rotated { head: spec.head_dim, from: 0 };
-        self.rotate(&q, rows, whole)?;
-        self.rotate(&k, rows, whole)?;
+        self.rotate(&q, spans, whole)?;
+        self.rotate(&k, spans, whole)?;
         Ok([q, k, v?])
     }
 
     /// Queries, keys and values of latent attention: a head is a part without positions and a rotated part, and keys share the latter.
-    fn latent(&self, layer: &Layer, x: &Tensor, rows: Rows, latent: Latent) -> Result<[Tensor; 3]> {
+    fn latent(&self, layer: &Layer, x: &Tensor, spans: &[Rows], latent: Latent) -> Result<[Tensor; 3]> {
         let spec = self.spec;
         let nope = spec.head_dim - latent.rope_dim;
         let q = match latent.q_rank {
@@ -194,10 +198,10 @@ impl Run<'_> {
             }
             None => project(layer, Part::AttnQ, x)?,
         };
-        self.rotate(&q, rows, Rotated { head: spec.head_dim, from: nope })?;
+        self.rotate(&q, spans, Rotated { head: spec.head_dim, from: nope })?;
         let both = project(layer, Part::AttnKvA, x)?;
         let shared = ops::columns(&both, latent.kv_rank, latent.rope_dim)?;
-        self.rotate(&shared, rows, Rotated { head: latent.rope_dim, from: 0 })?;
+        self.rotate(&shared, spans, Rotated { head: latent.rope_dim, from: 0 })?;
         let narrow = ops::columns(&both, 0, latent.kv_rank)?;
         let narrow = self.norm(layer, Part::AttnKvANorm, &narrow)?;
         self.observe(Input::KvLatent, &narrow)?;
@@ -214,13 +218,20 @@ impl Run<'_> {
         Ok([q, k, v])
     }
 
-    fn rotate(&self, x: &Tensor, rows: Rows, part: Rotated) -> Result<()> {
+    /// Rotates a part of every head in place; the rows of `x` are those of the spans, one after the other.
+    fn rotate(&self, x: &Tensor, spans: &[Rows], part: Rotated) -> Result<()> {
         let table = match self.spec.layers[self.layer_index].rope {
             RopeUse::None => return Ok(()),
             RopeUse::Global => &self.ropes.global,
             RopeUse::Local => self.ropes.local.as_ref().unwrap_or(&self.ropes.global),
         };
-        table.apply(x, rows.len, rows.start, part)
+        let mut first = 0;
+        for rows in spans {
+            let n = rows.windows * rows.len;
+            table.apply(&x.narrow(0, first, n).or_fail()?, rows.len, rows.start, part)?;
+            first += n;
+        }
+        Ok(())
     }
 }
 

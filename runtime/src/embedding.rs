@@ -51,16 +51,16 @@ impl Embedding {
         &self.table
     }
 
-    /// Hidden states `(ids, hidden)` of sequences of `len` tokens that all begin at position `start`.
-    pub fn rows(&self, ids: &[u32], len: usize, start: usize) -> Result<Tensor> {
+    /// Hidden states `(ids, hidden)`; token `i` stands at `position(i)` of its sequence.
+    pub fn rows(&self, ids: &[u32], position: impl Fn(usize) -> usize) -> Result<Tensor> {
         let x = ops::embed(&self.table, ids)?;
         ops::scale_in_place(&x, self.scale)?;
         if let Some(positions) = &self.positions {
             let known = positions.dim(0).or_fail()?;
-            if start + len > known {
-                return Err(Error::usage(format!("{} tokens exceed the {known} positions that the model knows", start + len)));
+            let each: Vec<u32> = (0..ids.len()).map(|i| position(i) as u32).collect();
+            if let Some(last) = each.iter().max().filter(|p| **p as usize >= known) {
+                return Err(Error::usage(format!("position {last} exceeds the {known} that the model knows")));
             }
-            let each: Vec<u32> = (0..ids.len()).map(|i| (start + i % len) as u32).collect();
             ops::add_in_place(&x, &ops::embed(positions, &each)?)?;
         }
         if let Some(segment) = &self.segment {

@@ -1,83 +1,27 @@
 //! Token-major execution: all layers resident, keys and values of earlier tokens cached, text one token at a time.
 
-use crate::block::{Ropes, Rows, Run};
+mod batch;
+mod cache;
+mod score;
+mod stops;
+
+pub use batch::{Batch, Feed, Sequence, Wanted};
+pub(crate) use batch::{Segment, in_segments};
+pub use cache::CacheType;
+pub use score::Score;
+pub use stops::{Released, StopStrings};
+
 use crate::checkpoint::WeightSource;
-use crate::embedding::{Embedding, OutputNorm, check_tokens};
+use crate::embedding::{Embedding, OutputNorm};
 use crate::head::Head;
 use crate::layer::Layer;
-use crate::ops::OrFail;
 use crate::sampler::{Sampler, Sampling};
 use crate::spec::ModelSpec;
 use bitsmith_formats::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 
 /// Prompt tokens processed together.
 const PROMPT_CHUNK: usize = 512;
-/// Cached positions are allocated in steps of this many tokens.
-const CACHE_STEP: usize = 256;
-
-/// Storage type of cached keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheType {
-    /// Exact.
-    #[default]
-    F32,
-    /// Half the memory.
-    F16,
-}
-
-/// Keys and values of one layer.
-#[derive(Debug)]
-pub(crate) struct LayerCache {
-    /// Keys and values, `(capacity, kv_heads × head_dim)` each.
-    planes: Option<[Tensor; 2]>,
-    len: usize,
-    dtype: DType,
-}
-
-impl LayerCache {
-    fn new(kind: CacheType) -> Self {
-        let dtype = match kind {
-            CacheType::F32 => DType::F32,
-            CacheType::F16 => DType::F16,
-        };
-        LayerCache { planes: None, len: 0, dtype }
-    }
-
-    /// Appends rows of keys and values and gives all so far, as f32.
-    pub(crate) fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.append_inner(k, v).or_fail()
-    }
-
-    fn append_inner(&mut self, k: &Tensor, v: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
-        let (rows, width) = k.dims2()?;
-        let len = self.len + rows;
-        let capacity = match &self.planes {
-            Some([k, _]) => k.dim(0)?,
-            None => 0,
-        };
-        if len > capacity {
-            let larger = len.max(capacity * 2).next_multiple_of(CACHE_STEP);
-            let grow = |old: Option<&Tensor>| -> candle_core::Result<Tensor> {
-                let new = Tensor::zeros((larger, width), self.dtype, k.device())?;
-                if let (Some(old), 1..) = (old, self.len) {
-                    new.slice_set(&old.narrow(0, 0, self.len)?.contiguous()?, 0, 0)?;
-                }
-                Ok(new)
-            };
-            let old = self.planes.as_ref();
-            self.planes = Some([grow(old.map(|p| &p[0]))?, grow(old.map(|p| &p[1]))?]);
-        }
-        let Some([ck, cv]) = &self.planes else {
-            candle_core::bail!("key-value cache without rows");
-        };
-        ck.slice_set(&k.to_dtype(self.dtype)?, 0, self.len)?;
-        cv.slice_set(&v.to_dtype(self.dtype)?, 0, self.len)?;
-        self.len = len;
-        let all = |t: &Tensor| t.narrow(0, 0, len)?.to_dtype(DType::F32);
-        Ok((all(ck)?, all(cv)?))
-    }
-}
 
 /// A whole model in memory, for generation.
 #[derive(Debug)]
@@ -112,8 +56,8 @@ impl Model {
 
     /// A new, empty sequence.
     pub fn session(&self, cache: CacheType) -> Session<'_> {
-        let caches = self.layers.iter().map(|_| LayerCache::new(cache)).collect();
-        Session { model: self, caches, ropes: Ropes::new(&self.spec, 0), len: 0 }
+        let batch = Batch::new(self);
+        Session { sequence: batch.sequence(cache), batch }
     }
 
     /// Continues `prompt`, calling `each` with every new token; `each` may stop the generation. Tokens given to `each` never
@@ -154,54 +98,37 @@ impl Model {
 /// One sequence being read or written by a [`Model`].
 #[derive(Debug)]
 pub struct Session<'a> {
-    model: &'a Model,
-    caches: Vec<LayerCache>,
-    ropes: Ropes,
-    len: usize,
+    batch: Batch<'a>,
+    sequence: Sequence,
 }
 
 impl Session<'_> {
     /// Tokens fed so far.
     #[expect(clippy::len_without_is_empty, reason = "a length in tokens, not a container")]
     pub fn len(&self) -> usize {
-        self.len
+        self.sequence.len()
     }
 
     /// Feeds tokens and gives the logits after the last one, `vocab` values.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let mut last = Vec::new();
-        for chunk in tokens.chunks(PROMPT_CHUNK) {
-            last = self.feed_chunk(chunk)?;
+        let mut chunks = tokens.chunks(PROMPT_CHUNK).peekable();
+        while let Some(tokens) = chunks.next() {
+            let wanted = if chunks.peek().is_none() { Wanted::Last } else { Wanted::Nothing };
+            let feed = Feed { sequence: &mut self.sequence, tokens, wanted };
+            self.batch.step(&mut [feed], |_, _, logits| last = logits.to_vec())?;
+        }
+        if !crate::kernels::all_finite(&last) {
+            return Err(not_finite(self.len() - 1));
         }
         Ok(last)
     }
+}
 
-    fn feed_chunk(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let spec = &self.model.spec;
-        check_tokens(spec, tokens, String::new)?;
-        let end = self.len + tokens.len();
-        if end > spec.context_length {
-            return Err(Error::usage(format!("{end} tokens exceed the model's context of {}", spec.context_length)));
-        }
-        if !self.ropes.covers(end) {
-            self.ropes = Ropes::for_growing(spec, end);
-        }
-        let rows = Rows { windows: 1, len: tokens.len(), start: self.len };
-        let mut x = self.model.embedding.rows(tokens, tokens.len(), self.len)?;
-        for (index, (layer, cache)) in self.model.layers.iter().zip(&mut self.caches).enumerate() {
-            let run = Run { spec, ropes: &self.ropes, layer_index: index, observer: None };
-            x = run.forward(layer, &x, rows, Some(cache))?;
-        }
-        self.len = end;
-        let last = x.narrow(0, tokens.len() - 1, 1).or_fail()?;
-        let normed = self.model.output_norm.apply(&last)?;
-        let logits: Vec<f32> = self.model.head.logits(&normed)?.flatten_all().and_then(|t| t.to_vec1()).or_fail()?;
-        if !crate::kernels::all_finite(&logits) {
-            return Err(Error::corrupt(format!("logits at position {} are not finite", end - 1))
-                .hint("a weight is damaged, or the activations overflow"));
-        }
-        Ok(logits)
-    }
+/// The error for logits that mean nothing, after the token at `position`.
+pub fn not_finite(position: usize) -> Error {
+    Error::corrupt(format!("logits at position {position} are not finite"))
+        .hint("a weight is damaged, or the activations overflow")
 }
 
 /// Options of [`Model::generate`].

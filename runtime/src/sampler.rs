@@ -2,6 +2,7 @@
 
 use crate::kernels;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 /// xoshiro256++ (Blackman and Vigna, 2019), seeded through SplitMix64.
 #[derive(Debug, Clone)]
@@ -57,61 +58,120 @@ pub struct Sampling {
     pub top_p: Option<f32>,
     /// Seed of the random generator.
     pub seed: u64,
+    /// Taken from the logits of tokens that were chosen before.
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens for every time they were chosen before.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub bias: Vec<(u32, f32)>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 }
+        Sampling {
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            seed: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            bias: Vec::new(),
+        }
     }
 }
 
-/// Chooses tokens: temperature, then top-k, then top-p.
+/// Chooses tokens: bias and penalties, temperature, then top-k, then top-p.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: Sampling,
     rng: Rng,
+    /// How often each token was chosen, if penalties ask.
+    chosen: BTreeMap<u32, u32>,
 }
 
 impl Sampler {
     /// A sampler in its initial state.
     pub fn new(options: Sampling) -> Self {
         let rng = Rng::new(options.seed);
-        Sampler { options, rng }
+        Sampler { options, rng, chosen: BTreeMap::new() }
     }
 
     /// Chooses from a row of logits. Equal logits go to the lower token id first.
     pub fn pick(&mut self, logits: &[f32]) -> u32 {
-        let by_likelihood = |a: &u32, b: &u32| -> Ordering { logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)) };
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        if self.options.temperature <= 0.0 || self.options.top_k == Some(1) {
-            return ids.into_iter().min_by(by_likelihood).unwrap_or(0);
+        self.pick_except(logits, &[])
+    }
+
+    /// As [`Sampler::pick`], but never one of `banned` unless there is nothing else.
+    pub fn pick_except(&mut self, logits: &[f32], banned: &[u32]) -> u32 {
+        let penalised = self.options.presence_penalty != 0.0 || self.options.frequency_penalty != 0.0;
+        if !penalised && self.options.bias.is_empty() && banned.is_empty() {
+            return self.choose(logits);
         }
+        let mut logits = logits.to_vec();
+        let mut change = |id: u32, by: f32| {
+            if let Some(l) = logits.get_mut(id as usize) {
+                *l += by;
+            }
+        };
+        for (id, bias) in &self.options.bias {
+            change(*id, *bias);
+        }
+        for (id, times) in &self.chosen {
+            change(*id, -self.options.presence_penalty - self.options.frequency_penalty * *times as f32);
+        }
+        for id in banned {
+            change(*id, f32::NEG_INFINITY);
+        }
+        let token = self.choose(&logits);
+        if penalised {
+            *self.chosen.entry(token).or_default() += 1;
+        }
+        token
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        let by_likelihood = |a: &u32, b: &u32| -> Ordering { logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)) };
+        if self.options.temperature <= 0.0 || self.options.top_k == Some(1) {
+            return (0..logits.len() as u32).min_by(by_likelihood).unwrap_or(0);
+        }
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
         let keep = self.options.top_k.unwrap_or(ids.len()).clamp(1, ids.len().max(1));
         if keep < ids.len() {
             ids.select_nth_unstable_by(keep - 1, by_likelihood);
             ids.truncate(keep);
         }
-        ids.sort_unstable_by(by_likelihood);
         let mut p: Vec<f32> = ids.iter().map(|i| logits[*i as usize]).collect();
         kernels::softmax(&mut p, 1.0 / self.options.temperature);
-        let mut total = 0f64;
+        let mut candidates: Vec<(u32, f32)> = ids.into_iter().zip(p).collect();
         let limit = f64::from(self.options.top_p.unwrap_or(1.0));
-        let mut kept = 0;
-        for v in &p {
-            total += f64::from(*v);
+        let u = self.rng.uniform();
+        // Most of the probability lies in few tokens: sort no more than are needed to find the choice.
+        let (mut sorted, mut total, mut kept) = (0, 0f64, 0);
+        while kept < candidates.len() {
+            if kept == sorted {
+                let more = (8 * sorted).max(64).min(candidates.len());
+                let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then_with(|| by_likelihood(&a.0, &b.0));
+                if more < candidates.len() {
+                    candidates[sorted..].select_nth_unstable_by(more - 1 - sorted, order);
+                }
+                candidates[sorted..more].sort_unstable_by(order);
+                sorted = more;
+            }
+            total += f64::from(candidates[kept].1);
             kept += 1;
-            if total >= limit {
+            if total >= limit || (limit >= 1.0 && u < total) {
                 break;
             }
         }
-        let mut at = self.rng.uniform() * total;
-        for (id, v) in ids[..kept].iter().zip(&p) {
-            at -= f64::from(*v);
+        // Without a limit the probabilities sum to 1, give or take a rounding error.
+        let mut at = u * if limit >= 1.0 { 1.0 } else { total };
+        for (id, p) in &candidates[..kept] {
+            at -= f64::from(*p);
             if at < 0.0 {
                 return *id;
             }
         }
-        ids.get(kept.saturating_sub(1)).copied().unwrap_or(0)
+        candidates.get(kept.saturating_sub(1)).map_or(0, |c| c.0)
     }
 }
 
@@ -153,5 +213,33 @@ mod tests {
         let n = count(Sampling { top_p: Some(0.85), ..base.clone() });
         assert!(n[2] > 0 && n[3] == 0);
         assert_eq!(count(base.clone()), count(base));
+    }
+
+    #[test]
+    fn wide_distributions_are_sampled_whole() {
+        let logits: Vec<f32> = (0..1000).map(|i| ((i * 389) % 1000) as f32 * 1e-3).collect();
+        let mut s = Sampler::new(Sampling { temperature: 1.0, seed: 1, ..Sampling::default() });
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..20_000 {
+            seen.insert(s.pick(&logits));
+        }
+        assert!(seen.len() > 990, "{}", seen.len());
+        // The 300 likeliest of 1000 nearly equal ones.
+        let mut s = Sampler::new(Sampling { temperature: 100.0, top_p: Some(0.3), ..Sampling::default() });
+        for _ in 0..2000 {
+            assert!(logits[s.pick(&logits) as usize] > 0.69);
+        }
+    }
+
+    #[test]
+    fn bias_penalties_and_bans() {
+        let logits = [0.0f32, 3.0, 2.0, 1.0];
+        let mut s = Sampler::new(Sampling { presence_penalty: 1.5, ..Sampling::default() });
+        assert_eq!([s.pick(&logits), s.pick(&logits), s.pick(&logits)], [1, 2, 1]);
+        let mut s = Sampler::new(Sampling { frequency_penalty: 0.75, ..Sampling::default() });
+        assert_eq!([s.pick(&logits), s.pick(&logits), s.pick(&logits), s.pick(&logits)], [1, 1, 2, 1]);
+        let mut s = Sampler::new(Sampling { bias: vec![(3, 5.0), (1, -100.0), (9, 1.0)], ..Sampling::default() });
+        assert_eq!(s.pick(&logits), 3);
+        assert_eq!(Sampler::new(Sampling::default()).pick_except(&logits, &[1, 2]), 3);
     }
 }

@@ -130,7 +130,7 @@ impl Sweep {
 
     /// Starts the sweep: hidden states become the tokens' embeddings.
     pub fn embed(&mut self, embedding: &Embedding) -> Result<()> {
-        let batches = self.batches.iter().map(|b| embedding.rows(&b.tokens, b.len, 0)).collect::<Result<_>>()?;
+        let batches = self.batches.iter().map(|b| embedding.rows(&b.tokens, |i| i % b.len)).collect::<Result<_>>()?;
         self.hidden = Some(Hidden { batches });
         Ok(())
     }

@@ -14,6 +14,7 @@ mod packed;
 mod pull;
 mod requantize;
 mod resume;
+mod serve;
 mod server;
 mod support;
 mod text;

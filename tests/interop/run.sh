@@ -72,5 +72,12 @@ if [ -n "${SERVER_VENV:-}" ]; then
 else
   printf '\n-- server.py\nskipped: SERVER_VENV does not name an environment with torch, transformers, accelerate and compressed-tensors\n'
 fi
+check serve_load.py datasets/demo
+# lm-evaluation-harness needs torch too.
+if [ -n "${LM_EVAL_VENV:-}" ]; then
+  venv=$LM_EVAL_VENV check lm_eval_parity.py datasets/demo datasets/text/evaluation/prose.txt
+else
+  printf '\n-- lm_eval_parity.py\nskipped: LM_EVAL_VENV does not name an environment with lm-eval[api], torch and transformers\n'
+fi
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 const EXAMPLES: &str = "\
 Examples:
   bitsmith generate model.gguf -p 'Once upon a time' -n 64
+  bitsmith generate demo -p 'The lighthouse' --temp 0.8 --seed 7 --stop '.'
   bitsmith generate ./model --chat -p 'Why is the sky blue?' --temp 0.7 --top-p 0.9";
 
 /// Arguments of `generate`.
@@ -37,6 +38,9 @@ pub struct Arguments {
     /// How keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
     /// Use the model's chat template
     #[arg(long)]
     pub chat: bool,
@@ -55,6 +59,15 @@ pub enum Kv {
     F16,
 }
 
+impl From<Kv> for CacheType {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F32 => CacheType::F32,
+            Kv::F16 => CacheType::F16,
+        }
+    }
+}
+
 /// Generates and prints text as it comes.
 pub fn run(args: &Arguments, app: &App) -> Result<()> {
     if !(args.temp >= 0.0 && args.temp.is_finite()) {
@@ -71,11 +84,15 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         chat: args.chat,
         system: args.system.clone(),
         max_tokens: args.n,
-        sampling: Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, seed: app.context.seed },
-        cache: match args.kv {
-            Kv::F32 => CacheType::F32,
-            Kv::F16 => CacheType::F16,
+        sampling: Sampling {
+            temperature: args.temp,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: app.context.seed,
+            ..Sampling::default()
         },
+        cache: args.kv.into(),
+        stop: args.stop.clone(),
     };
     let model = Opened::find(&args.model, &app.context)?;
     let generation =
@@ -85,12 +102,11 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
             app.context.max_ram,
             |piece| if app.output.is_json() { Ok(()) } else { app.output.text(piece) },
         )?;
-    app.console.detail(&format!(
-        "{} + {} tokens in {:.2} s, stopped at: {}",
-        generation.prompt_tokens,
-        generation.tokens.len(),
-        generation.seconds,
-        generation.stop
-    ));
-    app.output.result(&generation, |_| "\n".into())
+    app.output.result(&generation, |_| "\n".into())?;
+    let g = &generation;
+    let (first, speed) = (g.seconds_to_first_token, g.tokens_per_second);
+    let times = [first.map(|s| format!("first after {s:.2} s")), speed.map(|t| format!("then {t:.1} tokens/s"))];
+    let times: String = times.into_iter().flatten().map(|t| format!(", {t}")).collect();
+    app.context.progress.note(&format!("{} + {} tokens{times}; stopped at: {}", g.prompt_tokens, g.tokens.len(), g.stop));
+    Ok(())
 }

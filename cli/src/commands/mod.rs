@@ -17,6 +17,7 @@ pub mod pull;
 pub mod quantize;
 mod recipe;
 pub mod run;
+pub mod serve;
 pub mod targets;
 pub mod tokenize;
 pub mod verify;
@@ -35,6 +36,7 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Calibrate(args) => done(calibrate::run(args, app)),
         Command::Eval(args) => done(eval::run(args, app)),
         Command::Generate(args) => done(generate::run(args, app)),
+        Command::Serve(args) => done(serve::run(args, app)),
         Command::Inspect(args) => done(inspect::run(args, app)),
         Command::Check(args) => check::run(args, app),
         Command::Verify(args) => verify::run(args, app),

@@ -9,6 +9,7 @@ mod chat;
 mod export;
 mod files;
 mod metadata;
+mod piece;
 pub mod pre;
 mod python;
 mod rebuild;

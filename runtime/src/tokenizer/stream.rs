@@ -36,8 +36,15 @@ impl<'a> StreamDecoder<'a> {
     }
 
     /// The text of what is left at the end, unfinished characters included.
-    pub fn finish(self) -> Result<String> {
-        self.pending()
+    pub fn finish(mut self) -> Result<String> {
+        self.rest()
+    }
+
+    /// As [`StreamDecoder::finish`], for a decoder that is part of something else.
+    pub fn rest(&mut self) -> Result<String> {
+        let text = self.pending()?;
+        self.done = self.ids.len();
+        Ok(text)
     }
 
     fn pending(&self) -> Result<String> {

@@ -341,3 +341,18 @@ fn bad_input_has_its_kind() {
     metadata.set("tokenizer.ggml.pre", "from-the-future");
     assert_eq!(GgufVocab::from_metadata(&metadata).unwrap_err().kind, ErrorKind::Unsupported);
 }
+
+#[test]
+fn tokens_stand_for_bytes() {
+    for (json, text) in [(byte_level(), "hello wor 12  é€\n\u{7f}\u{ad}"), (sentencepiece(), "hello hell é€")] {
+        let dir = folder(&[("tokenizer.json", json)]);
+        let tokenizer = Tokenizer::from_hf_folder(dir.path()).unwrap();
+        let ids = tokenizer.encode(text, false).unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.bytes(*id).unwrap()).collect();
+        assert_eq!(String::from_utf8(bytes).unwrap().trim_start(), text);
+        assert!(ids.iter().any(|id| String::from_utf8(tokenizer.bytes(*id).unwrap()).is_err()), "no part of a character");
+        let special = tokenizer.id_of("</s>").unwrap();
+        assert_eq!(tokenizer.bytes(special).unwrap(), b"</s>");
+        assert_eq!(tokenizer.bytes(100_000), None);
+    }
+}
