@@ -1,8 +1,8 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, check, completions, convert, datasets, eval, generate, imatrix, inspect, logits, methods, pull, quantize,
-    run, serve, targets, tokenize, verify,
+    archs, calibrate, check, completions, convert, datasets, embed, eval, generate, imatrix, inspect, logits, methods, pull,
+    quantize, run, serve, targets, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -173,6 +173,9 @@ pub enum Command {
     Tokenize(tokenize::Arguments),
     /// Print next-token distributions
     Logits(logits::Arguments),
+    /// Print hidden states and, of encoders, embeddings of texts
+    #[command(hide = true)]
+    Embed(embed::Arguments),
     /// List the targets
     Targets(targets::Arguments),
     /// List the methods: transforms and solvers

@@ -21,6 +21,9 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<Vec<PathBuf>> {
                     names.push(Path::new(&name).join(file.file_name()));
                 }
             }
+        } else if name.ends_with("_Pooling") && path.join("config.json").is_file() {
+            // How sentence-transformers makes one embedding of a text.
+            names.push(Path::new(&name).join("config.json"));
         }
     }
     names.sort();
@@ -45,6 +48,9 @@ fn is_sidecar(name: &str) -> bool {
         "tekken.json",
         "generation_config.json",
         "chat_template.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
         "preprocessor_config.json",
         "processor_config.json",
         "video_preprocessor_config.json",

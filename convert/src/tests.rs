@@ -42,6 +42,8 @@ fn vocab(n: usize) -> GgufVocab {
         add_eos: false,
         add_space_prefix: false,
         remove_extra_whitespaces: false,
+        lowercase: false,
+        strip_accents: false,
         templates: Default::default(),
         notes: Vec::new(),
     }

@@ -35,6 +35,7 @@ impl States {
     /// Runs the windows through the model, layer by layer.
     pub fn run(source: &dyn WeightSource, eval: &EvalWindows, device: &Device, watch: Watch<'_>) -> Result<Self> {
         let spec = source.spec();
+        spec.require_head()?;
         let scored = eval.scored();
         let mut sweep = Sweep::new(spec, &eval.set.windows, device)?;
         watch(Stage::Layers, 0, spec.n_layers)?;

@@ -76,6 +76,7 @@ pub fn evaluate(
     options: &EvalOptions,
     context: &Context,
 ) -> Result<EvalResult> {
+    model.checkpoint.spec().require_head()?;
     let device = Device::Cpu;
     let tokenizer = model.text_tokenizer()?;
     let mut result = EvalResult { model: model.name.clone(), perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };

@@ -9,8 +9,9 @@ use bitsmith_formats::store::Container;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::generate::{CacheType, Flow, Generate, Released, Stop, StopStrings};
 use bitsmith_runtime::sampler::Sampling;
+use bitsmith_runtime::spec::Pooling;
 use bitsmith_runtime::{ChatMessage, Head, Layer, Model, Sweep, Tokenizer, WeightSource, sweep};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -72,9 +73,64 @@ pub struct Distributions {
 
 /// The `top` most likely next tokens after every position of every sequence, reading each sequence alone.
 pub fn logits(model: &Opened, input: &Sequences, top: usize, context: &Context) -> Result<Distributions> {
+    model.checkpoint.spec().require_head()?;
+    let head = Head::load(&model.checkpoint, &Device::Cpu)?;
+    let of_window = |states: &Tensor| {
+        let mut positions = Vec::new();
+        head.for_each_chunk(states, |first, rows| {
+            let next = |(i, row): (usize, &[f32])| Next { position: first + i, top: most_likely(row, top) };
+            positions.extend(rows.par_chunks_exact(head.vocab_size()).enumerate().map(next).collect::<Vec<_>>());
+            Ok(())
+        })?;
+        Ok(positions)
+    };
+    Ok(Distributions { sequences: for_each_sequence(model, input, context, of_window)? })
+}
+
+/// What a model makes of one text.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct TextStates {
+    /// The last hidden state of each token, after the output norm.
+    pub states: Vec<Vec<f32>>,
+    /// The embedding of the text, where the model says how to make one; not normalized.
+    pub embedding: Option<Vec<f32>>,
+}
+
+/// Hidden states of several sequences.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Embeddings {
+    /// How states become an embedding: `none`, `mean` or `cls`.
+    pub pooling: &'static str,
+    /// One entry per sequence.
+    pub sequences: Vec<TextStates>,
+}
+
+/// The hidden states and embeddings of every sequence, reading each sequence alone.
+pub fn embed(model: &Opened, input: &Sequences, context: &Context) -> Result<Embeddings> {
+    let pooling = model.checkpoint.spec().pooling;
+    let of_window = |states: &Tensor| {
+        let states: Vec<Vec<f32>> =
+            states.to_vec2().map_err(|e| Error::failed(format!("reading hidden states: {e}")).with_source(e))?;
+        let mean = |column: usize| states.iter().map(|row| f64::from(row[column])).sum::<f64>() / states.len() as f64;
+        let embedding = match pooling {
+            Pooling::None => None,
+            Pooling::Cls => states.first().cloned(),
+            Pooling::Mean => states.first().map(|row| (0..row.len()).map(|c| mean(c) as f32).collect()),
+        };
+        Ok(TextStates { states, embedding })
+    };
+    Ok(Embeddings { pooling: pooling.name(), sequences: for_each_sequence(model, input, context, of_window)? })
+}
+
+/// What `f` makes of the last hidden states, `(tokens, hidden)`, of each sequence; nothing of empty ones, which keep their places.
+fn for_each_sequence<T: Default>(
+    model: &Opened,
+    input: &Sequences,
+    context: &Context,
+    mut f: impl FnMut(&Tensor) -> Result<T>,
+) -> Result<Vec<T>> {
     let source = &model.checkpoint;
     let spec = source.spec();
-    // Empty texts have no positions, but keep their places.
     let windows: Vec<Vec<u32>> = input.sequences.iter().filter(|s| !s.is_empty()).cloned().collect();
     if let Some(long) = windows.iter().map(Vec::len).find(|n| *n > spec.context_length) {
         context.progress.warn(&format!("a sequence of {long} tokens exceeds the model's context of {}", spec.context_length));
@@ -94,22 +150,12 @@ pub fn logits(model: &Opened, input: &Sequences, top: usize, context: &Context) 
         }
         context.progress.finish();
         let normed = sweep.finish_from(source, None)?;
-        let head = Head::load(source, &device)?;
-        for (w, window) in windows.iter().enumerate() {
-            let mut positions = Vec::with_capacity(window.len());
-            head.for_each_chunk(&normed.window(w)?, |first, rows| {
-                let vocab = head.vocab_size();
-                let next = |(i, row): (usize, &[f32])| Next { position: first + i, top: most_likely(row, top) };
-                positions.extend(rows.par_chunks_exact(vocab).enumerate().map(next).collect::<Vec<_>>());
-                Ok(())
-            })?;
-            results.push(positions);
+        for w in 0..windows.len() {
+            results.push(f(&normed.window(w)?)?);
         }
     }
     let mut results = results.into_iter();
-    let sequences =
-        input.sequences.iter().map(|s| if s.is_empty() { Vec::new() } else { results.next().unwrap_or_default() }).collect();
-    Ok(Distributions { sequences })
+    Ok(input.sequences.iter().map(|s| if s.is_empty() { T::default() } else { results.next().unwrap_or_default() }).collect())
 }
 
 /// Log-probabilities of the `top` largest logits.

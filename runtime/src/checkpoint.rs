@@ -2,7 +2,7 @@
 
 use crate::arch::{ContainerKind, Place, TensorMap};
 use crate::role::{Part, Role};
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, Pooling};
 use bitsmith_formats::gguf::GgufStore;
 use bitsmith_formats::mlx::MlxStore;
 use bitsmith_formats::packed::PackedStore;
@@ -111,6 +111,7 @@ impl Checkpoint {
                     spec.remove(&[Part::Output]);
                 }
                 read_generation_config(folder, &mut spec)?;
+                read_pooling(folder, &mut spec)?;
                 (kind, Some(config), store, spec)
             }
         };
@@ -243,6 +244,30 @@ fn read_generation_config(folder: &Path, spec: &mut ModelSpec) -> Result<()> {
         spec.eos = eos;
     }
     spec.bos = spec.bos.or(bos);
+    Ok(())
+}
+
+/// How sentence-transformers pools an encoder's states: `modules.json` names the folder of the module that does.
+fn read_pooling(folder: &Path, spec: &mut ModelSpec) -> Result<()> {
+    let file = folder.join("modules.json");
+    if spec.causal || !file.is_file() {
+        return Ok(());
+    }
+    let text = std::fs::read(&file).map_err(|e| Error::read(&file, e))?;
+    let modules: Vec<Value> =
+        serde_json::from_slice(&text).map_err(|e| Error::corrupt(format!("not a list of modules: {e}")).file(&file))?;
+    let is_pooling = |m: &&Value| m["type"].as_str().is_some_and(|t| t.ends_with("Pooling"));
+    let Some(path) = modules.iter().find(is_pooling).and_then(|m| m["path"].as_str()) else { return Ok(()) };
+    let file = folder.join(path).join("config.json");
+    let Some(config) = read_json(&file)? else { return Err(Error::missing("no such file").file(&file)) };
+    let on = |key: &str| config[key].as_bool() == Some(true);
+    spec.pooling = match config["pooling_mode"].as_str() {
+        _ if on("pooling_mode_mean_tokens") => Pooling::Mean,
+        _ if on("pooling_mode_cls_token") => Pooling::Cls,
+        Some("mean") => Pooling::Mean,
+        Some("cls") => Pooling::Cls,
+        _ => return Err(Error::unsupported("pooling other than the mean or the first token is not supported").file(&file)),
+    };
     Ok(())
 }
 

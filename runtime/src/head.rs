@@ -25,6 +25,7 @@ impl Head {
     /// Reads the output matrix, or the embedding if they are tied.
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let spec = source.spec();
+        spec.require_head()?;
         let host = source.read(Role::global(spec.head_part()))?;
         Self::with_matrix(source, ops::from_host(host.data, &host.shape, device)?)
     }
@@ -32,6 +33,7 @@ impl Head {
     /// As [`Head::load`], with another matrix, `(vocab, hidden)`.
     pub fn with_matrix(source: &dyn WeightSource, weight: Tensor) -> Result<Self> {
         let spec = source.spec();
+        spec.require_head()?;
         let want = spec.shape(spec.head_part());
         if weight.dims() != want {
             return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", weight.dims())).tensor(spec.head_part().name()));

@@ -25,7 +25,7 @@ pub mod sweep;
 mod testing;
 pub mod tokenizer;
 
-pub use arch::{ARCHITECTURES, Architecture, ContainerKind};
+pub use arch::{ARCHITECTURES, Architecture, Client, ContainerKind};
 pub use block::Observer;
 pub use checkpoint::{Checkpoint, HostTensor, WeightSource};
 pub use embedding::{Embedding, OutputNorm};

@@ -88,9 +88,9 @@ impl CustomOp2 for NormOp {
     }
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, w) = (values(x, xl, self.name())?, values(w, wl, self.name())?);
-        let width = w.len().max(1);
-        if x.len() % width != 0 {
-            candle_core::bail!("norm of {} values in rows of {width}", x.len());
+        let width = wl.dims().last().copied().unwrap_or(1).max(1);
+        if w.is_empty() || x.len() % w.len() != 0 {
+            candle_core::bail!("norm of {} values with {} weights", x.len(), w.len());
         }
         let w: Cow<'_, [f32]> = match self.0.offset {
             0.0 => w.into(),
@@ -101,17 +101,19 @@ impl CustomOp2 for NormOp {
             NormKind::Layer => kernels::layer_norm,
         };
         let mut out = vec![0f32; x.len()];
-        let task = task_rows(width) * width;
+        let task = task_rows(w.len()) * w.len();
         out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
-            for (o, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                row(x, &w, self.0.eps as f32, o);
+            let groups = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
+            for ((o, x), w) in groups.zip(w.chunks_exact(width).cycle()) {
+                row(x, w, self.0.eps as f32, o);
             }
         });
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
 }
 
-/// A norm over the last dimension, or over groups of `weight.len()` values within it (a norm per head).
+/// A norm over the last dimension, or over groups of values within it (a norm per head): as many as the rows of `weight` have, which
+/// groups take in turn.
 pub fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, norm: Norm) -> Result<Tensor> {
     let y = x.apply_op2_no_bwd(weight, &NormOp(norm)).or_fail()?;
     if let Some(bias) = bias {

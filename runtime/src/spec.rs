@@ -1,6 +1,6 @@
 //! A model's hyperparameters, read from any container through the architecture table.
 
-use crate::arch::Architecture;
+use crate::arch::{Architecture, QkNorm};
 use crate::role::{Part, Role};
 use bitsmith_formats::{Error, Result};
 use std::collections::BTreeSet;
@@ -60,6 +60,8 @@ pub struct ModelSpec {
     pub experts: Option<Experts>,
     /// Latent attention, if the model has it.
     pub latent: Option<Latent>,
+    /// How an encoder makes one embedding of a text.
+    pub pooling: Pooling,
     /// Beginning-of-sequence token.
     pub bos: Option<u32>,
     /// End-of-sequence tokens, the principal one first.
@@ -124,6 +126,28 @@ pub struct LayerSpec {
 impl LayerSpec {
     /// Full attention, rotated, dense.
     pub const PLAIN: LayerSpec = LayerSpec { window: false, rope: RopeUse::Global, mixture: false };
+}
+
+/// How an encoder's hidden states become the embedding of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// They do not.
+    None,
+    /// Their mean.
+    Mean,
+    /// The first token's.
+    Cls,
+}
+
+impl Pooling {
+    /// `none`, `mean` or `cls`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Pooling::None => "none",
+            Pooling::Mean => "mean",
+            Pooling::Cls => "cls",
+        }
+    }
 }
 
 /// Which rotary embedding a layer uses.
@@ -358,8 +382,8 @@ impl ModelSpec {
             AttnKBias => vec![k],
             AttnVBias => vec![v],
             AttnQkvBias => vec![q + k + v],
-            AttnQNorm | AttnQNormBias => vec![if self.arch.wide_qk_norm { q } else { self.head_dim }],
-            AttnKNorm | AttnKNormBias => vec![if self.arch.wide_qk_norm { k } else { self.head_dim }],
+            AttnQNorm | AttnQNormBias => self.qk_norm_shape(self.n_heads),
+            AttnKNorm | AttnKNormBias => self.qk_norm_shape(self.n_kv_heads),
             AttnQANorm => vec![q_rank],
             AttnKvANorm => vec![latent.kv_rank],
             AttnSinks => vec![self.n_heads],
@@ -384,9 +408,27 @@ impl ModelSpec {
             | LayerOutputNormBias => vec![h],
         }
     }
+    fn qk_norm_shape(&self, heads: usize) -> Vec<usize> {
+        match self.arch.qk_norm {
+            QkNorm::Head => vec![self.head_dim],
+            QkNorm::EachHead => vec![heads, self.head_dim],
+            QkNorm::Wide => vec![heads * self.head_dim],
+        }
+    }
     /// The part whose matrix makes the logits: the output matrix, or the tied embedding.
     pub fn head_part(&self) -> Part {
         if self.tied { Part::TokenEmbd } else { Part::Output }
+    }
+    /// Refuses encoders, which have no next-token distribution: no logits, no perplexity, no text.
+    pub fn require_head(&self) -> Result<()> {
+        if self.causal {
+            return Ok(());
+        }
+        let what = format!(
+            "architecture `{}` is an encoder: it predicts no next token, so it has no logits or perplexity",
+            self.arch.name
+        );
+        Err(Error::unsupported(what).hint("`bitsmith embed` prints its hidden states and embeddings"))
     }
     /// Weights of a tensor.
     pub fn numel(&self, part: Part) -> usize {
@@ -477,6 +519,20 @@ impl ModelSpec {
             return Err(Error::corrupt(format!("epsilon of the norms is {}", self.norm.eps)));
         }
         [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten().try_for_each(Rope::validate)
+    }
+}
+
+impl RopeScaling {
+    /// The context length before scaling, in tokens, where the scaling has one.
+    pub fn original_context(&self) -> Option<usize> {
+        match self {
+            RopeScaling::Dynamic { original_context, .. } | RopeScaling::Llama3 { original_context, .. } => {
+                Some(*original_context)
+            }
+            RopeScaling::Yarn(y) => Some(y.original_context),
+            RopeScaling::Long(l) => Some(l.original_context),
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Factors(_) => None,
+        }
     }
 }
 

@@ -39,6 +39,7 @@ SMALL = {
     "pad_token_id": None,
 }
 GEMMA = {"head_dim": 48, "query_pre_attn_scalar": 48}
+GRANITE = {"attention_multiplier": 0.1, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5}
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 
 # Name: model_type, differences from SMALL, clients that cannot run it with the reason.
@@ -51,6 +52,27 @@ MODELS = {
     "qwen3-moe": ("qwen3_moe", {**MOE, "head_dim": 48, "norm_topk_prob": True, "mlp_only_layers": []}, {}),
     "gemma2": ("gemma2", {**GEMMA, "sliding_window": 128}, {}),
     "gemma2-window": ("gemma2", {**GEMMA, "sliding_window": 24}, {"mlx-lm": "it has no windows in Gemma 2"}),
+    "gemma": ("gemma", {"head_dim": 48}, {"mlx-lm": "it has the exact GELU in Gemma 1"}),
+    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 24}, {}),
+    "gemma3-usual": ("gemma3_text", {**GEMMA, "num_hidden_layers": 7, "sliding_window": 40}, {}),
+    "phi2": ("phi", {"partial_rotary_factor": 0.4}, {}),
+    "phi3": ("phi3", {}, {}),
+    "phi4": ("phi3", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}, {}),
+    "phi3-window": ("phi3", {"sliding_window": 24}, {"llama.cpp": "it has no windows in Phi 3", "mlx-lm": "it has no windows in Phi 3"}),
+    "pythia": ("gpt_neox", {"rotary_pct": 0.25, "intermediate_size": 512, "hidden_act": "gelu"}, {}),
+    "gpt-neox": ("gpt_neox", {"use_parallel_residual": False, "intermediate_size": 512, "hidden_act": "gelu_fast"}, {}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True}, {}),
+    "stablelm-12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}, {}),
+    "olmo2": ("olmo2", {}, {}),
+    "granite": ("granite", GRANITE, {}),
+    "granite-bias": ("granite", {**GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, {}),
+    "command-r": ("cohere", {"logit_scale": 0.25}, {}),
+    "command-r-plus": (
+        "cohere",
+        {"logit_scale": 0.25, "use_qk_norm": True, "num_hidden_layers": 64, "hidden_size": 64, "intermediate_size": 96},
+        {},
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}, {}),
     "gpt2": ("gpt2", {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 256}, {}),
 }
 

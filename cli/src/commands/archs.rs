@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::output::table;
 use bitsmith_formats::Result;
-use bitsmith_runtime::ARCHITECTURES;
+use bitsmith_runtime::{ARCHITECTURES, Architecture};
 use clap::Args;
 use serde_json::json;
 
@@ -18,11 +18,13 @@ pub struct Arguments {}
 
 /// Prints the architecture table.
 pub fn run(_args: &Arguments, app: &App) -> Result<()> {
-    let entry = |a: &&bitsmith_runtime::Architecture| json!({"name": a.name, "model_types": a.model_types, "gguf": a.gguf});
+    let proof = |a: &Architecture| a.proof.iter().map(|c| c.name()).collect::<Vec<_>>();
+    let entry = |a: &&Architecture| json!({"name": a.name, "model_types": a.model_types, "gguf": a.gguf, "proof": proof(a)});
     let list: Vec<_> = ARCHITECTURES.iter().map(entry).collect();
     app.output.result(&json!({ "architectures": list }), |_| {
-        let mut rows = vec![["name", "model_type in config.json", "in GGUF"].map(String::from).to_vec()];
-        rows.extend(ARCHITECTURES.iter().map(|a| vec![a.name.to_string(), a.model_types.join(", "), a.gguf.to_string()]));
+        let mut rows = vec![["name", "model_type in config.json", "in GGUF", "compared with"].map(String::from).to_vec()];
+        let row = |a: &&Architecture| vec![a.name.into(), a.model_types.join(", "), a.gguf.into(), proof(a).join(", ")];
+        rows.extend(ARCHITECTURES.iter().map(row));
         table(&rows, &[])
     })
 }

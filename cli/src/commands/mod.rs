@@ -6,6 +6,7 @@ pub mod check;
 pub mod completions;
 pub mod convert;
 pub mod datasets;
+pub mod embed;
 pub mod eval;
 pub mod generate;
 pub mod imatrix;
@@ -43,6 +44,7 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Imatrix(args) => done(imatrix::run(args, app)),
         Command::Pull(args) => done(pull::run(args, app)),
         Command::Tokenize(args) => done(tokenize::run(args, app)),
+        Command::Embed(args) => done(embed::run(args, app)),
         Command::Logits(args) => done(logits::run(args, app)),
         Command::Targets(args) => done(targets::run(args, app)),
         Command::Methods(args) => done(methods::run(args, app)),

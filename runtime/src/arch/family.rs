@@ -3,7 +3,7 @@
 use super::Architecture;
 use super::config::Config;
 use crate::role::Part;
-use crate::spec::{Activation, Experts, LayerSpec, LongRope, ModelSpec, Norm, Rope, RopeScaling, Scales, Yarn};
+use crate::spec::{Activation, Experts, LayerSpec, LongRope, ModelSpec, Norm, Pooling, Rope, RopeScaling, Scales, Yarn};
 use bitsmith_formats::{Error, Result};
 
 /// Hugging Face's tensor names.
@@ -45,12 +45,8 @@ pub(super) const QK_NORMS: &[Part] = &[Part::AttnQNorm, Part::AttnKNorm];
 
 /// A member without peculiarities: SiLU, heads rotated as a whole, one window for all layers or none.
 pub(super) fn llama_like(arch: &'static Architecture, c: Config<'_>) -> Result<ModelSpec> {
-    let spec = base(arch, c)?;
-    if spec.activation != Activation::Silu {
-        let name = c.opt_str("hidden_act")?.unwrap_or_default();
-        let what = format!("activation `{name}` (key `hidden_act`) is not supported in architecture `{}`", arch.name);
-        return Err(Error::unsupported(what).hint("supported: silu"));
-    }
+    let mut spec = base(arch, c)?;
+    set_activation(&mut spec, c, &[Activation::Silu])?;
     if spec.rope.dims != spec.head_dim {
         let what = format!("partial rotary embedding ({} of {} dimensions)", spec.rope.dims, spec.head_dim);
         return Err(Error::unsupported(format!("{what} is not supported in architecture `{}`", arch.name)));
@@ -60,6 +56,11 @@ pub(super) fn llama_like(arch: &'static Architecture, c: Config<'_>) -> Result<M
 
 /// The keys that most decoders have, as a gated block with RMS norms; without biases and windows.
 pub(super) fn base(arch: &'static Architecture, c: Config<'_>) -> Result<ModelSpec> {
+    base_of(arch, c, None)
+}
+
+/// As [`base`], with the rotary embedding of this kind of layer.
+pub(super) fn base_of(arch: &'static Architecture, c: Config<'_>, layers: Option<&str>) -> Result<ModelSpec> {
     let hidden_size = c.usize("hidden_size")?;
     let n_heads = c.usize("num_attention_heads")?;
     let head_dim = match c.opt_usize("head_dim")? {
@@ -96,7 +97,7 @@ pub(super) fn base(arch: &'static Architecture, c: Config<'_>) -> Result<ModelSp
         fused_gate: false,
         causal: true,
         parallel: false,
-        rope: rope(c, head_dim, None)?,
+        rope: rope(c, head_dim, layers)?,
         local_rope: None,
         tied: false,
         parts: BASE.iter().chain(GATED).copied().collect(),
@@ -107,11 +108,38 @@ pub(super) fn base(arch: &'static Architecture, c: Config<'_>) -> Result<ModelSp
         logit_softcap: None,
         experts: None,
         latent: None,
+        pooling: Pooling::None,
         bos: c.token_ids("bos_token_id")?.first().copied(),
         eos: c.token_ids("eos_token_id")?,
     };
     set_tied(&mut spec, tied);
     Ok(spec)
+}
+
+/// Refuses switches that are not as they usually are, which is how the architecture has them where the key is absent.
+pub(super) fn refuse_switches(arch: &Architecture, c: Config<'_>, usual: &[(&str, bool)]) -> Result<()> {
+    for (key, usual) in usual {
+        if c.opt_bool(key)?.is_some_and(|v| v != *usual) {
+            let what = format!("`{key}` {} is not supported in architecture `{}`", !usual, arch.name);
+            return Err(Error::unsupported(what));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses activations that the architecture does not have; the first of `known` is meant where none is named.
+pub(super) fn set_activation(spec: &mut ModelSpec, c: Config<'_>, known: &[Activation]) -> Result<()> {
+    let Some(key) = ["hidden_activation", "hidden_act"].into_iter().find(|key| c.get(key).is_some()) else {
+        spec.activation = known[0];
+        return Ok(());
+    };
+    if known.contains(&spec.activation) {
+        return Ok(());
+    }
+    let name = c.opt_str(key)?.unwrap_or_default();
+    let supported: Vec<&str> = known.iter().map(|a| super::to_config::activation(*a)).collect();
+    let what = format!("activation `{name}` (key `{key}`) is not supported in architecture `{}`", spec.arch.name);
+    Err(Error::unsupported(what).hint(format!("supported: {}", supported.join(", "))))
 }
 
 /// Sets whether the output matrix is the embedding.

@@ -4,7 +4,7 @@ use super::config::Config;
 use super::find_by_gguf;
 use crate::role::{Part, Role};
 use crate::spec::{
-    Activation, Experts, LayerSpec, LongRope, ModelSpec, Norm, NormKind, Rope, RopeScaling, Scales, Scoring, Yarn,
+    Activation, Experts, LayerSpec, LongRope, ModelSpec, Norm, NormKind, Pooling, Rope, RopeScaling, Scales, Scoring, Yarn,
 };
 use bitsmith_formats::{Error, Result, TensorStore};
 use serde_json::Value;
@@ -142,6 +142,7 @@ impl ModelSpec {
             logit_softcap: keys.opt_f64("final_logit_softcapping")?.map(|c| c as f32),
             experts,
             latent: None,
+            pooling: Pooling::None,
             bos: c.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
             eos,
         };

@@ -6,7 +6,6 @@ use super::names::ContainerKind;
 use super::{Architecture, Order, family, to_config};
 use crate::role::Part;
 use crate::spec::{Activation, ModelSpec, Norm, Rope, RopeUse};
-use bitsmith_formats::Error;
 use serde_json::{Map, Value, json};
 
 /// The table entry.
@@ -26,13 +25,8 @@ pub static GPT2: Architecture = Architecture {
     },
     from_config: |arch, config| {
         let c = Config(config);
-        for (key, usual) in
-            [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false), ("add_cross_attention", false)]
-        {
-            if c.opt_bool(key)?.is_some_and(|v| v != usual) {
-                return Err(Error::unsupported(format!("`{key}` {} is not supported in architecture `gpt2`", !usual)));
-            }
-        }
+        let usual = [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false), ("add_cross_attention", false)];
+        family::refuse_switches(arch, c, &usual)?;
         let hidden = c.usize("n_embd")?;
         let renamed = json!({
             "hidden_size": hidden,

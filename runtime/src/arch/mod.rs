@@ -1,16 +1,27 @@
 //! The architecture table: one file and one line in [`ARCHITECTURES`] per architecture.
 
+mod bert;
+mod command_r;
 mod config;
 mod family;
 mod from_gguf;
+mod gemma;
 mod gemma2;
+mod gemma3;
 mod gpt2;
+mod gpt_neox;
+mod granite;
 mod llama;
 mod mistral;
 mod names;
+mod olmo2;
+mod phi2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod smollm3;
+mod stablelm;
 mod to_config;
 mod to_gguf;
 
@@ -25,8 +36,59 @@ use bitsmith_formats::{Error, Result};
 use serde_json::{Map, Value};
 
 /// Every architecture that bitsmith knows. Where several share a GGUF name, the first reads it.
-pub static ARCHITECTURES: &[&Architecture] =
-    &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3_moe::QWEN3_MOE, &gemma2::GEMMA2, &gpt2::GPT2];
+pub static ARCHITECTURES: &[&Architecture] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
+    &gemma::GEMMA,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+    &phi2::PHI2,
+    &phi3::PHI3,
+    &gpt2::GPT2,
+    &gpt_neox::GPT_NEOX,
+    &stablelm::STABLELM,
+    &olmo2::OLMO2,
+    &granite::GRANITE,
+    &command_r::COMMAND_R,
+    &smollm3::SMOLLM3,
+    &bert::BERT,
+];
+
+/// What the norm of a query or key extends over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// One head, with the same weights for all heads: `(head_dim)`.
+    Head,
+    /// One head, each with its own weights: `(heads, head_dim)`.
+    EachHead,
+    /// All heads together: `(heads × head_dim)`.
+    Wide,
+}
+
+/// Implementations of models that ours are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// Hugging Face's transformers, on the checkpoint and on what is made of it.
+    Transformers,
+    /// llama.cpp, on the GGUF.
+    LlamaCpp,
+    /// mlx-lm, on the MLX folder.
+    MlxLm,
+}
+
+impl Client {
+    /// Its customary name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Client::Transformers => "transformers",
+            Client::LlamaCpp => "llama.cpp",
+            Client::MlxLm => "mlx-lm",
+        }
+    }
+}
 
 /// GGUF's keys, without the architecture's name in front, and their values.
 pub type GgufEntries = Vec<(&'static str, gguf::Value)>;
@@ -42,10 +104,12 @@ pub struct Architecture {
     pub gguf: &'static str,
     /// The class that transformers runs it with: `architectures` in `config.json`.
     pub hf_class: &'static str,
-    /// Whether the norms of queries and keys are as wide as all heads together, and not as one.
-    pub wide_qk_norm: bool,
+    /// What the norms of queries and keys, where the model has them, extend over.
+    pub qk_norm: QkNorm,
+    /// The implementations that a model of this architecture is held against, weights and formats alike.
+    pub proof: &'static [Client],
     /// Tensor names in Hugging Face and MLX checkpoints where they are not those of Llama, `{}` standing for the layer and `{e}` for the
-    /// expert, where each has a tensor of its own.
+    /// expert (or the head), where each has a tensor of its own.
     pub hf_names: &'static [(Part, &'static str)],
     /// Names that differ in MLX folders.
     pub mlx_names: &'static [(Part, &'static str)],
@@ -75,7 +139,8 @@ impl Architecture {
         model_types: &[],
         gguf: "",
         hf_class: "",
-        wide_qk_norm: false,
+        qk_norm: QkNorm::Head,
+        proof: &[Client::Transformers, Client::LlamaCpp, Client::MlxLm],
         hf_names: &[],
         mlx_names: &[],
         joint_experts: None,

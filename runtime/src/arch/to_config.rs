@@ -66,6 +66,24 @@ pub(super) fn refuse_biases(arch: &Architecture, spec: &ModelSpec, known: &[Part
     }
 }
 
+/// `layer_types`.
+pub(super) fn layer_types(spec: &ModelSpec) -> Value {
+    let kind = |window| if window { "sliding_attention" } else { "full_attention" };
+    spec.layers.iter().map(|l| kind(l.window)).collect()
+}
+
+/// Says the epsilon of the norms as models with layer norms do.
+pub(super) fn layer_norm(config: &mut Map<String, Value>, spec: &ModelSpec) {
+    config.remove("rms_norm_eps");
+    config.insert("layer_norm_eps".into(), json!(decimal(spec.norm.eps)));
+}
+
+/// `partial_rotary_factor`: what the width of a head is multiplied by and rounded down to give the rotated dimensions.
+pub(super) fn partial_rotary_factor(spec: &ModelSpec) -> f64 {
+    let factor = spec.rope.dims as f64 / spec.head_dim as f64;
+    if (spec.head_dim as f64 * factor) as usize == spec.rope.dims { factor } else { factor.next_up() }
+}
+
 /// A name of the activation that transformers knows.
 pub(super) fn activation(activation: Activation) -> &'static str {
     match activation {

@@ -1,12 +1,42 @@
 //! Hyperparameters as GGUF metadata.
 
 use crate::spec::{ModelSpec, NormKind, RopeScaling, Scoring};
-use bitsmith_formats::Result;
 use bitsmith_formats::gguf::Value;
+use bitsmith_formats::{Error, Result};
+
+/// Architectures of which llama.cpp reads the divisors of frequencies, and those of texts beyond the original context.
+const WITH_DIVISORS: &[&str] = &["llama", "llama4", "granite", "granitemoe"];
+const WITH_LONG_DIVISORS: &[&str] = &["llama", "phi3", "granite", "granitemoe"];
+
+/// The error for what llama.cpp does not do, or a GGUF cannot say.
+fn inexpressible(spec: &ModelSpec, what: &str) -> Error {
+    Error::unsupported(format!("llama.cpp knows no {what} in architecture `{}`", spec.arch.gguf))
+        .hint("an MLX or Hugging Face target keeps the model as it is")
+}
+
+/// Refuses models whose output matrix is the embedding: llama.cpp wants one of its own.
+pub(super) fn refuse_tied(spec: &ModelSpec) -> Result<()> {
+    if spec.tied { Err(inexpressible(spec, "output matrix that is the embedding")) } else { Ok(()) }
+}
+
+/// Refuses models with an output matrix: llama.cpp always takes the embedding.
+pub(super) fn refuse_untied(spec: &ModelSpec) -> Result<()> {
+    if spec.tied { Ok(()) } else { Err(inexpressible(spec, "output matrix beside the embedding")) }
+}
+
+fn refuse_divisors(spec: &ModelSpec) -> Result<()> {
+    let (kind, readers) = match &spec.rope.scaling {
+        RopeScaling::Long(_) => ("longrope", WITH_LONG_DIVISORS),
+        RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => ("divisors of the rope's frequencies (`llama3`)", WITH_DIVISORS),
+        _ => return Ok(()),
+    };
+    if readers.contains(&spec.arch.gguf) { Ok(()) } else { Err(inexpressible(spec, kind)) }
+}
 
 impl ModelSpec {
     /// The model's hyperparameters as GGUF's keys. An error says what there is no key for.
     pub fn gguf_metadata(&self) -> Result<Vec<(String, Value)>> {
+        refuse_divisors(self)?;
         let mut keys: Vec<(&'static str, Value)> = Vec::new();
         let mut number = |name, value: usize| keys.push((name, Value::U32(value.min(u32::MAX as usize) as u32)));
         number("block_count", self.n_layers);
@@ -89,7 +119,7 @@ fn scaling(scaling: &RopeScaling) -> Vec<(&'static str, Value)> {
             keys
         }
         RopeScaling::Long(l) => {
-            vec![original(l.original_context), float("rope.scaling.attn_factor", l.attention_factor)]
+            vec![kind("longrope"), original(l.original_context), float("rope.scaling.attn_factor", l.attention_factor)]
         }
     }
 }

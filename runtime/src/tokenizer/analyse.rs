@@ -5,6 +5,7 @@ use super::pre::{self, flatten};
 use super::rebuild::SPACE;
 use super::spm;
 use super::vocab::{GgufVocab, TokenType, VocabModel};
+use super::wordpiece;
 use bitsmith_formats::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::path::Path;
 use tokenizers::Model;
 use tokenizers::models::bpe::BPE;
 
-const AS_IT_IS: &str = "choose an MLX target, which carries tokenizer.json as it is";
+pub(super) const AS_IT_IS: &str = "choose an MLX target, which carries tokenizer.json as it is";
 
 impl GgufVocab {
     /// Reads the tokenizer of a Hugging Face folder for a model whose embedding has `vocab_size` rows; ids without a token become
@@ -26,6 +27,9 @@ impl GgufVocab {
         let model = &files.tokenizer["model"];
         // Old files have no type.
         let kind = model["type"].as_str().unwrap_or(if model.get("merges").is_some() { "BPE" } else { "?" });
+        if kind == "WordPiece" {
+            return wordpiece::from_files(files, vocab_size);
+        }
         if kind != "BPE" {
             return Err(Error::unsupported(format!("a tokenizer of type {kind} cannot be written to GGUF yet")).hint(AS_IT_IS));
         }
@@ -62,6 +66,8 @@ impl GgufVocab {
             add_eos: exactly(&after, eos.first().copied(), "after")?,
             add_space_prefix: false,
             remove_extra_whitespaces: false,
+            lowercase: false,
+            strip_accents: false,
             templates: files.templates()?,
             notes: Vec::new(),
         };
@@ -157,7 +163,7 @@ impl GgufVocab {
 }
 
 /// Tokens and types by id, padded to the model's vocabulary.
-fn vocabulary(files: &HfFiles, vocab_size: usize) -> Result<(Vec<String>, Vec<TokenType>)> {
+pub(super) fn vocabulary(files: &HfFiles, vocab_size: usize) -> Result<(Vec<String>, Vec<TokenType>)> {
     let vocab = files.tokenizer["model"]["vocab"].as_object().ok_or_else(|| Error::corrupt("the model has no vocabulary"))?;
     let mut by_id: BTreeMap<usize, (&str, TokenType)> = BTreeMap::new();
     let id_of = |v: &Value, token: &str| {

@@ -1,6 +1,6 @@
 //! From GGUF's terms to the tokenizer files of a Hugging Face folder.
 
-use super::vocab::{GgufVocab, TokenType};
+use super::vocab::{GgufVocab, TokenType, VocabModel};
 use bitsmith_formats::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -36,7 +36,11 @@ impl GgufVocab {
 
     /// `bos_token` and so on, by their spelling.
     fn special_tokens(&self) -> Map<String, Value> {
-        [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad), ("unk_token", self.unk)]
+        let [first, last] = match self.model {
+            VocabModel::WordPiece => ["cls_token", "sep_token"],
+            VocabModel::Bpe | VocabModel::Spm => ["bos_token", "eos_token"],
+        };
+        [(first, self.bos), (last, self.eos), ("pad_token", self.pad), ("unk_token", self.unk)]
             .into_iter()
             .filter_map(|(key, id)| Some((key.to_string(), self.tokens.get(id? as usize)?.as_str().into())))
             .collect()

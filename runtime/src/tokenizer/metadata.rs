@@ -12,6 +12,7 @@ impl GgufVocab {
         let model = match m.optional("tokenizer.ggml.model", Metadata::str)? {
             Some("gpt2") => VocabModel::Bpe,
             Some("llama") => VocabModel::Spm,
+            Some("bert") => VocabModel::WordPiece,
             None | Some("none" | "no_vocab") => {
                 return Err(
                     Error::missing("the file has no tokenizer").hint("name a tokenizer folder, or convert the model again")
@@ -19,7 +20,7 @@ impl GgufVocab {
             }
             Some(other) => {
                 return Err(Error::unsupported(format!("tokenizer model `{other}`"))
-                    .hint("supported: gpt2 (byte-level BPE), llama (SentencePiece)"));
+                    .hint("supported: gpt2 (byte-level BPE), llama (SentencePiece), bert (WordPiece)"));
             }
         };
         let tokens = m.strings("tokenizer.ggml.tokens")?.to_vec();
@@ -49,7 +50,11 @@ impl GgufVocab {
             Ok(m.optional(&format!("tokenizer.ggml.{key}"), Metadata::bool)?.unwrap_or(default))
         };
         let spm = model == VocabModel::Spm;
-        let default_id = |id: Option<u32>, default: u32| id.or((spm && (default as usize) < n).then_some(default));
+        let words = model == VocabModel::WordPiece;
+        let default_id = |id: Option<u32>, spm_id: u32, wordpiece_id: u32| {
+            let default = if words { wordpiece_id } else { spm_id };
+            id.or(((spm || words) && (default as usize) < n).then_some(default))
+        };
         let pre_name = m.optional("tokenizer.ggml.pre", Metadata::str)?.unwrap_or("default").to_string();
         let (mut scores, mut merges) = (Vec::new(), Vec::new());
         let adds_bos = match model {
@@ -63,6 +68,7 @@ impl GgufVocab {
                 merges = m.strings("tokenizer.ggml.merges")?.iter().map(|s| parse_merge(s)).collect::<Result<_>>()?;
                 pre::by_name(&pre_name)?.adds_bos
             }
+            VocabModel::WordPiece => true,
         };
         let mut more_eos = Vec::new();
         for key in ["eot", "eom"] {
@@ -77,15 +83,18 @@ impl GgufVocab {
         Ok(GgufVocab {
             model,
             pre: pre_name,
-            bos: default_id(id("bos")?, 1),
-            eos: default_id(id("eos")?, 2),
+            bos: default_id(id("bos")?, 1, 101),
+            // The name is spelled so.
+            eos: default_id(if words { id("seperator")? } else { id("eos")? }, 2, 102),
             more_eos,
-            unk: default_id(id("unknown")?, 0),
+            unk: default_id(id("unknown")?, 0, 100),
             pad: id("padding")?,
             add_bos: flag("add_bos_token", adds_bos)?,
-            add_eos: flag("add_eos_token", false)?,
+            add_eos: if words { flag("add_sep_token", true)? } else { flag("add_eos_token", false)? },
             add_space_prefix: flag("add_space_prefix", spm)?,
             remove_extra_whitespaces: flag("remove_extra_whitespaces", false)?,
+            lowercase: words && flag("normalizer.lowercase", true)?,
+            strip_accents: words && flag("normalizer.strip_accents", flag("normalizer.lowercase", true)?)?,
             tokens,
             types,
             scores,
@@ -102,6 +111,7 @@ impl GgufVocab {
             match self.model {
                 VocabModel::Bpe => "gpt2",
                 VocabModel::Spm => "llama",
+                VocabModel::WordPiece => "bert",
             },
         );
         m.set("tokenizer.ggml.pre", self.pre.as_str());
@@ -113,7 +123,9 @@ impl GgufVocab {
         if self.model == VocabModel::Bpe {
             m.set("tokenizer.ggml.merges", self.merges.iter().map(write_merge).collect::<Vec<String>>());
         }
-        let ids = [("bos", self.bos), ("eos", self.eos), ("unknown", self.unk), ("padding", self.pad)];
+        let words = self.model == VocabModel::WordPiece;
+        let last = if words { "seperator" } else { "eos" };
+        let ids = [("bos", self.bos), (last, self.eos), ("unknown", self.unk), ("padding", self.pad)];
         for (key, id) in ids {
             if let Some(id) = id {
                 m.set(format!("tokenizer.ggml.{key}_token_id"), id);
@@ -123,7 +135,16 @@ impl GgufVocab {
             m.set(format!("tokenizer.ggml.{key}_token_id"), *id);
         }
         m.set("tokenizer.ggml.add_bos_token", self.add_bos);
-        m.set("tokenizer.ggml.add_eos_token", self.add_eos);
+        m.set(if words { "tokenizer.ggml.add_sep_token" } else { "tokenizer.ggml.add_eos_token" }, self.add_eos);
+        if words {
+            if let Some(cls) = self.bos {
+                m.set("tokenizer.ggml.cls_token_id", cls);
+            }
+            m.set("tokenizer.ggml.token_type_count", 2u32);
+            // llama.cpp's defaults are those of the uncased models.
+            m.set("tokenizer.ggml.normalizer.lowercase", self.lowercase);
+            m.set("tokenizer.ggml.normalizer.strip_accents", self.strip_accents);
+        }
         if self.model == VocabModel::Spm {
             m.set("tokenizer.ggml.add_space_prefix", self.add_space_prefix);
             if self.remove_extra_whitespaces {

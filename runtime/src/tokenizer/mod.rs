@@ -17,6 +17,7 @@ mod spm;
 mod stream;
 mod verify;
 mod vocab;
+mod wordpiece;
 
 pub use chat::{ChatMessage, ChatTemplates};
 pub use stream::StreamDecoder;

@@ -35,6 +35,7 @@ impl GgufVocab {
         let parts = match self.model {
             VocabModel::Bpe => self.byte_level(vocab)?,
             VocabModel::Spm => self.sentencepiece(vocab),
+            VocabModel::WordPiece => self.wordpiece()?,
         };
         Ok(json!({
             "version": "1.0",
@@ -95,9 +96,10 @@ impl GgufVocab {
     }
 }
 
-struct Parts {
-    normalizer: Value,
-    pre_tokenizer: Value,
-    decoder: Value,
-    model: Value,
+/// What differs between kinds of vocabulary.
+pub(super) struct Parts {
+    pub normalizer: Value,
+    pub pre_tokenizer: Value,
+    pub decoder: Value,
+    pub model: Value,
 }

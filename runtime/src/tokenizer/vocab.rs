@@ -9,6 +9,8 @@ pub enum VocabModel {
     Bpe,
     /// SentencePiece-style BPE with byte fallback, merging by score: GGUF's `llama`.
     Spm,
+    /// WordPiece (BERT): words from the longest pieces that fit: GGUF's `bert`.
+    WordPiece,
 }
 
 /// What a token is for, with GGUF's numbers.
@@ -50,7 +52,7 @@ pub struct GgufVocab {
     pub model: VocabModel,
     /// `tokenizer.ggml.pre`: how text is cut into words (byte-level BPE only; `default` otherwise).
     pub pre: String,
-    /// The tokens by id.
+    /// The tokens by id, as GGUF spells them: pieces of SentencePiece and WordPiece that begin a word begin with `▁`.
     pub tokens: Vec<String>,
     /// What each is for.
     pub types: Vec<TokenType>,
@@ -58,9 +60,9 @@ pub struct GgufVocab {
     pub scores: Vec<f32>,
     /// Merges in order of rank. Empty for SentencePiece.
     pub merges: Vec<(String, String)>,
-    /// Beginning of sequence.
+    /// Beginning of sequence; WordPiece's `[CLS]`.
     pub bos: Option<u32>,
-    /// End of sequence.
+    /// End of sequence; WordPiece's `[SEP]`.
     pub eos: Option<u32>,
     /// End of turn and the like: further tokens that end generation.
     pub more_eos: Vec<u32>,
@@ -77,6 +79,10 @@ pub struct GgufVocab {
     /// Whether spaces at both ends go and runs of spaces become one (SentencePiece). llama.cpp does not do this for `llama`
     /// vocabularies; bitsmith does.
     pub remove_extra_whitespaces: bool,
+    /// Whether text is made lower case (WordPiece).
+    pub lowercase: bool,
+    /// Whether accents go (WordPiece).
+    pub strip_accents: bool,
     /// Chat templates.
     pub templates: ChatTemplates,
     /// What the format or llama.cpp cannot do as the source does, in words for the user.
