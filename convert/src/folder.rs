@@ -3,6 +3,7 @@
 
 use crate::about::{ModelAbout, yaml};
 use crate::files::FolderFiles;
+use crate::joint::Joints;
 use crate::layout::{Layout, PlannedTensor};
 use crate::{Artifact, ArtifactWriter, check};
 use bitsmith_formats::atomic::AtomicDir;
@@ -76,7 +77,7 @@ impl FolderPlan {
     pub fn start(self, path: impl AsRef<Path>) -> Result<Box<dyn ArtifactWriter>> {
         let dir = AtomicDir::create(path)?;
         let weights = Weights::create(dir.path(), &self)?;
-        Ok(Box::new(Writing { plan: self, weights, dir }))
+        Ok(Box::new(Writing { plan: self, weights, joints: Joints::default(), dir }))
     }
 
     /// Writes the whole folder, asking for one tensor after the other.
@@ -158,6 +159,7 @@ struct Writing {
     plan: FolderPlan,
     // Before the folder, so that an abandoned writer removes its partial files first.
     weights: Weights,
+    joints: Joints,
     dir: AtomicDir,
 }
 
@@ -169,7 +171,17 @@ impl ArtifactWriter for Writing {
 
     fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
         let pieces = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
-        pieces.iter().try_for_each(|p| self.weights.write_rows(p.tensor, p.first_row, &p.rows))
+        if self.plan.layout.joint(role).is_none() {
+            return pieces.iter().try_for_each(|p| self.weights.write_rows(p.tensor, p.first_row, &p.rows));
+        }
+        for piece in &pieces {
+            if let Some((index, bytes)) = self.joints.add(&self.plan.layout, role, first_row, &piece.rows)? {
+                let planned = &self.plan.layout.tensors[index];
+                let whole = EncodedTensor::new(&planned.shape, planned.codec, bytes);
+                self.weights.write_rows(planned, 0, &whole)?;
+            }
+        }
+        Ok(())
     }
 
     /// Packed planes mix rows: such tensors come whole.
@@ -187,7 +199,7 @@ impl ArtifactWriter for Writing {
 
     /// Completes the weights, adds the other files, reads all back, and gives the folder its name.
     fn finish(self: Box<Self>) -> Result<Artifact> {
-        let Writing { plan, weights, dir } = *self;
+        let Writing { plan, weights, dir, .. } = *self;
         weights.finish()?;
         plan.files.write(dir.path())?;
         let readme = dir.path().join("README.md");

@@ -1,7 +1,7 @@
 //! Which tensors an artifact has, in which codec, under which name.
 
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result};
-use bitsmith_runtime::arch::Order;
+use bitsmith_runtime::arch::{Order, Place};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -59,6 +59,8 @@ pub(crate) struct Layout {
     pub tensors: Vec<PlannedTensor>,
     /// Shape and tensors of each role.
     by_role: HashMap<Role, (Vec<usize>, Range<usize>)>,
+    /// The tensor that holds a role together with others, and where.
+    joint: HashMap<Role, (usize, Vec<Place>)>,
     /// The roles in order.
     pub roles: Vec<Role>,
 }
@@ -75,8 +77,8 @@ impl Layout {
                 return Err(Error::failed("is planned twice").tensor(role.to_string()));
             }
         }
-        let mut layout = Layout { tensors: Vec::new(), by_role: HashMap::new(), roles: spec.roles() };
-        for &role in &layout.roles {
+        let mut layout = Layout { tensors: Vec::new(), by_role: HashMap::new(), joint: HashMap::new(), roles: spec.roles() };
+        for role in spec.roles() {
             let codec = match (role.part.is_matrix(), chosen.get(&role)) {
                 (false, _) => vectors.codec(),
                 (true, Some(codec)) => *codec,
@@ -86,6 +88,12 @@ impl Layout {
                 Error::unsupported(format!("architecture `{}` has no name for this tensor in {}", spec.arch.name, kind.name()))
                     .tensor(role.to_string())
             })?;
+            if places.iter().any(|p| p.within.is_some()) {
+                let index = layout.joint_tensor(role, &places[0], codec)?;
+                layout.by_role.insert(role, (spec.shape(role.part), index..index + 1));
+                layout.joint.insert(role, (index, places));
+                continue;
+            }
             let (start, mut first_row) = (layout.tensors.len(), 0);
             for place in places {
                 let shape = place.tensor_shape();
@@ -103,6 +111,33 @@ impl Layout {
             layout.by_role.insert(role, (spec.shape(role.part), start..layout.tensors.len()));
         }
         Ok(layout)
+    }
+
+    /// The tensor that holds a place, planned now if it is the first in it.
+    fn joint_tensor(&mut self, role: Role, place: &Place, codec: CodecId) -> Result<usize> {
+        let (name, shape) = (&place.name, place.tensor_shape());
+        if codec.float().is_none() {
+            let message = format!("the container has this matrix inside a larger tensor, which {codec} has no way to say");
+            return Err(Error::unsupported(message).tensor(name).hint("choose a GGUF or MLX target"));
+        }
+        match self.tensors.iter().position(|t| t.name == *name) {
+            Some(index) if self.tensors[index].codec == codec => Ok(index),
+            Some(index) => {
+                let message = format!("would be {codec} in part, but {} in another", self.tensors[index].codec);
+                Err(Error::unsupported(message).tensor(name).hint("choose one type for all that the tensor holds"))
+            }
+            None => {
+                let bytes = shape.iter().product::<usize>() * codec.row_bytes(1).map_err(|e| e.tensor(name))?;
+                let name = name.clone();
+                self.tensors.push(PlannedTensor { role, first_row: 0, order: Order::Same, name, shape, codec, bytes });
+                Ok(self.tensors.len() - 1)
+            }
+        }
+    }
+
+    /// The index of the tensor that holds a role together with others, and the role's places in it.
+    pub fn joint(&self, role: Role) -> Option<(usize, &[Place])> {
+        self.joint.get(&role).map(|(index, places)| (*index, places.as_slice()))
     }
 
     fn entry(&self, role: Role) -> Result<(&[usize], &[PlannedTensor])> {
@@ -154,7 +189,7 @@ impl Layout {
             return fail(format!("has shape {:?} from row {first_row}, the plan says {shape:?}", rows.shape));
         }
         let rows = if rows.codec == planned.codec {
-            let bytes = tensors.iter().map(|t| t.bytes).sum::<usize>() / of * n;
+            let bytes = planned.codec.row_bytes(*shape.last().unwrap_or(&1))? * n;
             if rows.bytes.len() != bytes {
                 return fail(format!("has {} bytes, the plan says {bytes}", rows.bytes.len()));
             }
@@ -165,6 +200,7 @@ impl Layout {
             Cow::Owned(EncodedTensor::encode(planned.codec, &rows.shape, &rows.decode(), None)?)
         };
         if let ([tensor], Order::Same) = (tensors, &planned.order) {
+            // Of a joint tensor, the role's own rows.
             return Ok(vec![Piece { tensor, first_row, rows }]);
         }
         let end = first_row + n;

@@ -11,6 +11,7 @@ mod files;
 mod folder;
 pub mod gguf;
 mod hf;
+mod joint;
 mod layout;
 mod mlx;
 pub mod names;

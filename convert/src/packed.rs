@@ -108,10 +108,14 @@ fn config(
             })
         }
         PackedFormat::CompressedTensors => {
-            let linear = |t: &PlannedTensor| t.role.part.is_matrix() && t.role.part != Part::TokenEmbd;
             let described: Vec<Described> = tensors
                 .iter()
-                .map(|t| Described { name: &t.name, codec: t.codec, row_len: *t.shape.last().unwrap_or(&1), linear: linear(t) })
+                .map(|t| Described {
+                    name: &t.name,
+                    codec: t.codec,
+                    row_len: *t.shape.last().unwrap_or(&1),
+                    linear: is_linear(t),
+                })
                 .chain(tied.map(|name| Described { name, codec: dense.codec(), row_len: 1, linear: true }))
                 .collect();
             compressed_tensors_config(&described)?
@@ -122,15 +126,20 @@ fn config(
     Ok(config)
 }
 
+/// Whether readers make a linear layer of this tensor: of routers too.
+fn is_linear(tensor: &PlannedTensor) -> bool {
+    let part = tensor.role.part;
+    part.is_matrix() && part != Part::TokenEmbd || part.is_router()
+}
+
 /// The layers' matrices, which a reader takes for packed unless it is told otherwise.
 fn linears(tensors: &[PlannedTensor]) -> impl Iterator<Item = &PlannedTensor> {
-    tensors.iter().filter(|t| t.role.layer.is_some() && t.role.part.is_matrix())
+    tensors.iter().filter(|t| t.role.layer.is_some() && is_linear(t))
 }
 
 /// Linear layers that are not packed, the output matrix among them.
 fn dense_modules<'a>(tensors: &'a [PlannedTensor], tied: Option<&'a str>) -> Vec<&'a str> {
-    let linear = tensors.iter().filter(|t| t.role.part.is_matrix() && t.role.part != Part::TokenEmbd);
-    let dense = linear.filter(|t| t.codec.float().is_some());
+    let dense = tensors.iter().filter(|t| is_linear(t)).filter(|t| t.codec.float().is_some());
     dense.map(module).chain(tied.map(module_of)).collect()
 }
 

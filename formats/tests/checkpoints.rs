@@ -3,7 +3,9 @@
 
 use bitsmith_formats::packed::{Described, PackedFormat, PackedStore, PackedWriter, compressed_tensors_config, modelopt_config};
 use bitsmith_formats::safetensors::{SafetensorsStore, SafetensorsWriter, TensorPlan};
-use bitsmith_formats::{CodecId, Container, EncodedTensor, Encoding, ErrorKind, Float, Micro, TensorStore, open_store};
+use bitsmith_formats::{
+    CodecId, Container, EncodedTensor, Encoding, ErrorKind, Float, Micro, TensorInfo, TensorStore, open_store,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -45,13 +47,16 @@ fn values_are_the_packages() {
         assert_eq!(Container::detect(golden(case)).unwrap(), Container::Packed, "{case}");
         let store = open_store(golden(case)).unwrap_or_else(|e| panic!("{case}: {e}"));
         let decoded = SafetensorsStore::open(golden(case).join("decoded.safetensors")).unwrap();
-        let [expected] = decoded.tensors() else { panic!("{case}: one tensor is expected") };
+        let [wanted] = decoded.tensors() else { panic!("{case}: one tensor is expected") };
+        // Blocks keep their name, as the dense matrix of the other is transposed.
+        let name = if case == "gpt-oss" { format!("{}_blocks", wanted.name) } else { wanted.name.clone() };
+        let expected = TensorInfo { name, ..wanted.clone() };
         let names: Vec<&str> = store.tensors().iter().map(|t| t.name.as_str()).filter(|n| *n != "model.norm.weight").collect();
         assert_eq!(names, [expected.name.as_str()], "{case}: no plane is a tensor of its own");
         let info = store.find(&expected.name).unwrap();
         assert_eq!(info.encoding.to_string(), encoding, "{case}");
         let (shape, values) = store.read_f32(&expected.name).unwrap_or_else(|e| panic!("{case}: {e}"));
-        let (expected_shape, wanted) = decoded.read_f32(&expected.name).unwrap();
+        let (expected_shape, wanted) = decoded.read_f32(&wanted.name).unwrap();
         assert_eq!(shape, expected_shape, "{case}");
         let peak = wanted.iter().fold(0f32, |peak, v| peak.max(v.abs()));
         for (i, (got, want)) in values.iter().zip(&wanted).enumerate() {

@@ -9,7 +9,8 @@ use bitsmith_quantize::Plan;
 use bitsmith_quantize::plan::PlanOptions;
 use bitsmith_quantize::preset::GgufPreset;
 use bitsmith_quantize::recipe::MlxRecipe;
-use bitsmith_runtime::role::Role;
+use bitsmith_runtime::ContainerKind;
+use bitsmith_runtime::role::{Part, Role};
 use bitsmith_runtime::spec::ModelSpec;
 use std::fmt;
 use std::str::FromStr;
@@ -181,13 +182,28 @@ impl Target {
 
     /// The format of every tensor.
     pub fn plan(self, spec: &ModelSpec, dense: Float, options: &PlanOptions) -> Result<Plan> {
+        let kind = match self {
+            Target::Gguf(_) => ContainerKind::Gguf,
+            _ if self.container() == "mlx" => ContainerKind::Mlx,
+            _ => ContainerKind::Hf,
+        };
+        // Parts that share a tensor, or are turned around in it, have no place for anything but plain numbers.
+        let plain = |role: Role| spec.arch.is_joint(spec, kind, role.part);
         let plan = match self {
             Target::Gguf(preset) => Plan::gguf(spec, preset, options)?,
             Target::Gptq { .. } | Target::Awq { .. } | Target::Compressed(_) | Target::ModelOpt => {
                 let format = self.packed().expect("these targets are packed");
                 // What the container has no format for is refused below, by that reason.
                 let fits = |codec, rows, columns| !self.can_hold(codec) || format.fits(codec, rows, columns);
-                let plan = Plan::linears(spec, |row| self.base(dense, row), self.vector_type(dense), fits, options)?;
+                if let Some(role) = spec.roles().into_iter().find(|r| r.part == Part::FfnGateExps && plain(*r)) {
+                    let what =
+                        format!("architecture `{}` has all experts in one tensor, which {self} cannot pack", spec.arch.name);
+                    let e = Error::unsupported(what).tensor(role.to_string());
+                    return Err(e.hint("a GGUF or MLX target packs them"));
+                }
+                let float = self.vector_type(dense);
+                let choose = |role: Role, row| if plain(role) { float.codec() } else { self.base(dense, row) };
+                let plan = Plan::linears(spec, choose, float, fits, options)?;
                 Plan { tensor_scales: matches!(self, Target::Compressed(_) | Target::ModelOpt), ..plan }
             }
             Target::Mlx { .. } | Target::MlxRecipe(_) | Target::MlxMicro(_) | Target::MlxDense(_) | Target::Hf(_) => {
@@ -204,6 +220,7 @@ impl Target {
                     ..options.clone()
                 };
                 let choose = |role: Role| match (self, self.base(dense, TYPICAL_ROW)) {
+                    _ if plain(role) => scale.codec(),
                     (Target::MlxRecipe(recipe), CodecId::MlxAffine { group, scale, .. }) if !options.pure => {
                         CodecId::MlxAffine { bits: recipe.bits(spec, role), group, scale }
                     }
@@ -231,9 +248,9 @@ impl Target {
 
     /// Whether this tensor can have this format in the container, which its dimensions decide too.
     pub(crate) fn holds(self, role: Role, codec: CodecId, shape: &[usize]) -> bool {
-        let packed = self
-            .packed()
-            .is_none_or(|format| role.layer.is_some() && matches!(shape, &[rows, columns] if format.fits(codec, rows, columns)));
+        let packed = self.packed().is_none_or(|format| {
+            role.layer.is_some() && matches!(shape, &[.., rows, columns] if format.fits(codec, rows, columns))
+        });
         packed && self.can_hold(codec)
     }
 

@@ -95,17 +95,17 @@ impl Plan {
         Self::build(spec, options, wanted, |_, _| true, |_, _| dense.codec())
     }
 
-    /// The layers' matrices in the format that `choose` names for their rows' length, where `fits` allows their rows and columns;
+    /// The layers' matrices in the format that `choose` names for them and their rows' length, where `fits` allows their rows and columns;
     /// embedding, output, norms and biases stay dense in `dense`. So are checkpoints for GPU servers.
     pub fn linears(
         spec: &ModelSpec,
-        choose: impl Fn(usize) -> CodecId,
+        choose: impl Fn(Role, usize) -> CodecId,
         dense: Float,
         fits: impl Fn(CodecId, usize, usize) -> bool,
         options: &PlanOptions,
     ) -> Result<Plan> {
         let row = |role: Role| spec.shape(role.part).last().copied().unwrap_or(1);
-        let wanted = |role: Role| if role.part.is_linear() { choose(row(role)) } else { dense.codec() };
+        let wanted = |role: Role| if role.part.is_linear() { choose(role, row(role)) } else { dense.codec() };
         let fits = |codec: CodecId, shape: &[usize]| codec.float().is_some() || matches!(shape, &[.., r, c] if fits(codec, r, c));
         Self::build(spec, options, wanted, fits, |_, _| dense.codec())
     }

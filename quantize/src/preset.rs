@@ -8,7 +8,7 @@ use When::*;
 use bitsmith_formats::codecs;
 use bitsmith_formats::gguf::GgmlType;
 use bitsmith_formats::{CodecId, Error, Result};
-use bitsmith_runtime::role::{Part, Role};
+use bitsmith_runtime::role::{Part, PartKind, Role};
 use bitsmith_runtime::spec::ModelSpec;
 use std::fmt;
 use std::str::FromStr;
@@ -98,8 +98,14 @@ enum When {
     More,
     /// `i` is below this number.
     Below(usize),
+    /// Fewer than `n / 8` down projections come before, of which layers with a shared expert have two.
+    FirstDowns,
     /// At least four query heads share each key and value head.
     Grouped,
+    /// The model has at least four experts.
+    Experts,
+    /// The model has eight experts, for which attention is a small part.
+    Eight,
     /// An imatrix or calibration guides the encoder.
     Guided,
     /// Nothing does.
@@ -107,8 +113,9 @@ enum When {
 }
 
 impl When {
-    fn holds(self, spec: &ModelSpec, layer: Option<usize>, importance: bool) -> bool {
-        let n = spec.n_layers;
+    fn holds(self, spec: &ModelSpec, role: Role, importance: bool) -> bool {
+        let (n, layer) = (spec.n_layers, role.layer);
+        let experts = spec.experts.as_ref().map_or(0, |e| e.count);
         let layer_is = |f: fn(usize, usize) -> bool| layer.is_some_and(|i| f(i, n));
         match self {
             FirstEighth => layer_is(|i, n| i < n / 8),
@@ -116,10 +123,32 @@ impl When {
             Middle => layer_is(|i, n| i >= n / 8 && i < 7 * n / 8),
             More => layer_is(more_bits),
             Below(end) => layer.is_some_and(|i| i < end),
+            FirstDowns => downs_before(spec, role) < n / 8,
+            Experts => experts >= 4,
+            Eight => experts == 8,
             Grouped => spec.n_heads / spec.n_kv_heads.max(1) >= 4,
             Guided => importance,
             Unguided => !importance,
         }
+    }
+}
+
+/// Down projections before this one in the order of files.
+fn downs_before(spec: &ModelSpec, role: Role) -> usize {
+    let all = [FfnDown, FfnDownExps, FfnDownShexp];
+    let before = |part: Part| all.iter().filter(move |p| **p < part);
+    let earlier = (0..role.layer.unwrap_or(0)).flat_map(|l| all.map(|p| Role::layer(l, p)));
+    let here = role.layer.into_iter().flat_map(|l| before(role.part).map(move |p| Role::layer(l, *p)));
+    earlier.chain(here).filter(|r| spec.has_role(*r)).count()
+}
+
+/// The part whose rules apply: experts have those of dense layers.
+fn like(part: Part) -> Part {
+    match part {
+        FfnGateExps | FfnGateShexp => FfnGate,
+        FfnUpExps | FfnUpShexp => FfnUp,
+        FfnDownExps | FfnDownShexp => FfnDown,
+        other => other,
     }
 }
 
@@ -134,6 +163,12 @@ type Rule = (&'static [&'static str], &'static [Part], &'static [When], CodecId)
 /// Presets around two bits and below, which share most choices.
 const LOWEST: [&str; 6] = ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m"];
 
+/// Presets that give keys and values of models with eight experts 8 bits.
+const MIDDLE: [&str; 24] = [
+    "q6_k", "q5_0", "q5_1", "q5_k_s", "q5_k_m", "q4_0", "q4_1", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs", "q3_k_s", "q3_k_m",
+    "q3_k_l", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m", "q2_k", "q2_k_s", "tq1_0", "tq2_0", "q2_0", "q1_0",
+];
+
 /// Exceptions from the base format; the first that fits decides. Those for `TokenEmbd` are for an embedding that is only a table.
 #[rustfmt::skip]
 const RULES: &[Rule] = &[
@@ -142,12 +177,23 @@ const RULES: &[Rule] = &[
     (&["tq1_0", "tq2_0", "q2_0"], &[TokenEmbd], &[], Q4K),
 
     (&LOWEST, &[AttnV], &[Grouped], Q4K),
+    (&LOWEST, &[AttnV], &[Experts], Q4K),
+    (&LOWEST, &[AttnK], &[Eight], Q4K),
+    (&LOWEST, &[AttnOutput], &[Eight], Q5K),
     (&["iq2_s", "iq2_m"], &[AttnV], &[], IQ3S),
-    (&["iq2_s", "iq2_m"], &[FfnDown], &[FirstEighth], IQ3S),
+    (&["iq2_s", "iq2_m"], &[FfnDown], &[FirstDowns], IQ3S),
     (&["iq2_s", "iq2_m"], &[AttnOutput], &[], IQ3S),
     (&LOWEST, &[AttnV], &[], Q2K),
-    (&LOWEST, &[FfnDown], &[FirstEighth], Q2K),
+    (&LOWEST, &[FfnDown], &[FirstDowns], Q2K),
     (&["iq1_s", "iq1_m"], &[AttnOutput], &[], IQ2XXS),
+
+    // 4 bits are for stacked matrices alone.
+    (&["mxfp4_moe"], &[TokenEmbd, AttnQ, AttnK, AttnV, AttnQkv, AttnQA, AttnQB, AttnKvA, AttnOutput, FfnGate, FfnUp, FfnDown], &[], Q8_0),
+
+    (&MIDDLE, &[AttnV, AttnK], &[Eight], Q8_0),
+    (&["q2_k", "iq3_xs", "iq3_xxs", "q3_k_s", "q3_k_m", "iq4_nl", "q4_k_s", "q4_k_m", "iq3_s", "iq3_m", "iq4_xs"], &[AttnOutput], &[Eight], Q5K),
+    (&["q3_k_l"], &[AttnOutput], &[Eight], Q3K),
+    (&["iq3_m"], &[FfnDown], &[Eight, More], Q4K),
 
     (&["q2_k", "q2_k_s"], &[AttnV], &[Grouped], Q4K),
     (&["q2_k"], &[AttnV, AttnOutput, FfnDown], &[], Q3K),
@@ -176,9 +222,6 @@ const RULES: &[Rule] = &[
     (&["q4_k_s"], &[AttnV], &[Below(4)], Q5K),
     (&["q4_k_s"], &[FfnDown], &[FirstEighth], Q5K),
     (&["q4_k_m", "q5_k_m"], &[AttnV, FfnDown], &[More], Q6K),
-
-    // 4 bits are for stacked experts alone.
-    (&["mxfp4_moe"], &[TokenEmbd, AttnQ, AttnK, AttnV, AttnOutput, FfnGate, FfnUp, FfnDown], &[], Q8_0),
 ];
 
 impl GgufPreset {
@@ -217,11 +260,11 @@ impl GgufPreset {
         if role.part == spec.head_part() {
             return self.head(spec.hidden_size);
         }
+        // Where 4 bits are for experts, these are not like others.
+        let part = if self.0.mix == "mxfp4_moe" && role.part.kind() == PartKind::Stacked { role.part } else { like(role.part) };
         let fits = |rule: &&Rule| {
             let (presets, parts, when, _) = rule;
-            presets.contains(&self.0.mix)
-                && parts.contains(&role.part)
-                && when.iter().all(|w| w.holds(spec, role.layer, importance))
+            presets.contains(&self.0.mix) && parts.contains(&part) && when.iter().all(|w| w.holds(spec, role, importance))
         };
         let chosen = RULES.iter().find(fits).map_or(self.base(), |rule| rule.3);
         // Models that llama.cpp counts as 70B share each value head between eight query heads, so that more bits cost little.

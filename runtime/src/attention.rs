@@ -40,6 +40,8 @@ pub(crate) struct Attention {
     pub softcap: Option<f32>,
     /// Tokens that a query may look back, itself included.
     pub window: Option<usize>,
+    /// Whether a window is a chunk: a query sees the keys since the last multiple of its length.
+    pub chunked: bool,
     /// Whether queries see no later keys.
     pub causal: bool,
     /// A logit per head that takes a share of the attention and gives no value.
@@ -83,10 +85,9 @@ impl Attention {
     ) -> candle_core::Result<()> {
         let group = self.n_heads / self.n_kv_heads;
         let width = self.n_heads * self.v_dim;
-        let look_back = self.window.unwrap_or(usize::MAX).max(1);
         // Key index of the first query, and the keys that any query of the block sees: [low, high).
         let at = shape.keys - shape.queries + first;
-        let (low, high) = ((at + 1).saturating_sub(look_back), if self.causal { at + n } else { shape.keys });
+        let (low, high) = (self.first_key(at), if self.causal { at + n } else { shape.keys });
         let q = q.narrow(0, window * shape.queries + first, n)?;
         let k = k.narrow(0, window * shape.keys + low, high - low)?;
         let v = v.narrow(0, window * shape.keys + low, high - low)?;
@@ -97,7 +98,7 @@ impl Attention {
             let mask_and_softmax = |first_row: usize, rows: &mut [f32]| {
                 for (i, row) in rows.chunks_exact_mut(high - low).enumerate() {
                     let position = at + first_row + i;
-                    let begin = (position + 1).saturating_sub(look_back).max(low) - low;
+                    let begin = self.first_key(position).max(low) - low;
                     let end = if self.causal { position + 1 - low } else { high - low };
                     row[..begin].fill(0.0);
                     row[end..].fill(0.0);
@@ -116,6 +117,15 @@ impl Attention {
             }
         }
         Ok(())
+    }
+
+    /// The first key that the query at this position sees.
+    fn first_key(&self, position: usize) -> usize {
+        match self.window.map(|w| w.max(1)) {
+            None => 0,
+            Some(chunk) if self.chunked => position / chunk * chunk,
+            Some(window) => (position + 1).saturating_sub(window),
+        }
     }
 
     /// Turns a row of products into the shares of its keys.

@@ -7,7 +7,7 @@ use crate::layer::Layer;
 use crate::ops::{self, OrFail, linear};
 use crate::role::{Input, Part, Site};
 use crate::rope::{RopeTable, Rotated};
-use crate::spec::{Latent, ModelSpec, RopeUse};
+use crate::spec::{Latent, ModelSpec, Norm, RopeUse};
 use bitsmith_formats::Result;
 use candle_core::Tensor;
 use std::borrow::Cow;
@@ -69,6 +69,11 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Whether an observer wants to see this input of this layer.
+    pub fn observes(&self, input: Input) -> bool {
+        self.observer.is_some_and(|o| o.wants(Site { layer: Some(self.layer_index), input }))
+    }
+
     /// Shows the observer an input of this layer.
     pub fn observe(&self, input: Input, x: &Tensor) -> Result<()> {
         let site = Site { layer: Some(self.layer_index), input };
@@ -151,6 +156,7 @@ impl Run<'_> {
             scale: spec.attention_scale(),
             softcap: spec.attention_softcap,
             window: spec.window(self.layer_index),
+            chunked: spec.chunked,
             causal: spec.causal,
             sinks: layer.find(Part::AttnSinks).map(|t| t.to_vec1().or_fail()).transpose()?,
         };
@@ -182,6 +188,18 @@ impl Run<'_> {
         let whole = Rotated { head: spec.head_dim, from: 0 };
         self.rotate(&q, spans, whole)?;
         self.rotate(&k, spans, whole)?;
+        let rotated = spec.layers[self.layer_index].rope != RopeUse::None;
+        if rotated && spec.qk_unit_norm {
+            let ones = Tensor::ones(spec.head_dim, q.dtype(), q.device()).or_fail()?;
+            let unit = |x: &Tensor| ops::norm(x, &ones, None, Norm::rms(spec.norm.eps));
+            return Ok([unit(&q)?, unit(&k)?, v?]);
+        }
+        if let (Some(temperature), false) = (spec.temperature, rotated) {
+            let positions = spans.iter().flat_map(|r| (0..r.windows * r.len).map(move |i| r.start + i % r.len));
+            let factors: Vec<f32> = positions.map(|p| temperature.factor(p)).collect();
+            let n = factors.len();
+            ops::scale_rows_in_place(&q, &Tensor::from_vec(factors, (n, 1), q.device()).or_fail()?)?;
+        }
         Ok([q, k, v?])
     }
 
@@ -205,17 +223,19 @@ impl Run<'_> {
         let narrow = ops::columns(&both, 0, latent.kv_rank)?;
         let narrow = self.norm(layer, Part::AttnKvANorm, &narrow)?;
         self.observe(Input::KvLatent, &narrow)?;
-        let wide = project(layer, Part::AttnKvB, &narrow)?;
-        let n = wide.dim(0).or_fail()?;
-        let split = || -> candle_core::Result<[Tensor; 2]> {
-            let wide = wide.reshape((n, spec.n_heads, nope + spec.v_head_dim))?;
-            let shared = shared.reshape((n, 1, latent.rope_dim))?.broadcast_as((n, spec.n_heads, latent.rope_dim))?;
-            let k = Tensor::cat(&[&wide.narrow(2, 0, nope)?, &shared], 2)?.reshape((n, spec.n_heads * spec.head_dim))?;
-            let v = wide.narrow(2, nope, spec.v_head_dim)?.reshape((n, spec.n_heads * spec.v_head_dim))?;
-            Ok([k, v])
-        };
-        let [k, v] = split().or_fail()?;
-        Ok([q, k, v])
+        let n = narrow.dim(0).or_fail()?;
+        if self.observes(Input::QueryHeads) {
+            let heads = || q.reshape((n * spec.n_heads, spec.head_dim))?.narrow(1, 0, nope)?.contiguous();
+            self.observe(Input::QueryHeads, &heads().or_fail()?)?;
+        }
+        let (keys, values) = (layer.get(Part::AttnKB)?, layer.get(Part::AttnVB)?);
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        for head in 0..spec.n_heads {
+            let key = || narrow.matmul(&keys.get(head)?);
+            k.extend([key().or_fail()?, shared.clone()]);
+            v.push(linear(&narrow, &values.get(head).or_fail()?)?);
+        }
+        Ok([q, Tensor::cat(&k, 1).or_fail()?, Tensor::cat(&v, 1).or_fail()?])
     }
 
     /// Rotates a part of every head in place; the rows of `x` are those of the spans, one after the other.

@@ -128,6 +128,8 @@ impl Checkpoint {
             let (name, want) = (&place.name, place.tensor_shape());
             if let Some(info) = checkpoint.store().find(name)
                 && info.shape != want
+                // A vector may be one row.
+                && info.shape.strip_prefix(&[1]) != Some(&want)
             {
                 return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", info.shape))
                     .file(checkpoint.store().file_of(name))

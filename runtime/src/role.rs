@@ -11,8 +11,8 @@ pub enum PartKind {
     Table,
     /// The matrix of a linear layer, `(out, in)`.
     Matrix,
-    /// The matrices of all experts, `(experts, out, in)`.
-    Experts,
+    /// Several matrices, `(matrices, out, in)`: of all experts, or of all heads.
+    Stacked,
     /// Weights that are always kept in floating point: norms, biases, routers, positions.
     Plain,
 }
@@ -84,7 +84,8 @@ parts! {
     AttnQA "attn_q_a" Layer Matrix "Latent attention: hidden to the queries' latent, `(q_rank, hidden)`."
     AttnQB "attn_q_b" Layer Matrix "Latent attention: latent to queries, `(heads × head_dim, q_rank)`."
     AttnKvA "attn_kv_a_mqa" Layer Matrix "Latent attention: hidden to the keys' and values' latent and the shared rotated key, `(kv_rank + rope_dim, hidden)`."
-    AttnKvB "attn_kv_b" Layer Matrix "Latent attention: latent to each head's unrotated key and value, `(heads × (nope_dim + v_dim), kv_rank)`."
+    AttnKB "attn_k_b" Layer Stacked "Latent attention: each head's unrotated query to the latent, and so, transposed, latent to key: `(heads, kv_rank, nope_dim)`."
+    AttnVB "attn_v_b" Layer Stacked "Latent attention: latent to each head's value, `(heads, v_dim, kv_rank)`."
     AttnOutput "attn_output" Layer Matrix "Attention output projection, `(hidden, heads × head_dim)`."
     AttnQBias "attn_q.bias" Layer Plain "Bias of the query projection."
     AttnKBias "attn_k.bias" Layer Plain "Bias of the key projection."
@@ -112,9 +113,9 @@ parts! {
     FfnGateBias "ffn_gate.bias" Dense Plain "Bias of the gate projection."
     FfnUpBias "ffn_up.bias" Dense Plain "Bias of the up projection."
     FfnDownBias "ffn_down.bias" Dense Plain "Bias of the down projection."
-    FfnGateExps "ffn_gate_exps" Mixture Experts "The experts' gate projections, `(experts, ffn, hidden)`."
-    FfnUpExps "ffn_up_exps" Mixture Experts "The experts' up projections, `(experts, ffn, hidden)`."
-    FfnDownExps "ffn_down_exps" Mixture Experts "The experts' down projections, `(experts, hidden, ffn)`."
+    FfnGateExps "ffn_gate_exps" Mixture Stacked "The experts' gate projections, `(experts, ffn, hidden)`."
+    FfnUpExps "ffn_up_exps" Mixture Stacked "The experts' up projections, `(experts, ffn, hidden)`."
+    FfnDownExps "ffn_down_exps" Mixture Stacked "The experts' down projections, `(experts, hidden, ffn)`."
     FfnGateExpsBias "ffn_gate_exps.bias" Mixture Plain "Biases of the experts' gate projections, `(experts, ffn)`."
     FfnUpExpsBias "ffn_up_exps.bias" Mixture Plain "Biases of the experts' up projections, `(experts, ffn)`."
     FfnDownExpsBias "ffn_down_exps.bias" Mixture Plain "Biases of the experts' down projections, `(experts, hidden)`."
@@ -148,6 +149,10 @@ impl Part {
     /// Whether this is a matrix of a decoder layer.
     pub const fn is_linear(self) -> bool {
         self.per_layer() && self.is_matrix()
+    }
+    /// Whether this is the matrix of a linear layer that decides on experts, which is never quantized.
+    pub const fn is_router(self) -> bool {
+        matches!(self, Part::FfnGateInp | Part::FfnGateInpShexp)
     }
     /// The bias that belongs to a linear layer or a norm.
     pub const fn bias(self) -> Option<Part> {
@@ -258,7 +263,8 @@ macro_rules! inputs {
 inputs! {
     AttnIn "attn_in" [AttnQ AttnK AttnV AttnQkv AttnQA AttnKvA] "After the attention norm: read by q, k, v."
     QueryLatent "query_latent" [AttnQB] "Latent attention: the normed latent of queries."
-    KvLatent "kv_latent" [AttnKvB] "Latent attention: the normed latent of keys and values."
+    QueryHeads "query_heads" [AttnKB] "Latent attention: the unrotated part of each head's query, which meets keys in the latent."
+    KvLatent "kv_latent" [AttnVB] "Latent attention: the normed latent of keys and values."
     AttnOut "attn_out" [AttnOutput] "Concatenated head outputs: read by the attention output projection."
     FfnIn "ffn_in" [FfnGate FfnUp FfnGateExps FfnUpExps FfnGateShexp FfnUpShexp] "After the feed-forward norm: read by gate and up, whether dense, of experts or of the shared expert."
     FfnOut "ffn_out" [FfnDown] "`act(gate) · up`: read by down."

@@ -1,6 +1,6 @@
 //! Parts of a checkpoint's tensors, for work in bounded memory.
 
-use crate::arch::{Order, Place};
+use crate::arch::{Order, Place, Within};
 use crate::checkpoint::Checkpoint;
 use crate::role::Role;
 use bitsmith_formats::{EncodedTensor, Encoding, Error, Result};
@@ -34,9 +34,7 @@ impl Checkpoint {
         }
         values.clear();
         for (place, rows) in self.overlapping(role, rows)? {
-            let first = place.first_row();
-            let read =
-                |r: Range<usize>| self.store().read_rows(&place.name, first + r.start..first + r.end).map_err(|e| at(place, e));
+            let read = |r: Range<usize>| self.store().read_rows(&place.name, r).map_err(|e| at(place, e));
             let mut part = in_order(place, rows, read)?;
             if let Order::Plus(offset) = place.order {
                 part.iter_mut().for_each(|v| *v -= offset);
@@ -57,12 +55,11 @@ impl Checkpoint {
             let Encoding::Codec(codec) = info.encoding else {
                 return Err(at(Error::unsupported(format!("{} is not made of blocks", info.encoding))));
             };
-            if matches!(place.order, Order::Transposed | Order::Plus(_)) {
+            let in_a_row = place.within.is_some() && place.shape.len() < 2;
+            if in_a_row || matches!(place.order, Order::Transposed | Order::Plus(_)) {
                 return Err(at(Error::unsupported("this tensor's values do not stand in blocks of rows")));
             }
-            let first = place.first_row();
-            let read =
-                |r: Range<usize>| Ok(self.store().row_bytes(name, first + r.start..first + r.end).map_err(at)?.into_owned());
+            let read = |r: Range<usize>| Ok(self.store().row_bytes(name, r).map_err(at)?.into_owned());
             let bytes = in_order(place, rows, read)?;
             match &mut found {
                 None => found = Some(EncodedTensor { shape: vec![n, info.row_len()], codec, bytes, scale: info.scale }),
@@ -95,6 +92,9 @@ fn in_order<T: Copy + Default>(
     read: impl FnOnce(Range<usize>) -> Result<Vec<T>>,
 ) -> Result<Vec<T>> {
     let vector = place.shape.len() < 2;
+    if let Some(within) = &place.within {
+        return from_within(within, &place.shape, &place.order, rows, read);
+    }
     match &place.order {
         Order::Same | Order::Plus(_) => read(rows),
         Order::Rows(_) if vector => Ok(place.order.undo(read(rows)?, 1)),
@@ -110,5 +110,35 @@ fn in_order<T: Copy + Default>(
             let values = read(0..n_in)?;
             Ok(rows.flat_map(|r| (0..n_in).map(move |c| (r, c))).map(|(r, c)| values[c * n_out + r]).collect())
         }
+    }
+}
+
+/// As [`in_order`], of a place inside a larger tensor.
+fn from_within<T: Copy + Default>(
+    within: &Within,
+    shape: &[usize],
+    order: &Order,
+    rows: Range<usize>,
+    read: impl FnOnce(Range<usize>) -> Result<Vec<T>>,
+) -> Result<Vec<T>> {
+    let Within { first, start, stride, .. } = *within;
+    match (shape, order) {
+        (&[width], Order::Same) => {
+            let row = read(first..first + 1)?;
+            Ok((0..width).map(|i| row[start + i * stride]).collect())
+        }
+        (&[_, n_in], Order::Transposed) => {
+            let values = read(first..first + n_in)?;
+            let width = values.len() / n_in;
+            let columns = rows.map(|r| start + r * stride);
+            Ok(columns.flat_map(|column| values.iter().skip(column).step_by(width).copied()).collect())
+        }
+        (&[_, _], Order::Same) if !rows.is_empty() => {
+            let span = first + rows.start * stride..first + (rows.end - 1) * stride + 1;
+            let values = read(span.clone())?;
+            let row = values.len() / span.len();
+            Ok(values.chunks(row * stride).flat_map(|chunk| chunk[..row].iter().copied()).collect())
+        }
+        _ => Err(Error::failed("only rows and columns can be parts of a larger tensor")),
     }
 }

@@ -48,6 +48,12 @@ pub struct ModelSpec {
     pub parts: BTreeSet<Part>,
     /// Tokens that a query may look back, itself included, in layers with a window.
     pub sliding_window: Option<usize>,
+    /// Whether windows are chunks: a query sees the keys since the last multiple of [`ModelSpec::sliding_window`].
+    pub chunked: bool,
+    /// Whether queries and keys of rotated layers are normed once more after that, without weights, by their root mean square.
+    pub qk_unit_norm: bool,
+    /// What makes queries of layers without rotation larger the further they are in a text.
+    pub temperature: Option<Temperature>,
     /// What differs between layers, one entry each.
     pub layers: Vec<LayerSpec>,
     /// Constant factors.
@@ -177,6 +183,22 @@ pub struct Scales {
 impl Default for Scales {
     fn default() -> Self {
         Scales { embedding: 1.0, residual: 1.0, attention: None, logits: 1.0 }
+    }
+}
+
+/// Growth of queries with their position `p`, from 0: by `1 + scale · ln(1 + ⌊(p + 1) / step⌋)` (Llama 4).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// Tokens between changes.
+    pub step: f64,
+    /// How fast.
+    pub scale: f64,
+}
+
+impl Temperature {
+    /// The factor at a position.
+    pub fn factor(self, position: usize) -> f32 {
+        (1.0 + self.scale * (((position + 1) as f64 / self.step).floor() + 1.0).ln()) as f32
     }
 }
 
@@ -376,7 +398,8 @@ impl ModelSpec {
             AttnQA => vec![q_rank, h],
             AttnQB => vec![q, q_rank],
             AttnKvA => vec![latent.kv_rank + latent.rope_dim, h],
-            AttnKvB => vec![self.n_heads * (self.head_dim - latent.rope_dim + self.v_head_dim), latent.kv_rank],
+            AttnKB => vec![self.n_heads, latent.kv_rank, self.head_dim.saturating_sub(latent.rope_dim)],
+            AttnVB => vec![self.n_heads, self.v_head_dim, latent.kv_rank],
             AttnOutput => vec![h, self.n_heads * self.v_head_dim],
             AttnQBias => vec![q],
             AttnKBias => vec![k],
@@ -506,6 +529,15 @@ impl ModelSpec {
                     rope.dims
                 )));
             }
+        }
+        if self.latent.is_some_and(|l| l.rope_dim >= self.head_dim) {
+            let what = format!("heads of {} dimensions cannot have {rotated} that are rotated and others besides", self.head_dim);
+            return Err(Error::corrupt(what));
+        }
+        if let Some(t) = self.temperature
+            && !(t.step >= 1.0 && t.step.is_finite() && t.scale.is_finite())
+        {
+            return Err(Error::corrupt(format!("the temperature of attention changes every {} tokens by {}", t.step, t.scale)));
         }
         if let Some(g) = experts.and_then(|e| e.groups.map(|g| (e, g)))
             && (g.1.count == 0 || !g.0.count.is_multiple_of(g.1.count) || g.1.used == 0 || g.1.used > g.1.count)

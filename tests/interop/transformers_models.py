@@ -42,6 +42,18 @@ GEMMA = {"head_dim": 48, "query_pre_attn_scalar": 48}
 GRANITE = {"attention_multiplier": 0.1, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5}
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 
+LOCAL_MOE = {"num_local_experts": 8, "num_experts_per_tok": 2}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+DEEPSEEK = {
+    "num_key_value_heads": 4, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 24, "kv_lora_rank": 64, "q_lora_rank": 96,
+    "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 96, "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+}  # fmt: skip
+GPT_OSS = {**LOCAL_MOE, "head_dim": 32, "num_hidden_layers": 4, "sliding_window": 24}
+LLAMA4 = {**LOCAL_MOE, "num_experts_per_tok": 1, "head_dim": 32, "intermediate_size_mlp": 256, "num_hidden_layers": 4, "interleave_moe_layer_step": 2}
+NO_YARN = "it needs YaRN in DeepSeek V2"
+
 # Name: model_type, differences from SMALL, clients that cannot run it with the reason.
 MODELS = {
     "llama": ("llama", {}, {}),
@@ -50,6 +62,33 @@ MODELS = {
     "qwen2": ("qwen2", {}, {}),
     "qwen3": ("qwen3", {"head_dim": 48}, {}),
     "qwen3-moe": ("qwen3_moe", {**MOE, "head_dim": 48, "norm_topk_prob": True, "mlp_only_layers": []}, {}),
+    "mixtral": ("mixtral", LOCAL_MOE, {}),
+    "qwen2-moe": ("qwen2_moe", {**MOE, "shared_expert_intermediate_size": 160, "norm_topk_prob": False}, {}),
+    "granite-moe": (
+        "granitemoe",
+        {**LOCAL_MOE, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.0},
+        {},
+    ),
+    "deepseek-v2": ("deepseek_v2", DEEPSEEK, {}),
+    "deepseek-v2-lite": ("deepseek_v2", {**DEEPSEEK, "q_lora_rank": None, "rope_parameters": None}, {"mlx-lm": NO_YARN}),
+    "deepseek-v2-groups": (
+        "deepseek_v2",
+        {**DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+        {"llama.cpp": "it ranks groups of experts by their two best, as for DeepSeek V3"},
+    ),
+    "deepseek-v3": ("deepseek_v3", {**DEEPSEEK, "n_group": 2, "topk_group": 1}, {}),
+    "gpt-oss": ("gpt_oss", {**GPT_OSS, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, {}),
+    "gpt-oss-yarn": (
+        "gpt_oss",
+        {**GPT_OSS, "rope_parameters": {**YARN, "truncate": False}},
+        dict.fromkeys(("llama.cpp", "mlx-lm"), "it rounds YaRN's ramp to whole dimensions"),
+    ),
+    "llama4": ("llama4_text", LLAMA4, {"mlx-lm": "its llama4_text has no experts"}),
+    "llama4-chunks": (
+        "llama4_text",
+        {**LLAMA4, "interleave_moe_layer_step": 1, "attention_chunk_size": 24, "floor_scale": 16, "attn_scale": 0.5},
+        {"mlx-lm": "its llama4_text has no experts", "llama.cpp file": "GGUF has no key for the length of chunks"},
+    ),
     "gemma2": ("gemma2", {**GEMMA, "sliding_window": 128}, {}),
     "gemma2-window": ("gemma2", {**GEMMA, "sliding_window": 24}, {"mlx-lm": "it has no windows in Gemma 2"}),
     "gemma": ("gemma", {"head_dim": 48}, {"mlx-lm": "it has the exact GELU in Gemma 1"}),

@@ -1,6 +1,6 @@
 //! gpt-oss: the experts' matrices as `X_blocks` (U8, `[experts, rows, groups, 16]`) and `X_scales` (U8 exponents,
-//! `[experts, rows, groups]`). A weight is offered as `X`, `[experts, rows, columns]`, in the order in which its rows are stored; the
-//! dense checkpoint has the transposed matrices.
+//! `[experts, rows, groups]`). A weight is offered under the name of its blocks, `[experts, rows, columns]`, in the order in which its rows
+//! are stored: `X` alone is the name of the dense checkpoint's transposed matrices.
 
 use super::planes::{at, mismatch};
 use super::{Layout, Weight, micro};
@@ -39,7 +39,7 @@ impl Layout for Experts {
             let row_bytes = groups.checked_mul(16).unwrap_or(usize::MAX);
             let codes = TensorInfo { shape: [outer, &[row_bytes]].concat(), ..info.clone() };
             let module = name.rsplit_once('.').map_or("", |(module, _)| module);
-            weights.push(micro::weight(store, module, name.to_string(), Micro::Mxfp4, &[&codes, scales], 1.0)?);
+            weights.push(micro::weight(store, module, info.name.clone(), Micro::Mxfp4, &[&codes, scales], 1.0)?);
         }
         Ok(weights)
     }

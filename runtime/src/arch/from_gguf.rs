@@ -82,7 +82,8 @@ impl ModelSpec {
                 return Err(Error::corrupt(format!("key `{a}` ({hidden_size}) is not a multiple of `{b}` ({n_heads})")));
             }
         };
-        let n_layers = keys.usize("block_count")?;
+        // Layers after the last predict further tokens.
+        let n_layers = keys.usize("block_count")?.saturating_sub(keys.opt_usize("nextn_predict_layers")?.unwrap_or(0));
         let parts = parts(store);
         let embedding = Role::global(Part::TokenEmbd);
         let vocab_size = keys
@@ -138,6 +139,9 @@ impl ModelSpec {
                 attention: keys.opt_f64("attention.scale")?.filter(|s| *s != 0.0).map(|s| s as f32),
                 logits: keys.opt_f64("logit_scale")?.unwrap_or(1.0) as f32,
             },
+            chunked: false,
+            qk_unit_norm: false,
+            temperature: None,
             attention_softcap: keys.opt_f64("attn_logit_softcapping")?.map(|c| c as f32),
             logit_softcap: keys.opt_f64("final_logit_softcapping")?.map(|c| c as f32),
             experts,

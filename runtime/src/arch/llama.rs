@@ -1,7 +1,7 @@
 //! Llama 1 to 3, and the many models of the same architecture (SmolLM, TinyLlama, Yi, …).
 
 use super::config::Config;
-use super::{Architecture, family, mistral, names, to_config};
+use super::{Architecture, family, mistral, mixtral, names, to_config};
 use crate::role::Part;
 
 /// The table entry.
@@ -35,6 +35,10 @@ pub static LLAMA: Architecture = Architecture {
         config.insert("attention_bias".into(), to_config::attention_bias(spec)?);
         config.insert("mlp_bias".into(), spec.has(Part::FfnGateBias).into());
         Ok(config)
+    },
+    from_gguf: |spec, _| {
+        mixtral::of_llama(spec);
+        Ok(())
     },
     ..Architecture::DECODER
 };

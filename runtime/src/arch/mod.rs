@@ -3,6 +3,7 @@
 mod bert;
 mod command_r;
 mod config;
+mod deepseek;
 mod family;
 mod from_gguf;
 mod gemma;
@@ -10,14 +11,19 @@ mod gemma2;
 mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
+mod granite_moe;
 mod llama;
+mod llama4;
 mod mistral;
+mod mixtral;
 mod names;
 mod olmo2;
 mod phi2;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
@@ -27,7 +33,7 @@ mod to_gguf;
 
 pub use from_gguf::GgufKeys;
 
-pub use names::{ContainerKind, Order, Place, TensorMap};
+pub use names::{ContainerKind, Joint, Order, Place, TensorMap, Within};
 
 use crate::role::Part;
 use crate::spec::ModelSpec;
@@ -39,7 +45,9 @@ use serde_json::{Map, Value};
 pub static ARCHITECTURES: &[&Architecture] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,
+    &mixtral::MIXTRAL,
     &qwen2::QWEN2,
+    &qwen2_moe::QWEN2_MOE,
     &qwen3::QWEN3,
     &qwen3_moe::QWEN3_MOE,
     &gemma::GEMMA,
@@ -52,8 +60,13 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &stablelm::STABLELM,
     &olmo2::OLMO2,
     &granite::GRANITE,
+    &granite_moe::GRANITE_MOE,
     &command_r::COMMAND_R,
     &smollm3::SMOLLM3,
+    &deepseek::DEEPSEEK_V2,
+    &deepseek::DEEPSEEK_V3,
+    &gpt_oss::GPT_OSS,
+    &llama4::LLAMA4,
     &bert::BERT,
 ];
 
@@ -113,13 +126,17 @@ pub struct Architecture {
     pub hf_names: &'static [(Part, &'static str)],
     /// Names that differ in MLX folders.
     pub mlx_names: &'static [(Part, &'static str)],
-    /// Names of the experts' gate and up and of their down projections, `{}` standing for the layer, in Hugging Face checkpoints that have
-    /// all experts in one tensor: `(experts, 2 × ffn, hidden)`, gate first, and `(experts, hidden, ffn)`.
-    pub joint_experts: Option<[&'static str; 2]>,
+    /// Names that differ in GGUF, between `blk.N.` and `.weight`.
+    pub gguf_names: &'static [(Part, &'static str)],
+    /// Tensors that hold a part together with others. Where the part has no name of its own in the container, the first is what is
+    /// written; all may be read.
+    pub joint: fn(&ModelSpec, ContainerKind, Part) -> Vec<Joint>,
     /// Beginnings of names that some checkpoints have in another form: usual and other.
     pub aliases: &'static [(&'static str, &'static str)],
     /// Ends of the names of tensors that carry nothing the model needs.
     pub superfluous: &'static [&'static str],
+    /// Whether checkpoints may have layers after the last one, by which several tokens are predicted at once. They are dropped.
+    pub extra_layers: bool,
     /// What a container does to a part's rows.
     pub order: fn(&ModelSpec, ContainerKind, Part) -> Order,
     /// Reads the hyperparameters from `config.json`.
@@ -143,9 +160,11 @@ impl Architecture {
         proof: &[Client::Transformers, Client::LlamaCpp, Client::MlxLm],
         hf_names: &[],
         mlx_names: &[],
-        joint_experts: None,
+        gguf_names: &[],
+        joint: |_, _, _| Vec::new(),
         aliases: &[],
         superfluous: &[],
+        extra_layers: false,
         order: |_, _, _| Order::Same,
         from_config: |arch, config| family::base(arch, config::Config(config)),
         to_config: |spec| to_config::base(spec.arch, spec),
@@ -251,7 +270,7 @@ mod tests {
     #[test]
     fn unsupported_features_are_refused() {
         for (model_type, changes, word) in [
-            ("gpt_oss", json!({}), "gpt_oss"),
+            ("telepathy", json!({}), "telepathy"),
             ("llama", json!({"rope_scaling": {"type": "telescope", "factor": 4.0}}), "telescope"),
             ("llama", json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}), "layers"),
             ("llama", json!({"hidden_act": "gelu"}), "gelu"),

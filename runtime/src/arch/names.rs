@@ -1,8 +1,8 @@
 //! Tensor names per container, and the order of rows where a container has its own.
 
 use super::Architecture;
-use crate::role::{Part, Role};
-use crate::spec::ModelSpec;
+use crate::role::{Part, PartKind, Role};
+use crate::spec::{Experts, ModelSpec};
 use bitsmith_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,8 +91,83 @@ pub struct Place {
     pub shape: Vec<usize>,
     /// How the tensor differs from that.
     pub order: Order,
-    /// Where it holds other rows besides: the first of ours, and the tensor's own shape.
-    pub within: Option<(usize, Vec<usize>)>,
+    /// Where in the tensor it is, if the tensor holds other things besides.
+    pub within: Option<Within>,
+}
+
+/// The place of a matrix or vector inside a larger tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Within {
+    /// The tensor's own shape.
+    pub shape: Vec<usize>,
+    /// The tensor's first row of ours. A vector is part of that row.
+    pub first: usize,
+    /// Of a vector or a transposed matrix: the first of the tensor's columns that is ours.
+    pub start: usize,
+    /// Steps between our rows in the tensor; where these are its columns, between columns; in a vector, between elements.
+    pub stride: usize,
+}
+
+/// A tensor in which a container has several parts, or the matrices of one, one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Joint {
+    /// Its name, `{}` standing for the layer.
+    pub name: &'static str,
+    /// The tensor's own shape.
+    pub shape: Vec<usize>,
+    /// Rows of the tensor from one matrix of the part to the next.
+    pub each: usize,
+    /// The tensor's first row of the first matrix.
+    pub first: usize,
+    /// As [`Within::start`].
+    pub start: usize,
+    /// As [`Within::stride`].
+    pub stride: usize,
+    /// Whether our rows are the tensor's columns.
+    pub transposed: bool,
+}
+
+impl Joint {
+    /// Gate (`index` 0) and up (1) of all experts in one tensor, `(experts, 2 × ffn, hidden)`: one after the other, or row by row
+    /// in turn.
+    pub fn gate_up(name: &'static str, index: usize, experts: &Experts, hidden: usize, in_turn: bool) -> Joint {
+        let (n, f) = (experts.count, experts.ffn_size);
+        let (first, stride) = if in_turn { (index, 2) } else { (index * f, 1) };
+        Joint { name, shape: vec![n, 2 * f, hidden], each: 2 * f, first, start: 0, stride, transposed: false }
+    }
+    /// As [`Joint::gate_up`], with every matrix transposed: `(experts, hidden, 2 × ffn)`.
+    pub fn gate_up_transposed(name: &'static str, index: usize, experts: &Experts, hidden: usize, in_turn: bool) -> Joint {
+        let (n, f) = (experts.count, experts.ffn_size);
+        let (start, stride) = if in_turn { (index, 2) } else { (index * f, 1) };
+        Joint { name, shape: vec![n, hidden, 2 * f], each: hidden, first: 0, start, stride, transposed: true }
+    }
+    /// The experts' down projections, `(experts, hidden, ffn)`.
+    pub fn down(name: &'static str, experts: &Experts, hidden: usize) -> Joint {
+        let shape = vec![experts.count, hidden, experts.ffn_size];
+        Joint { name, shape, each: hidden, first: 0, start: 0, stride: 1, transposed: false }
+    }
+    /// The experts' down projections, each transposed: `(experts, ffn, hidden)`.
+    pub fn down_transposed(name: &'static str, experts: &Experts, hidden: usize) -> Joint {
+        let shape = vec![experts.count, experts.ffn_size, hidden];
+        Joint { name, shape, each: experts.ffn_size, first: 0, start: 0, stride: 1, transposed: true }
+    }
+
+    /// Where the matrices of a part of this shape are: `(matrices, out, in)`, or `(vectors, width)`.
+    fn places(&self, layer: Option<usize>, shape: &[usize]) -> Vec<Place> {
+        let name = layer.map_or(self.name.to_string(), |l| self.name.replacen("{}", &l.to_string(), 1));
+        let each = |i: usize| Place {
+            name: name.clone(),
+            shape: shape[1..].to_vec(),
+            order: if self.transposed { Order::Transposed } else { Order::Same },
+            within: Some(Within {
+                shape: self.shape.clone(),
+                first: i * self.each + self.first,
+                start: self.start,
+                stride: self.stride,
+            }),
+        };
+        (0..shape[0]).map(each).collect()
+    }
 }
 
 impl Place {
@@ -103,14 +178,10 @@ impl Place {
     /// The tensor's own shape.
     pub fn tensor_shape(&self) -> Vec<usize> {
         match (&self.within, &self.order) {
-            (Some((_, shape)), _) => shape.clone(),
+            (Some(within), _) => within.shape.clone(),
             (None, Order::Transposed) => self.shape.iter().rev().copied().collect(),
             (None, _) => self.shape.clone(),
         }
-    }
-    /// The first of its rows in the tensor.
-    pub fn first_row(&self) -> usize {
-        self.within.as_ref().map_or(0, |(first, _)| *first)
     }
 }
 
@@ -137,14 +208,23 @@ impl Architecture {
         let order = (self.order)(spec, kind, role.part);
         let one = |name: String| vec![Place { name, shape: shape.clone(), order: order.clone(), within: None }];
         if kind == ContainerKind::Gguf {
-            return Some(one(role.to_string()));
+            let own = self.gguf_names.iter().find(|(part, _)| *part == role.part);
+            let name = match (own, role.layer) {
+                (Some((_, name)), Some(layer)) => format!("blk.{layer}.{name}.weight"),
+                _ => role.to_string(),
+            };
+            // Vectors have one dimension there.
+            let shape = if let [1, n] = shape[..] { vec![n] } else { shape };
+            return Some(vec![Place { name, shape, order, within: None }]);
         }
-        let pattern = self.pattern(kind, role.part)?;
+        let Some(pattern) = self.pattern(kind, role.part) else {
+            return (self.joint)(spec, kind, role.part).first().map(|j| j.places(role.layer, &shape));
+        };
         let name = match role.layer {
             Some(layer) => pattern.replacen("{}", &layer.to_string(), 1),
             None => pattern.to_string(),
         };
-        if !name.contains("{e}") {
+        if role.part.kind() != PartKind::Stacked || !name.contains("{e}") {
             return Some(one(name));
         }
         let each = |e: usize| Place {
@@ -156,25 +236,10 @@ impl Architecture {
         Some((0..shape[0]).map(each).collect())
     }
 
-    /// As [`Architecture::places`], in Hugging Face checkpoints that have all experts in one tensor.
-    fn joint_places(&self, spec: &ModelSpec, role: Role) -> Option<Vec<Place>> {
-        let [gate_up, down] = self.joint_experts?;
-        let (experts, layer) = (spec.experts.as_ref()?, role.layer?.to_string());
-        let (n, f, h) = (experts.count, experts.ffn_size, spec.hidden_size);
-        let (pattern, first, whole) = match role.part {
-            Part::FfnGateExps => (gate_up, 0, vec![n, 2 * f, h]),
-            Part::FfnUpExps => (gate_up, f, vec![n, 2 * f, h]),
-            Part::FfnDownExps => (down, 0, vec![n, h, f]),
-            _ => return None,
-        };
-        let (name, shape) = (pattern.replacen("{}", &layer, 1), spec.shape(role.part)[1..].to_vec());
-        let each = |e: usize| Place {
-            name: name.clone(),
-            shape: shape.clone(),
-            order: Order::Same,
-            within: Some((e * whole[1] + first, whole.clone())),
-        };
-        Some((0..n).map(each).collect())
+    /// Whether a container that is written has this part in one tensor with others, or its matrices turned around: then no format
+    /// but plain numbers has a place for it.
+    pub fn is_joint(&self, spec: &ModelSpec, kind: ContainerKind, part: Part) -> bool {
+        kind != ContainerKind::Gguf && self.pattern(kind, part).is_none() && !(self.joint)(spec, kind, part).is_empty()
     }
 
     fn pattern(&self, kind: ContainerKind, part: Part) -> Option<&'static str> {
@@ -201,25 +266,18 @@ impl Architecture {
         let mut map = TensorMap::default();
         let mut used = BTreeSet::new();
         let mut missing = None;
+        let has = |places: &[Place]| names.contains(aliased(&places[0].name, alias).as_str());
         for role in spec.roles() {
             let mut places = self.places(spec, kind, role).ok_or_else(|| {
                 let what = format!("architecture `{}` has no name for this tensor in {}", self.name, kind.name());
                 Error::unsupported(what).tensor(role.to_string())
             })?;
-            if kind == ContainerKind::Hf
-                && !names.contains(places[0].name.as_str())
-                && let Some(joint) = self.joint_places(spec, role)
-                && names.contains(joint[0].name.as_str())
-            {
-                places = joint;
+            if !has(&places) {
+                let shape = spec.shape(role.part);
+                let joint = (self.joint)(spec, kind, role.part).into_iter().map(|j| j.places(role.layer, &shape));
+                places = joint.into_iter().find(|p| has(p)).unwrap_or(places);
             }
-            if let Some((usual, other)) = alias {
-                for place in &mut places {
-                    if let Some(rest) = place.name.strip_prefix(usual) {
-                        place.name = format!("{other}{rest}");
-                    }
-                }
-            }
+            places.iter_mut().for_each(|place| place.name = aliased(&place.name, alias));
             if let Some(place) = places.iter().find(|p| !names.contains(p.name.as_str())) {
                 missing.get_or_insert_with(|| place.name.clone());
             }
@@ -230,7 +288,7 @@ impl Architecture {
         let tied = tied.and_then(|p| p.into_iter().next()).map(|p| p.name);
         let mut unmapped = Vec::new();
         for &name in names.iter().filter(|n| !used.contains(**n)) {
-            if tied.as_deref() == Some(name) || self.is_superfluous(kind, name) {
+            if tied.as_deref() == Some(name) || self.is_superfluous(kind, name) || self.is_beyond(spec, kind, name) {
                 map.dropped.push(name.to_string());
             } else {
                 unmapped.push(name);
@@ -275,6 +333,17 @@ impl Architecture {
         self.aliases.iter().copied().find(|alias| has(*alias))
     }
 
+    /// Whether a tensor belongs to a layer after the last, by which some models learn to predict several tokens at once (MTP).
+    fn is_beyond(&self, spec: &ModelSpec, kind: ContainerKind, name: &str) -> bool {
+        let prefix = match (kind, self.pattern(kind, Part::AttnNorm).and_then(|p| p.split_once("{}"))) {
+            (ContainerKind::Gguf, _) => "blk.",
+            (_, Some((prefix, _))) => prefix,
+            _ => return false,
+        };
+        let layer = name.strip_prefix(prefix).and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+        self.extra_layers && layer.is_some_and(|l| l >= spec.n_layers)
+    }
+
     fn is_superfluous(&self, kind: ContainerKind, name: &str) -> bool {
         match kind {
             // Read as the rope's divisors.
@@ -283,6 +352,14 @@ impl Architecture {
                 name.ends_with("rotary_emb.inv_freq") || self.superfluous.iter().any(|end| name.ends_with(end))
             }
         }
+    }
+}
+
+/// A name as a checkpoint has it whose names begin otherwise.
+fn aliased(name: &str, alias: Option<(&str, &str)>) -> String {
+    match alias.and_then(|(usual, other)| Some((name.strip_prefix(usual)?, other))) {
+        Some((rest, other)) => format!("{other}{rest}"),
+        None => name.to_string(),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Qwen 3's mixtures of experts.
 
 use super::config::Config;
-use super::{Architecture, family, qwen2, qwen3, to_config};
+use super::{Architecture, ContainerKind, Joint, family, qwen2, qwen3, to_config};
 use crate::role::Part;
-use crate::spec::{Experts, Scoring};
+use crate::spec::{Experts, ModelSpec, Scoring};
 use bitsmith_formats::{Error, Result};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ pub static QWEN3_MOE: Architecture = Architecture {
     hf_class: "Qwen3MoeForCausalLM",
     hf_names: NAMES,
     mlx_names: MLX_NAMES,
-    joint_experts: Some(["model.layers.{}.mlp.experts.gate_up_proj", "model.layers.{}.mlp.experts.down_proj"]),
+    joint: joint_experts,
     from_config: |arch, config| {
         let c = Config(config);
         let mut spec = qwen3::base(arch, c)?;
@@ -70,12 +70,24 @@ fn refuse_without(normalized: bool) -> Result<super::GgufEntries> {
 }
 
 /// Those that differ from [`family::NAMES`] or are not there.
-const NAMES: &[(Part, &str)] = &[
+pub(super) const NAMES: &[(Part, &str)] = &[
     (Part::FfnGateInp, "model.layers.{}.mlp.gate.weight"),
     (Part::FfnGateExps, "model.layers.{}.mlp.experts.{e}.gate_proj.weight"),
     (Part::FfnUpExps, "model.layers.{}.mlp.experts.{e}.up_proj.weight"),
     (Part::FfnDownExps, "model.layers.{}.mlp.experts.{e}.down_proj.weight"),
 ];
+
+/// How transformers 5 has experts where it keeps its own form.
+pub(super) fn joint_experts(spec: &ModelSpec, kind: ContainerKind, part: Part) -> Vec<Joint> {
+    let (Some(e), ContainerKind::Hf) = (&spec.experts, kind) else { return Vec::new() };
+    let gate_up = |i| vec![Joint::gate_up("model.layers.{}.mlp.experts.gate_up_proj", i, e, spec.hidden_size, false)];
+    match part {
+        Part::FfnGateExps => gate_up(0),
+        Part::FfnUpExps => gate_up(1),
+        Part::FfnDownExps => vec![Joint::down("model.layers.{}.mlp.experts.down_proj", e, spec.hidden_size)],
+        _ => Vec::new(),
+    }
+}
 
 /// mlx-lm's names of experts.
 pub(super) const MLX_NAMES: &[(Part, &str)] = &[

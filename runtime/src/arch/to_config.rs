@@ -2,7 +2,7 @@
 
 use super::Architecture;
 use crate::role::Part;
-use crate::spec::{Activation, ModelSpec, Rope, RopeScaling};
+use crate::spec::{Activation, Experts, ModelSpec, Rope, RopeScaling};
 use bitsmith_formats::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::f64::consts::PI;
@@ -82,6 +82,16 @@ pub(super) fn layer_norm(config: &mut Map<String, Value>, spec: &ModelSpec) {
 pub(super) fn partial_rotary_factor(spec: &ModelSpec) -> f64 {
     let factor = spec.rope.dims as f64 / spec.head_dim as f64;
     if (spec.head_dim as f64 * factor) as usize == spec.rope.dims { factor } else { factor.next_up() }
+}
+
+/// The experts of a model whose layers all are mixtures of experts as wide as `intermediate_size` says, none of them shared.
+pub(super) fn uniform_mixture<'a>(arch: &Architecture, spec: &'a ModelSpec) -> Result<&'a Experts> {
+    let Some(experts) = &spec.experts else { return Err(inexpressible(arch, "a model without experts")) };
+    let plain = experts.shared_ffn_size == 0 && experts.scale == 1.0 && experts.groups.is_none();
+    if experts.ffn_size != spec.ffn_size || !plain || spec.layers.iter().any(|l| !l.mixture) {
+        return Err(inexpressible(arch, "dense layers, shared experts, or experts chosen or weighed in another way"));
+    }
+    Ok(experts)
 }
 
 /// A name of the activation that transformers knows.
