@@ -217,15 +217,17 @@ impl GgufPreset {
         if role.part == spec.head_part() {
             return self.head(spec.hidden_size);
         }
+        // A joint projection of queries, keys and values counts as one of values.
+        let part = if role.part == AttnQkv { AttnV } else { role.part };
         let fits = |rule: &&Rule| {
             let (presets, parts, when, _) = rule;
             presets.contains(&self.0.mix)
-                && parts.contains(&role.part)
+                && parts.contains(&part)
                 && when.iter().all(|w| w.holds(spec, role.layer, importance))
         };
         let chosen = RULES.iter().find(fits).map_or(self.base(), |rule| rule.3);
         // Models that llama.cpp counts as 70B share each value head between eight query heads, so that more bits cost little.
-        let dear = role.part == AttnV && is_70b(spec) && !LOWEST.contains(&self.0.mix);
+        let dear = part == AttnV && is_70b(spec) && !LOWEST.contains(&self.0.mix);
         if dear && matches!(chosen, Q3K | Q4K) { Q5K } else { chosen }
     }
 
