@@ -148,6 +148,8 @@ fn like(part: Part) -> Part {
         FfnGateExps | FfnGateShexp => FfnGate,
         FfnUpExps | FfnUpShexp => FfnUp,
         FfnDownExps | FfnDownShexp => FfnDown,
+        // A joint projection of queries, keys and values counts as one of values.
+        AttnQkv => AttnV,
         other => other,
     }
 }
@@ -268,7 +270,7 @@ impl GgufPreset {
         };
         let chosen = RULES.iter().find(fits).map_or(self.base(), |rule| rule.3);
         // Models that llama.cpp counts as 70B share each value head between eight query heads, so that more bits cost little.
-        let dear = role.part == AttnV && is_70b(spec) && !LOWEST.contains(&self.0.mix);
+        let dear = part == AttnV && is_70b(spec) && !LOWEST.contains(&self.0.mix);
         if dear && matches!(chosen, Q3K | Q4K) { Q5K } else { chosen }
     }
 

@@ -67,6 +67,19 @@ fn more_bits_are_where_llama_quantize_puts_them() {
 }
 
 #[test]
+fn joint_projections_count_as_values() {
+    let joint = spec(json!({"model_type": "phi3", "num_hidden_layers": 16}));
+    let apart = spec(json!({"num_hidden_layers": 16}));
+    for preset in GgufPreset::known() {
+        for layer in 0..16 {
+            let of = |spec: &ModelSpec, part| preset.choose(spec, Role::layer(layer, part), true);
+            assert_eq!(of(&joint, AttnQkv), of(&apart, AttnV), "{preset} {layer}");
+            assert_eq!(of(&joint, FfnUp), of(&apart, FfnUp), "{preset} {layer}");
+        }
+    }
+}
+
+#[test]
 fn names() {
     for p in GgufPreset::all() {
         assert_eq!(p.to_string().to_uppercase().parse::<GgufPreset>().unwrap(), p);

@@ -113,6 +113,9 @@ fn registries() {
     assert_eq!(find("targets", "targets", "target", "mlx:4bit")["container"], "mlx");
     assert_eq!(find("datasets", "datasets", "name", "builtin")["purpose"], "calibration");
     assert_eq!(find("archs", "architectures", "name", "qwen2")["gguf"], "qwen2");
+    let bert = find("archs", "architectures", "name", "bert");
+    assert_eq!(bert["proof"], serde_json::json!(["transformers", "llama.cpp"]));
+    assert_eq!(bert["model_types"], serde_json::json!(["bert"]));
     find("methods", "solvers", "name", "gptq");
     find("methods", "transforms", "name", "awq");
     for line in ["targets", "datasets", "archs", "methods"] {

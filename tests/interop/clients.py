@@ -111,6 +111,23 @@ class LlamaCpp:
         rows = [np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, i), (self.n_vocab,)).copy() for i in range(len(sequence))]
         return log_softmax(np.stack(rows))
 
+    def embeddings(self, sequence, pooled):
+        """Hidden states [length, width] of an encoder, or the one embedding of the text if the model pools them."""
+        lib = self.lib
+        lib.llama_get_embeddings_ith.restype = lib.llama_get_embeddings_seq.restype = ctypes.POINTER(ctypes.c_float)
+        lib.llama_set_embeddings(self.context, ctypes.c_bool(True))
+        token = np.array(sequence, np.int32)
+        wanted = np.ones(len(sequence), np.int8)
+        batch = Batch(n_tokens=len(sequence), token=token.ctypes.data, logits=wanted.ctypes.data)
+        status = lib.llama_encode(self.context, batch)
+        if status != 0:
+            raise SystemExit("llama_encode: {}\n{}".format(status, "".join(self.messages[-30:])))
+        width = lib.llama_model_n_embd(self.model)
+        copy = lambda pointer: np.ctypeslib.as_array(pointer, (width,)).copy()
+        if pooled:
+            return copy(lib.llama_get_embeddings_seq(self.context, 0))
+        return np.stack([copy(lib.llama_get_embeddings_ith(self.context, i)) for i in range(len(sequence))])
+
 
 def dequantize(source, target):
     """Writes a GGUF with the same metadata and F32 tensors, by gguf-py's own decoders."""
@@ -191,3 +208,11 @@ class Bitsmith:
                 table[row["position"], list(ids)] = values
             out.append(table)
         return out
+
+    def embed(self, model, sequences):
+        """For each sequence, hidden states [length, width] and the embedding of the text or None."""
+        with tempfile.TemporaryDirectory() as work:
+            file = Path(work, "tokens.json")
+            file.write_text(json.dumps({"sequences": [list(map(int, s)) for s in sequences]}))
+            answer = self.json("embed", model, "--tokens", file)["sequences"]
+        return [(np.array(a["states"]), a["embedding"] and np.array(a["embedding"])) for a in answer]

@@ -25,6 +25,7 @@ VOCAB = 2048
 LENGTH = 96
 RELATIVE = 1e-4
 DIVERGENCE = 1e-5
+ENCODED = 1e-2
 
 SMALL = {
     "vocab_size": VOCAB,
@@ -53,6 +54,19 @@ DEEPSEEK = {
 GPT_OSS = {**LOCAL_MOE, "head_dim": 32, "num_hidden_layers": 4, "sliding_window": 24}
 LLAMA4 = {**LOCAL_MOE, "num_experts_per_tok": 1, "head_dim": 32, "intermediate_size_mlp": 256, "num_hidden_layers": 4, "interleave_moe_layer_step": 2}
 NO_YARN = "it needs YaRN in DeepSeek V2"
+
+def rope(kind, **parameters):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **parameters}}
+
+
+def longrope(original):
+    divisors = np.linspace(1, 4, 16).round(3).tolist()
+    parameters = {"short_factor": divisors[:1] * 16, "long_factor": divisors, "original_max_position_embeddings": original, "factor": 4.0}
+    return {**rope("longrope", **parameters), "max_position_embeddings": 4 * original}
+
+
+# Lengths of sequences where the usual ones would not do: all beyond the original context.
+LENGTHS = {"rope-longrope": (LENGTH, 56), "phi3-longrope": (LENGTH, 56)}
 
 # Name: model_type, differences from SMALL, clients that cannot run it with the reason.
 MODELS = {
@@ -112,6 +126,23 @@ MODELS = {
         {},
     ),
     "smollm3": ("smollm3", {"num_hidden_layers": 5}, {}),
+    # Rotary embeddings for long contexts, beyond the original one.
+    "rope-linear": ("llama", rope("linear", factor=2.5), {}),
+    "rope-llama3": ("llama", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32), {}),
+    "rope-yarn": ("qwen2", rope("yarn", factor=4.0, original_max_position_embeddings=32), {}),
+    "rope-yarn-llama": ("llama", rope("yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=16.0, beta_slow=2.0), {}),
+    "rope-dynamic": (
+        "qwen2",
+        {**rope("dynamic", factor=2.0), "max_position_embeddings": 48},
+        {"llama.cpp file": "it has no dynamic base"},
+    ),
+    "rope-longrope": ("llama", longrope(48), {}),
+    "phi3-longrope": ("phi3", {**longrope(48), "original_max_position_embeddings": 48}, {}),
+    "phi3-longrope-short": (
+        "phi3",
+        {**longrope(512), "original_max_position_embeddings": 512},
+        {"mlx-lm": "it takes the divisors of long texts for all texts"},
+    ),
     "gpt2": ("gpt2", {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 256}, {}),
 }
 
@@ -150,6 +181,8 @@ class Checks:
     def __init__(self, verbose):
         self.verbose = verbose
         self.passed = self.failed = 0
+        # Clients by model_type with which something was compared.
+        self.proved = {}
 
     def note(self, ok, text):
         self.passed += ok
@@ -157,9 +190,9 @@ class Checks:
         if self.verbose or not ok:
             print(f"{'ok' if ok else 'FAILED'}: {text}", flush=True)
 
-    def equal(self, label, got, want):
+    def equal(self, label, got, want, limit=RELATIVE):
         worst = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
-        self.note(worst <= RELATIVE, f"{label}: largest relative difference {worst:.1e}")
+        self.note(worst <= limit, f"{label}: largest relative difference {worst:.1e}")
 
     def alike(self, label, got, want):
         mean = float(np.mean([kl(w, g).mean() for g, w in zip(got, want, strict=True)]))
@@ -171,7 +204,7 @@ def check(name, bitsmith, tokenizer, work, checks):
     source = work / "source"
     model = make(source, model_type, changes, tokenizer, seed=len(name))
     random = np.random.default_rng(1)
-    sequences = [[int(t) for t in random.integers(2, VOCAB, n)] for n in (LENGTH, 7)]
+    sequences = [[int(t) for t in random.integers(2, VOCAB, n)] for n in LENGTHS.get(name, (LENGTH, 7))]
     want = logprobs(model, sequences)
     vocab = want[0].shape[-1]
 
@@ -179,6 +212,8 @@ def check(name, bitsmith, tokenizer, work, checks):
         checks.equal(f"{name}: {label} in bitsmith", bitsmith.logprobs(path, sequences, vocab), want)
 
     ours(source, "checkpoint")
+    proved = checks.proved.setdefault(model_type, set())
+    proved.add("transformers")
     for client, target, path in (("llama.cpp", "gguf:f32", work / "model.gguf"), ("mlx-lm", "mlx:f32", work / "mlx")):
         if f"{client} file" in skipped:
             print(f"{name}: no {target}: {skipped[f'{client} file']}")
@@ -190,11 +225,83 @@ def check(name, bitsmith, tokenizer, work, checks):
             continue
         reader = LlamaCpp(path) if client == "llama.cpp" else MlxLm(path)
         checks.alike(f"{name}: {target} in {client}", [reader.logprobs(s) for s in sequences], want)
+        proved.add(client)
     if (work / "model.gguf").exists():
         back = work / "back"
         bitsmith.json("convert", work / "model.gguf", "--to", "hf:f32", "-o", back)
         again = transformers.AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32, attn_implementation="eager").eval()
         checks.equal(f"{name}: checkpoint made of the GGUF in transformers", logprobs(again, sequences), want)
+
+
+ENCODERS = {"bert": (None, "gelu"), "bert-mean": ("mean", "gelu_pytorch_tanh"), "bert-cls": ("cls", "gelu")}
+TEXTS = ["Hello, world! It's café time: naïve ÅNGSTRÖM, 東京 3.14", "an unseen wörd\tqqqzzz", "a"]
+
+
+def make_encoder(folder, pooling, activation):
+    """A BERT whose WordPiece vocabulary has every character and some pieces of the texts below."""
+    torch.manual_seed(1)
+    letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()] + list("京東")
+    words = "hello world it time cafe naive angstrom an seen word".split()
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *words, "##rld", "##seen", "un", "##ive"]
+    vocab = {p: i for i, p in enumerate(dict.fromkeys(pieces))}
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    transformers.BertTokenizer(vocab=vocab).save_pretrained(folder)
+    keys = {**SMALL, "vocab_size": len(vocab), "hidden_act": activation}
+    config = transformers.BertConfig(**{k: v for k, v in keys.items() if k != "num_key_value_heads"})
+    model = transformers.BertModel._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "LayerNorm" in name:
+                p.add_(0.3 * torch.randn_like(p))
+            else:
+                p.normal_(0, 1.5 / p.shape[-1] ** 0.5 if p.ndim >= 2 else 0.2)
+    model.save_pretrained(folder)
+    if pooling:
+        (folder / "1_Pooling").mkdir()
+        modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+        modules = [{"idx": 0, "type": "sentence_transformers.models.Transformer", "path": ""}]
+        modules.append({"idx": 1, "type": "sentence_transformers.models.Pooling", "path": "1_Pooling"})
+        (folder / "modules.json").write_text(json.dumps(modules))
+    return model
+
+
+def check_encoder(name, bitsmith, work, checks):
+    """Tokens and hidden states, and the embedding that they are pooled into."""
+    pooling, activation = ENCODERS[name]
+    source, gguf = work / "source", work / "model.gguf"
+    model = make_encoder(source, pooling, activation)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    sequences = [tokenizer(text)["input_ids"] for text in TEXTS]
+
+    def states(model):
+        with torch.no_grad():
+            return [model(torch.tensor([s])).last_hidden_state[0].numpy() for s in sequences]
+
+    def pool(states):
+        return states.mean(axis=0) if pooling == "mean" else states[0]
+
+    want = states(model)
+    bitsmith.json("convert", source, "--to", "gguf:f32", "-o", gguf)
+    for path, label in ((source, "checkpoint"), (gguf, "gguf:f32")):
+        checks.note(bitsmith.tokens(path, TEXTS) == sequences, f"{name}: {label}: tokens in bitsmith")
+        got = bitsmith.embed(path, sequences)
+        checks.equal(f"{name}: {label} in bitsmith", [s for s, _ in got], want)
+        if pooling:
+            checks.equal(f"{name}: {label}: embeddings in bitsmith", [e for _, e in got], [pool(w) for w in want])
+    llama = LlamaCpp(gguf)
+    checks.note([llama.tokens(t, special=True) for t in TEXTS] == sequences, f"{name}: gguf:f32: tokens in llama.cpp")
+    got = [llama.embeddings(s, pooling) for s in sequences]
+    # It rounds GELU to half precision.
+    checks.proved["bert"] = {"transformers", "llama.cpp"}
+    checks.equal(f"{name}: gguf:f32 in llama.cpp", got, [pool(w) if pooling else w for w in want], ENCODED)
+    back = work / "back"
+    bitsmith.json("convert", gguf, "--to", "hf:f32", "-o", back)
+    again = transformers.AutoModel.from_pretrained(back, dtype=torch.float32, attn_implementation="eager").eval()
+    checks.equal(f"{name}: checkpoint made of the GGUF in transformers", states(again), want)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(back)
+    checks.note([tokenizer(t)["input_ids"] for t in TEXTS] == sequences, f"{name}: tokenizer made of the GGUF in transformers")
 
 
 def main():
@@ -206,12 +313,19 @@ def main():
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     checks = Checks(args.verbose)
-    for name in args.only or MODELS:
+    for name in args.only or [*MODELS, *ENCODERS]:
         with tempfile.TemporaryDirectory() as work:
             try:
-                check(name, Bitsmith(args.bitsmith), args.tokenizer, Path(work), checks)
+                if name in ENCODERS:
+                    check_encoder(name, Bitsmith(args.bitsmith), Path(work), checks)
+                else:
+                    check(name, Bitsmith(args.bitsmith), args.tokenizer, Path(work), checks)
             except (Exception, SystemExit) as e:
                 checks.note(False, f"{name}: {type(e).__name__}: {e}")
+    if not args.only:
+        for arch in Bitsmith(args.bitsmith).json("archs")["architectures"]:
+            proved = set().union(*(checks.proved.get(t, ()) for t in arch["model_types"]))
+            checks.note(proved == set(arch["proof"]), f"{arch['name']}: archs says that it is compared with {arch['proof']}, and so it was")
     print(f"{checks.passed} comparisons passed, {checks.failed} failed")
     sys.exit(checks.failed > 0)
 

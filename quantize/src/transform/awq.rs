@@ -79,7 +79,7 @@ impl Transform for Awq {
                 let h = site.hessian().expect("gathered above");
                 for &part in &readers {
                     // Clipping q and k would change attention scores too sharply.
-                    if !matches!(part, Part::AttnQ | Part::AttnK) {
+                    if !matches!(part, Part::AttnQ | Part::AttnK | Part::AttnQkv) {
                         clip(layer.get_mut(&part).expect("a reader"), &h, (context.codec)(part));
                     }
                 }
@@ -97,7 +97,7 @@ fn foldable(fold: &Fold, spec: &ModelSpec) -> bool {
         Input::AttnIn => !spec.parallel || spec.has(Part::FfnNorm),
         Input::AttnOut => spec.head_dim == spec.v_head_dim && spec.latent.is_none(),
         // A router reads the norm's output too.
-        Input::FfnIn => spec.experts.is_none() && !spec.fused_gate,
+        Input::FfnIn => spec.experts.is_none(),
         Input::FfnOut => spec.has(Part::FfnGate) && spec.activation != Activation::SwigluOai,
         Input::Head => true,
         _ => false,

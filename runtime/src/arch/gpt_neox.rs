@@ -28,6 +28,10 @@ pub static GPT_NEOX: Architecture = Architecture {
                 renamed.insert(new.into(), value.clone());
             }
         }
+        if !["rotary_pct", "partial_rotary_factor", "rope_parameters"].iter().any(|key| c.get(key).is_some()) {
+            // Transformers' default, where the key is absent.
+            renamed.insert("partial_rotary_factor".into(), 0.25.into());
+        }
         // Keys and values are never shared.
         renamed.remove("num_key_value_heads");
         let mut spec = family::base(arch, Config(&Value::Object(renamed)))?;

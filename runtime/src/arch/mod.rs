@@ -277,13 +277,74 @@ mod tests {
             ("llama", json!({"partial_rotary_factor": 0.5}), "partial"),
             ("qwen2", json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 1}), "max_window_layers"),
             ("mistral", json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9}), "1 of 2"),
+            ("gemma", json!({"hidden_act": "silu"}), "`silu` (key `hidden_act`)"),
+            ("gemma", json!({"hidden_act": "gelu", "use_bidirectional_attention": true}), "use_bidirectional_attention"),
+            ("gpt_neox", json!({"hidden_act": "gelu", "attention_bias": false}), "`attention_bias` false"),
+            ("phi", json!({"hidden_act": "gelu_new", "qk_layernorm": true}), "qk_layernorm"),
+            ("cohere", json!({"attention_bias": true}), "attention_bias"),
+            ("bert", json!({"hidden_act": "gelu", "position_embedding_type": "relative_key"}), "relative_key"),
+            ("bert", json!({"hidden_act": "gelu", "type_vocab_size": 1}), "type_vocab_size"),
         ] {
             let e = error(model_type, changes);
             assert_eq!(e.kind, ErrorKind::Unsupported, "{e}");
             assert!(e.message.contains(word), "{e}");
         }
-        assert!(error("bert", json!({})).hint.unwrap().contains("qwen3"));
-        assert!(find_by_gguf("gemma3").unwrap_err().hint.unwrap().contains("llama, qwen2, qwen3"));
+        assert!(error("mamba", json!({})).hint.unwrap().contains("qwen3"));
+        assert!(find_by_gguf("mamba").unwrap_err().hint.unwrap().contains("llama, qwen2, qwen3"));
+    }
+
+    fn with_layer_norms(model_type: &str, changes: Value) -> ModelSpec {
+        let mut all = json!({"rms_norm_eps": null, "layer_norm_eps": 1e-5, "head_dim": null});
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        spec(model_type, all)
+    }
+
+    #[test]
+    fn what_a_gguf_cannot_say_is_refused() {
+        let long = json!({"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2],
+            "original_max_position_embeddings": 64}});
+        let llama3 = json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}});
+        let fine = [spec("llama", long.clone()), spec("phi3", long.clone()), spec("granite", llama3.clone())];
+        assert!(fine.iter().all(|s| s.gguf_metadata().is_ok()));
+        let neox = json!({"hidden_act": "gelu", "tie_word_embeddings": true});
+        for (spec, word) in [
+            (spec("qwen2", long), "longrope"),
+            (spec("phi3", llama3), "llama3"),
+            (spec("olmo2", json!({"tie_word_embeddings": true})), "output matrix that is the embedding"),
+            (with_layer_norms("gpt_neox", neox), "output matrix that is the embedding"),
+            (with_layer_norms("cohere", json!({"tie_word_embeddings": false})), "beside the embedding"),
+            (with_layer_norms("cohere", json!({"tie_word_embeddings": true, "use_qk_norm": true})), "64 layers"),
+            (spec("smollm3", json!({"no_rope_layers": [1, 0]})), "no_rope_layers"),
+            (spec("gemma3_text", json!({"hidden_act": "gelu_new", "query_pre_attn_scalar": 9})), "query_pre_attn_scalar"),
+        ] {
+            let e = spec.gguf_metadata().unwrap_err();
+            assert!(e.kind == ErrorKind::Unsupported && e.message.contains(word), "{e}: {word}");
+        }
+    }
+
+    #[test]
+    fn layers_with_a_window_have_their_own_rope() {
+        let old = json!({"hidden_act": "gelu_new", "query_pre_attn_scalar": 8, "sliding_window": 16, "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "num_hidden_layers": 7});
+        let new = json!({"hidden_act": "gelu_new", "query_pre_attn_scalar": 8, "sliding_window": 16, "rope_theta": null,
+            "num_hidden_layers": 7, "rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}});
+        let (old, new) = (spec("gemma3_text", old), spec("gemma3_text", new));
+        assert_eq!((&old.rope, &old.local_rope), (&new.rope, &new.local_rope));
+        assert_eq!((new.rope.theta, new.local_rope.as_ref().unwrap().theta), (1e6, 1e4));
+        let windows: Vec<bool> = new.layers.iter().map(|l| l.window).collect();
+        assert_eq!(windows, [true, true, true, true, true, false, true]);
+        assert!(new.layers.iter().all(|l| l.window == (l.rope == crate::spec::RopeUse::Local)));
+    }
+
+    #[test]
+    fn encoders_have_no_head() {
+        let bert = with_layer_norms("bert", json!({"hidden_act": "gelu"}));
+        assert!(!bert.causal && !bert.has(Part::Output) && bert.has(Part::AttnResidualNormBias));
+        let e = bert.require_head().unwrap_err();
+        assert!(e.kind == ErrorKind::Unsupported && e.message.contains("encoder"), "{e}");
+        assert!(spec("llama", json!({})).require_head().is_ok());
     }
 
     #[test]

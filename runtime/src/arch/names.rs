@@ -1,7 +1,7 @@
 //! Tensor names per container, and the order of rows where a container has its own.
 
 use super::Architecture;
-use crate::role::{Part, PartKind, Role};
+use crate::role::{Part, Role};
 use crate::spec::{Experts, ModelSpec};
 use bitsmith_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -224,7 +224,7 @@ impl Architecture {
             Some(layer) => pattern.replacen("{}", &layer.to_string(), 1),
             None => pattern.to_string(),
         };
-        if role.part.kind() != PartKind::Stacked || !name.contains("{e}") {
+        if !name.contains("{e}") {
             return Some(one(name));
         }
         let each = |e: usize| Place {

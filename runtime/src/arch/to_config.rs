@@ -267,6 +267,44 @@ mod tests {
     }
 
     #[test]
+    fn what_other_architectures_say_reads_as_the_same_model() {
+        let layer = |changes: Value| {
+            let mut all = json!({"rms_norm_eps": null, "layer_norm_eps": 1e-6, "head_dim": null});
+            all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            all
+        };
+        let factors = json!({"attention_multiplier": 0.1, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+            "logits_scaling": 8.0, "attention_bias": true});
+        let long = json!({"type": "longrope", "short_factor": [1, 1, 1], "long_factor": [2, 2.5, 3]});
+        for (model_type, changes) in [
+            ("gemma", json!({"hidden_act": "gelu", "tie_word_embeddings": true})),
+            (
+                "gemma3_text",
+                json!({"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 168, "sliding_window": 16,
+                "sliding_window_pattern": 2, "rope_theta": 1e6, "final_logit_softcapping": 30.0}),
+            ),
+            ("phi3", json!({"partial_rotary_factor": 0.75, "sliding_window": 64})),
+            ("phi3", json!({"partial_rotary_factor": 0.75, "original_max_position_embeddings": 128, "rope_scaling": long})),
+            ("phi", layer(json!({"hidden_act": "gelu_new", "partial_rotary_factor": 0.5}))),
+            ("gpt_neox", layer(json!({"hidden_act": "gelu", "rotary_pct": 0.25, "use_parallel_residual": false}))),
+            ("gpt_neox", layer(json!({"hidden_act": "gelu_fast", "rotary_emb_base": 2000}))),
+            ("stablelm", layer(json!({"partial_rotary_factor": 0.25, "use_qkv_bias": true}))),
+            ("stablelm", layer(json!({"use_parallel_residual": true, "qk_layernorm": true}))),
+            ("olmo2", json!({})),
+            ("granite", factors),
+            ("cohere", layer(json!({"logit_scale": 0.3, "use_qk_norm": true, "tie_word_embeddings": true}))),
+            ("smollm3", json!({"no_rope_layers": [0, 1], "tie_word_embeddings": true})),
+            ("bert", layer(json!({"hidden_act": "gelu"}))),
+        ] {
+            let spec = spec(model_type, changes);
+            let written = Value::Object(spec.to_config().unwrap());
+            let read = ModelSpec::from_config(&written).unwrap();
+            assert_eq!(said(&read), said(&spec), "{written}");
+            assert_eq!(read.arch.name, spec.arch.name);
+        }
+    }
+
+    #[test]
     fn a_window_makes_a_llama_a_mistral() {
         let mut llama = spec("llama", json!({}));
         llama.sliding_window = Some(64);

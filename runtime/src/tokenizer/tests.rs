@@ -356,3 +356,55 @@ fn tokens_stand_for_bytes() {
         assert_eq!(tokenizer.bytes(100_000), None);
     }
 }
+
+/// WordPiece: special tokens, letters alone and inside words, a few pieces.
+fn wordpiece(lowercase: bool) -> Value {
+    let specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+    let letters = ('a'..='z').flat_map(|c| [c.to_string(), format!("##{c}")]);
+    let pieces = ["hello", "he", "##llo", "wor", "##ld", "12", "##12", "Don", "'", "<", ">", "/", "東", "é"].map(String::from);
+    let tokens: Vec<String> = specials.map(String::from).into_iter().chain(letters).chain(pieces).collect();
+    let vocab: serde_json::Map<String, Value> = tokens.iter().enumerate().map(|(i, t)| (t.clone(), i.into())).collect();
+    let special = |(id, content): (usize, &str)| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    json!({
+        "version": "1.0",
+        "added_tokens": specials.into_iter().enumerate().map(special).collect::<Vec<_>>(),
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+            "lowercase": lowercase},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+            "vocab": vocab},
+    })
+}
+
+#[test]
+fn wordpiece_through_metadata() {
+    let config = json!({"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"});
+    for lowercase in [true, false] {
+        let dir = folder(&[("tokenizer.json", wordpiece(lowercase)), ("tokenizer_config.json", config.clone())]);
+        let (source, vocab, rebuilt) = roundtrip(dir.path(), 80);
+        let texts: Vec<&str> = TEXTS.iter().chain(PROBES).copied().collect();
+        verify_roundtrip(&source, &rebuilt, &texts).unwrap();
+        assert_eq!((vocab.bos, vocab.eos, vocab.unk, vocab.pad), (Some(2), Some(3), Some(1), Some(0)));
+        assert_eq!((vocab.lowercase, vocab.strip_accents), (lowercase, lowercase));
+        // Pieces that begin a word, that continue one, and special tokens.
+        assert_eq!([5, 6, 2].map(|id| vocab.tokens[id].as_str()), ["▁a", "a", "[CLS]"]);
+        let ids = rebuilt.encode("Hello he12", true).unwrap();
+        let hello = if lowercase { vec![57] } else { vec![1] };
+        assert_eq!(ids, [vec![2], hello, vec![58, 63, 3]].concat());
+    }
+}
+
+#[test]
+fn other_wordpieces_are_refused() {
+    let mut other = wordpiece(true);
+    other["pre_tokenizer"] = json!({"type": "Whitespace"});
+    let mut bare = wordpiece(true);
+    bare["post_processor"] = Value::Null;
+    for (tokenizer, word) in [(other, "BERT's"), (bare, "around a text")] {
+        let dir = folder(&[("tokenizer.json", tokenizer)]);
+        let e = GgufVocab::from_hf_folder(dir.path(), 80).unwrap_err();
+        assert!(e.kind == ErrorKind::Unsupported && e.message.contains(word), "{e}");
+    }
+}
