@@ -13,6 +13,7 @@ pub mod kernels;
 pub mod layer;
 pub mod memory;
 pub mod ops;
+pub mod product;
 pub mod role;
 pub mod rope;
 mod rows;
