@@ -179,8 +179,8 @@ pub fn generate(
         options.prompt.clone()
     };
     let ids = tokenizer.encode(&prompt, !options.chat)?;
-    // All layers are held as f32, for every token needs each of them.
-    check_ram("generation", 4 * model.checkpoint.spec().n_weights() as u64, max_ram)?;
+    // All layers are held as they are stored, for every token needs each of them.
+    check_ram("generation", model.checkpoint.weight_bytes(), max_ram)?;
     let loaded = Model::load(&model.checkpoint, &Device::Cpu)?;
     let start = Instant::now();
     let mut stream = tokenizer.stream(&ids);

@@ -3,7 +3,7 @@
 use crate::attention::{self, attention};
 use crate::generate::LayerCache;
 use crate::layer::Layer;
-use crate::ops::{self, linear, rms_norm};
+use crate::ops::{self, rms_norm};
 use crate::role::{Input, Part, Site};
 use crate::rope::RopeTable;
 use crate::spec::ModelSpec;
@@ -98,7 +98,7 @@ impl Run<'_> {
 
 /// A linear layer with its bias, if it has one. The result owns its storage.
 fn project(layer: &Layer, part: Part, x: &Tensor) -> Result<Tensor> {
-    let y = linear(x, layer.get(part)?)?;
+    let y = layer.weight(part)?.product(x, layer.mode())?;
     if let Some(bias) = part.bias().and_then(|b| layer.find(b)) {
         ops::add_bias_in_place(&y, bias)?;
     }

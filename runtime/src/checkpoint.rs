@@ -1,6 +1,8 @@
 //! A model on disk, in any container, as weights by role.
 
 use crate::arch::{ContainerKind, TensorMap};
+use crate::ops;
+use crate::product::{Blocks, ComputeMode, Weight};
 use crate::role::{Part, Role};
 use crate::spec::ModelSpec;
 use bitsmith_formats::gguf::GgufStore;
@@ -10,6 +12,7 @@ use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::store::Container;
 use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
+use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +33,20 @@ pub trait WeightSource: Send + Sync {
     fn codec(&self, role: Role) -> Result<Encoding>;
     /// The tensor decoded to f32, in the shape that the spec gives.
     fn read(&self, role: Role) -> Result<HostTensor>;
+    /// The tensor as products take it: in blocks where it is stored in blocks, otherwise as f32. On another device than the CPU always as
+    /// f32.
+    fn weight(&self, role: Role, device: &Device) -> Result<Weight> {
+        let host = self.read(role)?;
+        Ok(Weight::Dense(ops::from_host(host.data, &host.shape, device)?))
+    }
+    /// How layers and heads loaded from this source are to compute their products.
+    fn compute(&self) -> ComputeMode {
+        ComputeMode::F32
+    }
+    /// Some rows of an embedding, `(rows.len(), hidden)`, for a source that can read them without the others.
+    fn embed(&self, role: Role, ids: &[u32], device: &Device) -> Result<Tensor> {
+        self.weight(role, device)?.embed(ids, device)
+    }
 }
 
 /// An opened container.
@@ -69,6 +86,7 @@ pub struct Checkpoint {
     store: Store,
     spec: ModelSpec,
     map: TensorMap,
+    compute: ComputeMode,
 }
 
 impl Checkpoint {
@@ -115,7 +133,7 @@ impl Checkpoint {
         };
         let names = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
         let map = spec.arch.map_tensors(&spec, kind, names).map_err(|e| e.file(path))?;
-        let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map };
+        let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map, compute: ComputeMode::F32 };
         for (role, name) in &checkpoint.map.roles {
             if let Some(info) = checkpoint.store().find(name) {
                 check_shape(&checkpoint.spec, *role, &info.shape).map_err(|e| {
@@ -128,6 +146,19 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// The same checkpoint, to be run in this mode.
+    pub fn with_compute(self, compute: ComputeMode) -> Self {
+        Checkpoint { compute, ..self }
+    }
+    /// Bytes of memory that all weights take together: matrices in blocks as stored, other tensors in f32.
+    pub fn weight_bytes(&self) -> u64 {
+        let bytes = |(role, name): (&Role, &String)| {
+            let info = self.store().find(name)?;
+            let kept = role.part.is_matrix() && matches!(info.encoding, Encoding::Codec(_));
+            Some(if kept { info.n_bytes } else { 4 * info.n_weights() } as u64)
+        };
+        self.map.roles.iter().filter_map(bytes).sum()
+    }
     /// What was opened: a folder or a file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -193,6 +224,22 @@ impl WeightSource for Checkpoint {
         let data = self.read_rows(role, 0..info.n_rows())?;
         let shape = info.shape.clone();
         Ok(HostTensor { shape, data })
+    }
+
+    fn weight(&self, role: Role, device: &Device) -> Result<Weight> {
+        if device.is_cpu() && role.part.is_matrix() && self.in_blocks(role)? {
+            return Ok(Weight::Blocks(Blocks::new(self.read_checked_blocks(role)?)?));
+        }
+        let host = self.read(role)?;
+        Ok(Weight::Dense(ops::from_host(host.data, &host.shape, device)?))
+    }
+
+    fn compute(&self) -> ComputeMode {
+        self.compute
+    }
+
+    fn embed(&self, role: Role, ids: &[u32], device: &Device) -> Result<Tensor> {
+        self.embed_rows(role, ids, device)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::checkpoint::WeightSource;
 use crate::head::Head;
 use crate::layer::Layer;
 use crate::ops::{self, OrFail, rms_norm};
+use crate::product::Weight;
 use crate::role::{Part, Role};
 use crate::rope::RopeTable;
 use crate::sampler::{Sampler, Sampling};
@@ -85,24 +86,22 @@ impl LayerCache {
 pub struct Model {
     spec: ModelSpec,
     device: Device,
-    embedding: Tensor,
+    embedding: Weight,
     layers: Vec<Layer>,
     output_norm: Tensor,
     head: Head,
 }
 
 impl Model {
-    /// Loads and decodes every layer.
+    /// Loads every layer, matrices in the blocks they are stored in, to run in the source's mode.
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let spec = source.spec().clone();
-        let read = |part| -> Result<Tensor> {
-            let host = source.read(Role::global(part))?;
-            ops::from_host(host.data, &host.shape, device)
-        };
-        let embedding = read(Part::TokenEmbd)?;
-        let head = if spec.tied { Head::from_tensor(&spec, embedding.clone())? } else { Head::load(source, device)? };
+        let embedding = source.weight(Role::global(Part::TokenEmbd), device)?;
+        let head = if spec.tied { Head::from_weight(&spec, embedding.clone())? } else { Head::load(source, device)? };
         let layers = (0..spec.n_layers).map(|l| Layer::load(source, l, device)).collect::<Result<_>>()?;
-        Ok(Model { output_norm: read(Part::OutputNorm)?, device: device.clone(), spec, embedding, layers, head })
+        let norm = source.read(Role::global(Part::OutputNorm))?;
+        let output_norm = ops::from_host(norm.data, &norm.shape, device)?;
+        Ok(Model { output_norm, device: device.clone(), spec, embedding, layers, head: head.with_mode(source.compute()) })
     }
 
     /// The model's hyperparameters.
@@ -195,7 +194,7 @@ impl Session<'_> {
             self.rope = RopeTable::new(&spec.rope, spec.head_dim, positions);
         }
         let rows = Rows { windows: 1, len: tokens.len(), start: self.len };
-        let mut x = ops::embed(&self.model.embedding, tokens)?;
+        let mut x = self.model.embedding.embed(tokens, &self.model.device)?;
         for (index, (layer, cache)) in self.model.layers.iter().zip(&mut self.caches).enumerate() {
             let run = Run { spec, rope: &self.rope, layer_index: index, observer: None };
             x = run.forward(layer, &x, rows, Some(cache))?;

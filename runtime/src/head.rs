@@ -2,7 +2,8 @@
 
 use crate::checkpoint::WeightSource;
 use crate::kernels;
-use crate::ops::{self, OrFail, linear};
+use crate::ops::{self, OrFail};
+use crate::product::{ComputeMode, Weight};
 use crate::role::Role;
 use crate::spec::ModelSpec;
 use bitsmith_formats::{Error, Result};
@@ -15,28 +16,35 @@ const MAX_LOGITS: usize = 32 << 20;
 /// The matrix that makes logits, `(vocab, hidden)`.
 #[derive(Debug, Clone)]
 pub struct Head {
-    weight: Tensor,
+    weight: Weight,
+    mode: ComputeMode,
 }
 
 impl Head {
     /// Reads the output matrix, or the embedding if they are tied.
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let spec = source.spec();
-        let host = source.read(Role::global(spec.head_part()))?;
-        Self::from_tensor(spec, ops::from_host(host.data, &host.shape, device)?)
+        let head = Self::from_weight(spec, source.weight(Role::global(spec.head_part()), device)?)?;
+        Ok(head.with_mode(source.compute()))
     }
 
-    /// A head of a given matrix, `(vocab, hidden)`.
-    pub fn from_tensor(spec: &ModelSpec, weight: Tensor) -> Result<Self> {
+    /// A head of a given matrix, `(vocab, hidden)`, to be run in f32.
+    pub fn from_weight(spec: &ModelSpec, weight: impl Into<Weight>) -> Result<Self> {
+        let weight = weight.into();
         let want = spec.shape(spec.head_part());
         if weight.dims() != want {
             return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", weight.dims())).tensor(spec.head_part().name()));
         }
-        Ok(Head { weight })
+        Ok(Head { weight, mode: ComputeMode::F32 })
+    }
+
+    /// The same head with its products in this mode.
+    pub fn with_mode(self, mode: ComputeMode) -> Self {
+        Head { mode, ..self }
     }
 
     /// The matrix.
-    pub fn weight(&self) -> &Tensor {
+    pub fn weight(&self) -> &Weight {
         &self.weight
     }
 
@@ -52,7 +60,7 @@ impl Head {
 
     /// Logits `(rows, vocab)` of normed hidden states `(rows, hidden)`. All at once: for many rows use [`Head::for_each_chunk`].
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
-        linear(normed, &self.weight)
+        self.weight.product(normed, self.mode)
     }
 
     /// Calls `f(first_row, logits)` for successive chunks of rows of `normed`, `(rows, hidden)`; `logits` is row-major,

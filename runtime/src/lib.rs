@@ -31,6 +31,7 @@ pub use generate::Model;
 pub use head::Head;
 pub use layer::Layer;
 pub use memory::MemoryWeights;
+pub use product::{Blocks, ComputeMode, Weight};
 pub use role::{Input, Part, Role, Site};
 pub use spec::{ModelSpec, Rope, RopeScaling};
 pub use sweep::{Hidden, Sweep};

@@ -1,10 +1,15 @@
 //! Parts of a checkpoint's tensors, for work in bounded memory.
 
 use crate::arch::{ContainerKind, gguf_row_order};
-use crate::checkpoint::{Checkpoint, WeightSource};
+use crate::checkpoint::{Checkpoint, WeightSource, check_shape};
+use crate::ops;
 use crate::role::{Part, Role};
-use bitsmith_formats::{EncodedTensor, Encoding, Error, Result};
+use bitsmith_formats::{CodecId, EncodedTensor, Encoding, Error, Result};
+use candle_core::{Device, Tensor};
 use std::ops::Range;
+
+/// Weights that are decoded at a time to look for NaN.
+const CHECKED: usize = 1 << 22;
 
 impl Checkpoint {
     /// Rows of this tensor that the container may have rearranged among themselves: reading takes them together.
@@ -44,6 +49,44 @@ impl Checkpoint {
         let shape = [rows.len(), info.row_len()];
         let read = |rows| Ok(self.store().row_bytes(name, rows).map_err(at)?.into_owned());
         Ok(EncodedTensor { shape: shape.to_vec(), codec, bytes: self.whole_heads(role, rows, read)?, scale: info.scale })
+    }
+
+    /// Whether a tensor is stored in blocks of a codec other than plain f32.
+    pub(crate) fn in_blocks(&self, role: Role) -> Result<bool> {
+        Ok(matches!(self.codec(role)?, Encoding::Codec(codec) if codec != CodecId::F32))
+    }
+
+    /// All rows as blocks, in the shape that the spec gives, after a look at every value: NaN or infinity is an error that names the row.
+    pub(crate) fn read_checked_blocks(&self, role: Role) -> Result<EncodedTensor> {
+        let name = self.tensor_name(role)?;
+        let info = self.store().find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
+        let at = |e: Error| e.file(self.store().file_of(name)).tensor(name);
+        check_shape(self.spec(), role, &info.shape).map_err(at)?;
+        let (rows, per_part) = (info.n_rows(), (CHECKED / info.row_len().max(1)).max(1));
+        let mut values = Vec::new();
+        for first in (0..rows).step_by(per_part) {
+            self.store().read_rows_into(name, first..rows.min(first + per_part), &mut values).map_err(at)?;
+        }
+        let shape = info.shape.clone();
+        Ok(EncodedTensor { shape, ..self.read_blocks(role, 0..rows)? })
+    }
+
+    /// Some rows of an embedding, read and decoded by themselves.
+    pub(crate) fn embed_rows(&self, role: Role, ids: &[u32], device: &Device) -> Result<Tensor> {
+        let name = self.tensor_name(role)?;
+        let info = self.store().find(name).ok_or_else(|| Error::missing("no such tensor").file(self.path()).tensor(name))?;
+        check_shape(self.spec(), role, &info.shape).map_err(|e| e.file(self.store().file_of(name)).tensor(name))?;
+        let (rows, columns) = (info.n_rows(), info.row_len());
+        if let Some(bad) = ids.iter().find(|id| **id as usize >= rows) {
+            return Err(Error::corrupt(format!("token {bad} is outside the embedding of {rows} rows")).tensor(name));
+        }
+        let mut values = Vec::with_capacity(ids.len() * columns);
+        let mut row = Vec::new();
+        for id in ids {
+            self.read_rows_into(role, *id as usize..*id as usize + 1, &mut row)?;
+            values.extend_from_slice(&row);
+        }
+        ops::from_host(values, &[ids.len(), columns], device)
     }
 
     /// Rows of a matrix from a container that may have rearranged rows within heads.

@@ -230,10 +230,12 @@ impl Sweep {
         self.finish_from(source, observer)
     }
 
-    /// [`Sweep::embed`] with the embedding read from `source`.
+    /// [`Sweep::embed`] with the rows of the embedding that are needed read from `source`.
     pub fn embed_from(&mut self, source: &dyn WeightSource) -> Result<()> {
-        let host = source.read(Role::global(Part::TokenEmbd))?;
-        self.embed(&ops::from_host(host.data, &host.shape, &self.device)?)
+        let role = Role::global(Part::TokenEmbd);
+        let batches = self.batches.iter().map(|b| source.embed(role, &b.tokens, &self.device)).collect::<Result<_>>()?;
+        self.hidden = Some(Hidden { batches });
+        Ok(())
     }
 
     /// [`Sweep::finish`] with the output norm read from `source`.

@@ -1,6 +1,7 @@
 //! `bitsmith generate`.
 
 use crate::app::App;
+use crate::args::Compute;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::text::{GenerateOptions, generate};
@@ -37,6 +38,9 @@ pub struct Arguments {
     /// How keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
+    /// How to compute matrix products
+    #[arg(long, value_enum, value_name = "MODE", default_value = "int8")]
+    pub compute: Compute,
     /// Use the model's chat template
     #[arg(long)]
     pub chat: bool,
@@ -77,7 +81,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
             Kv::F16 => CacheType::F16,
         },
     };
-    let model = Opened::find(&args.model, &app.context)?;
+    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
     let generation =
         generate(
             &model,

@@ -96,6 +96,14 @@ impl Weight {
         }
     }
 
+    /// Bytes of memory.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Weight::Dense(t) => 4 * t.elem_count() as u64,
+            Weight::Blocks(b) => b.range.len() as u64,
+        }
+    }
+
     /// All values, row-major, copied or decoded to the host.
     pub fn host(&self) -> Result<Vec<f32>> {
         match self {
