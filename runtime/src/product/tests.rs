@@ -123,7 +123,8 @@ fn extreme_codes_do_not_overflow() {
                         let y = run(processor, rows);
                         if decoded.iter().any(|v| *v != 0.0) {
                             let error = error(&y, &rounded, &decoded, COLUMNS);
-                            assert!(error < 1e-6, "{codec} of bytes {byte:#x}, {rows} rows, {processor:?}: {error}");
+                            // Equal terms round alike; an overflow would be a thousand times larger.
+                            assert!(error < 1e-5, "{codec} of bytes {byte:#x}, {rows} rows, {processor:?}: {error}");
                         }
                     }
                 }
