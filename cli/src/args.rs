@@ -6,6 +6,7 @@ use crate::commands::{
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
+use bitsmith_runtime::ComputeMode;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -243,5 +244,23 @@ mod tests {
         assert_eq!(device("cuda:1"), Err(69));
         assert_eq!(device("metal"), Err(69));
         assert_eq!(device("tpu"), Err(2));
+    }
+}
+
+/// How matrix products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compute {
+    /// f32 activations times decoded weights
+    F32,
+    /// Activations rounded to 8 bits in blocks, as llama.cpp rounds them
+    Int8,
+}
+
+impl From<Compute> for ComputeMode {
+    fn from(compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => ComputeMode::F32,
+            Compute::Int8 => ComputeMode::Int8,
+        }
     }
 }

@@ -66,7 +66,7 @@ impl States {
     /// Bytes of main memory held.
     pub fn bytes(&self) -> u64 {
         let elements: usize = self.windows.iter().map(Tensor::elem_count).sum();
-        4 * (elements + self.head.weight().elem_count()) as u64
+        4 * elements as u64 + self.head.weight().bytes()
     }
 
     /// Calls `f(first_row, logits)` for successive chunks of a window's scored rows; `logits` is `(chunk, vocab)`, row-major.

@@ -7,7 +7,7 @@ use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
 use bitsmith_formats::{EncodedTensor, Error, Float, Result};
 use bitsmith_quantize::transform::{self, DenseLayer};
 use bitsmith_quantize::{Hessian, Method, Plan, Problem};
-use bitsmith_runtime::{Embedding, HostTensor, Input, Layer, Part, Role, Site, Sweep, WeightSource};
+use bitsmith_runtime::{Embedding, Input, Layer, Part, Role, Site, Sweep, WeightSource, ops};
 use candle_core::Device;
 use ndarray::{Array1, Array2};
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,7 +107,8 @@ impl Encoder<'_> {
         let embedding = match sequential && !spec.tied {
             true => {
                 let data = self.decoded(Role::global(Part::TokenEmbd))?;
-                Embedding::with_table(self.source, HostTensor { shape: spec.shape(Part::TokenEmbd), data }, &device)?
+                let table = ops::from_host(data, &spec.shape(Part::TokenEmbd), &device)?;
+                Embedding::with_table(self.source, table.into(), &device)?
             }
             false => Embedding::load(self.source, &device)?,
         };

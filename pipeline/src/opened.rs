@@ -5,7 +5,7 @@ use crate::model::{Located, resolve};
 use bitsmith_convert::names::model_name;
 use bitsmith_convert::{FolderFiles, ModelAbout};
 use bitsmith_formats::Result;
-use bitsmith_runtime::{Checkpoint, GgufVocab, Tokenizer, WeightSource};
+use bitsmith_runtime::{Checkpoint, ComputeMode, GgufVocab, Tokenizer, WeightSource};
 use std::sync::OnceLock;
 
 /// An opened model.
@@ -39,6 +39,11 @@ impl Opened {
         }
         about.revision = located.pulled.map(|p| p.commit);
         Ok(Opened { name: located.name, about, checkpoint, folder_files: OnceLock::new() })
+    }
+
+    /// The same model, to be run in this mode.
+    pub fn with_compute(self, mode: ComputeMode) -> Opened {
+        Opened { checkpoint: self.checkpoint.with_compute(mode), ..self }
     }
 
     /// The model's tokenizer: `tokenizer.json` of a folder, or rebuilt from a GGUF's metadata.

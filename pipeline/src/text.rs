@@ -218,8 +218,8 @@ pub struct Generation {
 /// Loads a whole model for generation, if there is memory for it and for `cached` tokens.
 pub fn load(model: &Opened, cache: CacheType, cached: usize, max_ram: Option<u64>) -> Result<Model> {
     let spec = model.checkpoint.spec();
-    // All layers are held as f32, for every token needs each of them.
-    let weights = 4 * spec.n_weights() as u64;
+    // All layers are held as they are stored, for every token needs each of them.
+    let weights = model.checkpoint.weight_bytes();
     let per_token = 2 * (spec.n_layers * spec.n_kv_heads * spec.head_dim * cache.bytes()) as u64;
     check_ram("generation", weights + cached as u64 * per_token, max_ram)?;
     Model::load(&model.checkpoint, &Device::Cpu)

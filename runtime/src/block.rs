@@ -4,7 +4,7 @@ use crate::attention::{Attention, Shape};
 use crate::ffn;
 use crate::generate::{Segment, in_segments};
 use crate::layer::Layer;
-use crate::ops::{self, OrFail, linear};
+use crate::ops::{self, OrFail};
 use crate::role::{Input, Part, Site};
 use crate::rope::{RopeTable, Rotated};
 use crate::spec::{Latent, ModelSpec, Norm, RopeUse};
@@ -175,13 +175,13 @@ impl Run<'_> {
     fn heads(&self, layer: &Layer, x: &Tensor, spans: &[Rows]) -> Result<[Tensor; 3]> {
         let spec = self.spec;
         let (q_width, k_width) = (spec.q_width(), spec.n_kv_heads * spec.head_dim);
-        let [q, k, v] = match layer.find(Part::AttnQkv) {
-            Some(_) => {
+        let [q, k, v] = match layer.has(Part::AttnQkv) {
+            true => {
                 let all = project(layer, Part::AttnQkv, x)?;
                 let v_width = spec.n_kv_heads * spec.v_head_dim;
                 [(0, q_width), (q_width, k_width), (q_width + k_width, v_width)].map(|(from, n)| ops::columns(&all, from, n))
             }
-            None => [Part::AttnQ, Part::AttnK, Part::AttnV].map(|part| project(layer, part, x)),
+            false => [Part::AttnQ, Part::AttnK, Part::AttnV].map(|part| project(layer, part, x)),
         };
         let q = self.norm(layer, Part::AttnQNorm, &q?)?.into_owned();
         let k = self.norm(layer, Part::AttnKNorm, &k?)?.into_owned();
@@ -228,12 +228,13 @@ impl Run<'_> {
             let heads = || q.reshape((n * spec.n_heads, spec.head_dim))?.narrow(1, 0, nope)?.contiguous();
             self.observe(Input::QueryHeads, &heads().or_fail()?)?;
         }
-        let (keys, values) = (layer.get(Part::AttnKB)?, layer.get(Part::AttnVB)?);
+        let (keys, values) = (layer.weight(Part::AttnKB)?, layer.weight(Part::AttnVB)?);
         let (mut k, mut v) = (Vec::new(), Vec::new());
         for head in 0..spec.n_heads {
-            let key = || narrow.matmul(&keys.get(head)?);
+            let key = keys.expert(head)?.to_tensor(x.device())?;
+            let key = || narrow.matmul(&key);
             k.extend([key().or_fail()?, shared.clone()]);
-            v.push(linear(&narrow, &values.get(head).or_fail()?)?);
+            v.push(values.expert(head)?.product(&narrow, layer.mode())?);
         }
         Ok([q, Tensor::cat(&k, 1).or_fail()?, Tensor::cat(&v, 1).or_fail()?])
     }
@@ -257,7 +258,7 @@ impl Run<'_> {
 
 /// A linear layer with its bias, if it has one. The result owns its storage.
 pub(crate) fn project(layer: &Layer, part: Part, x: &Tensor) -> Result<Tensor> {
-    let y = linear(x, layer.get(part)?)?;
+    let y = layer.weight(part)?.product(x, layer.mode())?;
     if let Some(bias) = part.bias().and_then(|b| layer.find(b)) {
         ops::add_bias_in_place(&y, bias)?;
     }

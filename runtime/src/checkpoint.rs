@@ -1,6 +1,8 @@
 //! A model on disk, in any container, as weights by role.
 
 use crate::arch::{ContainerKind, Place, TensorMap};
+use crate::ops;
+use crate::product::{Blocks, ComputeMode, Weight};
 use crate::role::{Part, Role};
 use crate::spec::{ModelSpec, Pooling};
 use bitsmith_formats::gguf::GgufStore;
@@ -10,6 +12,7 @@ use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::store::Container;
 use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
+use candle_core::Device;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +33,16 @@ pub trait WeightSource: Send + Sync {
     fn codec(&self, role: Role) -> Result<Encoding>;
     /// The tensor decoded to f32, in the shape that the spec gives.
     fn read(&self, role: Role) -> Result<HostTensor>;
+    /// The tensor as products take it: in blocks where it is stored in blocks, otherwise as f32. On another device than the CPU always as
+    /// f32.
+    fn weight(&self, role: Role, device: &Device) -> Result<Weight> {
+        let host = self.read(role)?;
+        Ok(Weight::Dense(ops::from_host(host.data, &host.shape, device)?))
+    }
+    /// How layers and heads loaded from this source are to compute their products.
+    fn compute(&self) -> ComputeMode {
+        ComputeMode::F32
+    }
 }
 
 /// An opened container.
@@ -69,6 +82,7 @@ pub struct Checkpoint {
     store: Store,
     spec: ModelSpec,
     map: TensorMap,
+    compute: ComputeMode,
 }
 
 impl Checkpoint {
@@ -123,7 +137,7 @@ impl Checkpoint {
         };
         let names = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
         let map = spec.arch.map_tensors(&spec, kind, names).map_err(|e| e.file(path))?;
-        let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map };
+        let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map, compute: ComputeMode::F32 };
         for place in checkpoint.map.roles.values().flatten() {
             let (name, want) = (&place.name, place.tensor_shape());
             if let Some(info) = checkpoint.store().find(name)
@@ -140,6 +154,25 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// The same checkpoint, to be run in this mode.
+    pub fn with_compute(self, compute: ComputeMode) -> Self {
+        Checkpoint { compute, ..self }
+    }
+    /// Bytes of memory that all weights take together: matrices in blocks as stored, other tensors in f32.
+    pub fn weight_bytes(&self) -> u64 {
+        let bytes = |role: &Role| {
+            let shape = self.spec.shape(role.part);
+            let (n, row_len) = (shape.iter().product::<usize>(), shape.last().copied().unwrap_or(1));
+            let stored = match self.codec(*role) {
+                Ok(Encoding::Codec(codec)) if role.part.is_matrix() && self.in_blocks(*role).unwrap_or(false) => {
+                    codec.row_bytes(row_len).ok().map(|row| n / row_len * row)
+                }
+                _ => None,
+            };
+            stored.unwrap_or(4 * n) as u64
+        };
+        self.map.roles.keys().map(bytes).sum()
+    }
     /// What was opened: a folder or a file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -206,6 +239,18 @@ impl WeightSource for Checkpoint {
         let shape = self.spec.shape(role.part);
         let rows = self.places(role)?.iter().map(Place::n_rows).sum();
         Ok(HostTensor { data: self.read_rows(role, 0..rows)?, shape })
+    }
+
+    fn weight(&self, role: Role, device: &Device) -> Result<Weight> {
+        if device.is_cpu() && role.part.is_matrix() && self.in_blocks(role)? {
+            return Ok(Weight::Blocks(Blocks::new(self.read_checked_blocks(role)?)?));
+        }
+        let host = self.read(role)?;
+        Ok(Weight::Dense(ops::from_host(host.data, &host.shape, device)?))
+    }
+
+    fn compute(&self) -> ComputeMode {
+        self.compute
     }
 }
 

@@ -1,7 +1,8 @@
 //! From token ids to the first hidden states: embedding, learned positions and segment types, their norm and scale.
 
-use crate::checkpoint::{HostTensor, WeightSource};
+use crate::checkpoint::WeightSource;
 use crate::ops::{self, OrFail};
+use crate::product::Weight;
 use crate::role::{Part, Role};
 use crate::spec::{ModelSpec, Norm};
 use bitsmith_formats::{Error, Result};
@@ -11,7 +12,8 @@ use candle_core::{Device, Tensor};
 #[derive(Debug, Clone)]
 pub struct Embedding {
     /// `(vocab, hidden)`.
-    table: Tensor,
+    table: Weight,
+    device: Device,
     /// Learned positions, `(context, hidden)`.
     positions: Option<Tensor>,
     /// The embedding of the first segment type, which all tokens have, `(hidden)`.
@@ -24,16 +26,15 @@ pub struct Embedding {
 impl Embedding {
     /// Reads what the model has.
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
-        let table = source.read(Role::global(Part::TokenEmbd))?;
-        Self::with_table(source, table, device)
+        Self::with_table(source, source.weight(Role::global(Part::TokenEmbd), device)?, device)
     }
 
     /// As [`Embedding::load`], with other token embeddings, `(vocab, hidden)`.
-    pub fn with_table(source: &dyn WeightSource, table: HostTensor, device: &Device) -> Result<Self> {
+    pub fn with_table(source: &dyn WeightSource, table: Weight, device: &Device) -> Result<Self> {
         let spec = source.spec();
         let want = spec.shape(Part::TokenEmbd);
-        if table.shape != want {
-            return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", table.shape)).tensor(Part::TokenEmbd.name()));
+        if table.dims() != want {
+            return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", table.dims())).tensor(Part::TokenEmbd.name()));
         }
         let read = |part: Part| global(source, part, device);
         let segment = read(Part::TokenTypes)?.map(|t| t.get(0).and_then(|t| t.contiguous()).or_fail()).transpose()?;
@@ -42,18 +43,17 @@ impl Embedding {
             None => None,
         };
         let positions = read(Part::PositionEmbd)?;
-        let table = ops::from_host(table.data, &table.shape, device)?;
-        Ok(Embedding { table, positions, segment, norm, scale: spec.scales.embedding })
+        Ok(Embedding { table, device: device.clone(), positions, segment, norm, scale: spec.scales.embedding })
     }
 
     /// The token embeddings alone, `(vocab, hidden)`.
-    pub fn table(&self) -> &Tensor {
+    pub fn table(&self) -> &Weight {
         &self.table
     }
 
     /// Hidden states `(ids, hidden)`; token `i` stands at `position(i)` of its sequence.
     pub fn rows(&self, ids: &[u32], position: impl Fn(usize) -> usize) -> Result<Tensor> {
-        let x = ops::embed(&self.table, ids)?;
+        let x = self.table.embed(ids, &self.device)?;
         ops::scale_in_place(&x, self.scale)?;
         if let Some(positions) = &self.positions {
             let known = positions.dim(0).or_fail()?;

@@ -32,7 +32,7 @@ pub(crate) fn forward(run: &Run<'_>, layer: &Layer, x: &Tensor, down: bool) -> R
 fn block(run: &Run<'_>, layer: &Layer, x: &Tensor, parts: &Parts, down: bool) -> Result<Option<Tensor>> {
     let activation = run.spec.activation;
     let up = project(layer, parts.up, x)?;
-    let inner = if layer.find(parts.gate).is_some() {
+    let inner = if layer.has(parts.gate) {
         let gate = project(layer, parts.gate, x)?;
         ops::activate_in_place(activation, &gate, &up)?;
         gate
@@ -112,7 +112,7 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
 
 /// A linear layer of one expert with its bias.
 fn project_expert(layer: &Layer, part: Part, expert: usize, x: &Tensor) -> Result<Tensor> {
-    let y = linear(x, &layer.get(part)?.get(expert).or_fail()?)?;
+    let y = layer.weight(part)?.expert(expert)?.product(x, layer.mode())?;
     if let Some(bias) = part.bias().and_then(|b| layer.find(b)) {
         ops::add_bias_in_place(&y, &bias.get(expert).or_fail()?)?;
     }

@@ -35,11 +35,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads and decodes every layer.
+    /// Loads every layer, matrices in the blocks they are stored in, to run in the source's mode.
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let spec = source.spec().clone();
         let embedding = Embedding::load(source, device)?;
-        let head = if spec.tied { Head::with_matrix(source, embedding.table().clone())? } else { Head::load(source, device)? };
+        let head =
+            if spec.tied { Head::with_matrix(source, embedding.table().clone(), device)? } else { Head::load(source, device)? };
         let layers = (0..spec.n_layers).map(|l| Layer::load(source, l, device)).collect::<Result<_>>()?;
         Ok(Model { output_norm: OutputNorm::load(source, device)?, device: device.clone(), spec, embedding, layers, head })
     }

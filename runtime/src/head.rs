@@ -3,7 +3,8 @@
 use crate::checkpoint::WeightSource;
 use crate::embedding::global;
 use crate::kernels;
-use crate::ops::{self, OrFail, linear};
+use crate::ops::{self, OrFail};
+use crate::product::{ComputeMode, Weight};
 use crate::role::{Part, Role};
 use bitsmith_formats::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -15,7 +16,8 @@ const MAX_LOGITS: usize = 32 << 20;
 /// The matrix that makes logits, `(vocab, hidden)`, and what happens to them.
 #[derive(Debug, Clone)]
 pub struct Head {
-    weight: Tensor,
+    weight: Weight,
+    mode: ComputeMode,
     bias: Option<Tensor>,
     scale: f32,
     softcap: Option<f32>,
@@ -26,24 +28,23 @@ impl Head {
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let spec = source.spec();
         spec.require_head()?;
-        let host = source.read(Role::global(spec.head_part()))?;
-        Self::with_matrix(source, ops::from_host(host.data, &host.shape, device)?)
+        Self::with_matrix(source, source.weight(Role::global(spec.head_part()), device)?, device)
     }
 
     /// As [`Head::load`], with another matrix, `(vocab, hidden)`.
-    pub fn with_matrix(source: &dyn WeightSource, weight: Tensor) -> Result<Self> {
+    pub fn with_matrix(source: &dyn WeightSource, weight: Weight, device: &Device) -> Result<Self> {
         let spec = source.spec();
         spec.require_head()?;
         let want = spec.shape(spec.head_part());
         if weight.dims() != want {
             return Err(Error::corrupt(format!("shape {:?}, expected {want:?}", weight.dims())).tensor(spec.head_part().name()));
         }
-        let bias = global(source, Part::OutputBias, weight.device())?;
-        Ok(Head { weight, bias, scale: spec.scales.logits, softcap: spec.logit_softcap })
+        let bias = global(source, Part::OutputBias, device)?;
+        Ok(Head { weight, mode: source.compute(), bias, scale: spec.scales.logits, softcap: spec.logit_softcap })
     }
 
     /// The matrix.
-    pub fn weight(&self) -> &Tensor {
+    pub fn weight(&self) -> &Weight {
         &self.weight
     }
 
@@ -59,7 +60,7 @@ impl Head {
 
     /// Logits `(rows, vocab)` of normed hidden states `(rows, hidden)`. All at once: for many rows use [`Head::for_each_chunk`].
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
-        let logits = linear(normed, &self.weight)?;
+        let logits = self.weight.product(normed, self.mode)?;
         if let Some(bias) = &self.bias {
             ops::add_bias_in_place(&logits, bias)?;
         }

@@ -181,6 +181,41 @@ dispatched! {
         }
     }
 
+    /// Rounds a row to 8 bits in blocks, with a scale each, as llama.cpp rounds activations: blocks of 32 with the largest magnitude
+    /// at 127 and the scale in f16 (its Q8_0), others with the value of largest magnitude at −127 and the scale in f32 (its Q8_K).
+    pub fn round_to_bytes(x: &[f32], block: usize, codes: &mut [i8], scales: &mut [f32]) {
+        // Adding 1.5 · 2²³ rounds to an integer and leaves it in the low mantissa bits.
+        const ROUND: f32 = 12_582_912.0;
+        for ((x, codes), scale) in x.chunks_exact(block).zip(codes.chunks_exact_mut(block)).zip(scales) {
+            let (mut acc, mut bad) = ([0f32; LANES], [0f32; LANES]);
+            for c in x.as_chunks::<LANES>().0 {
+                for i in 0..LANES {
+                    acc[i] = if c[i].abs() > acc[i] { c[i].abs() } else { acc[i] };
+                    bad[i] += c[i] * 0.0;
+                }
+            }
+            let most = acc.iter().fold(0f32, |m, v| if *v > m { *v } else { m });
+            let inverse = if most == 0.0 {
+                *scale = 0.0;
+                0.0
+            } else if block == 32 {
+                *scale = half::f16::from_f32(most / 127.0).to_f32();
+                127.0 / most
+            } else {
+                // The first of the largest magnitude decides the sign.
+                let first = x.iter().find(|v| v.abs() == most).copied().unwrap_or(most);
+                let inverse = -127.0 / first;
+                *scale = 1.0 / inverse;
+                inverse
+            };
+            // 0, but NaN if there is a value without a code.
+            *scale += fold(bad);
+            for (c, v) in codes.iter_mut().zip(x) {
+                *c = (v * inverse + ROUND).to_bits() as i8;
+            }
+        }
+    }
+
     /// Whether every value is finite.
     pub fn all_finite(x: &[f32]) -> bool {
         // 0 · v is 0 for finite v and NaN otherwise.

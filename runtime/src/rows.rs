@@ -1,10 +1,13 @@
 //! Parts of a checkpoint's tensors, for work in bounded memory.
 
 use crate::arch::{Order, Place, Within};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, WeightSource};
 use crate::role::Role;
-use bitsmith_formats::{EncodedTensor, Encoding, Error, Result};
+use bitsmith_formats::{CodecId, EncodedTensor, Encoding, Error, Result};
 use std::ops::Range;
+
+/// Weights that are decoded at a time to look for NaN.
+const CHECKED: usize = 1 << 22;
 
 impl Checkpoint {
     /// Rows of this tensor that the container may have rearranged among themselves: reading takes them together.
@@ -68,6 +71,31 @@ impl Checkpoint {
             }
         }
         found.ok_or_else(|| Error::failed("no rows").tensor(role.to_string()))
+    }
+
+    /// Whether a matrix is stored in blocks of one codec other than plain f32, which can be computed with as they are.
+    pub(crate) fn in_blocks(&self, role: Role) -> Result<bool> {
+        let places = self.places(role)?;
+        let plain = |place: &Place| match self.store().find(&place.name).map(|info| &info.encoding) {
+            Some(Encoding::Codec(codec)) if *codec != CodecId::F32 => Some(*codec),
+            _ => None,
+        };
+        let first = plain(&places[0]);
+        let fits = |p: &Place| matches!(p.order, Order::Same | Order::Rows(_)) && p.shape.len() > 1 && plain(p) == first;
+        Ok(first.is_some() && places.iter().all(fits))
+    }
+
+    /// All rows as blocks, in the shape that the spec gives, after a look at every value: NaN or infinity is an error that names the row.
+    pub(crate) fn read_checked_blocks(&self, role: Role) -> Result<EncodedTensor> {
+        let shape = self.spec().shape(role.part);
+        let row_len = shape.last().copied().unwrap_or(1).max(1);
+        let rows = shape.iter().product::<usize>() / row_len;
+        let per_part = (CHECKED / row_len).max(1).next_multiple_of(self.row_align(role));
+        let mut values = Vec::new();
+        for first in (0..rows).step_by(per_part) {
+            self.read_rows_into(role, first..rows.min(first + per_part), &mut values)?;
+        }
+        Ok(EncodedTensor { shape, ..self.read_blocks(role, 0..rows)? })
     }
 
     /// The places that hold some rows, each with its own rows.

@@ -220,7 +220,7 @@ impl Sweep {
         self.finish_from(source, observer)
     }
 
-    /// [`Sweep::embed`] with the embedding read from `source`.
+    /// [`Sweep::embed`] with the rows of the embedding that are needed read from `source`.
     pub fn embed_from(&mut self, source: &dyn WeightSource) -> Result<()> {
         self.embed(&Embedding::load(source, &self.device)?)
     }

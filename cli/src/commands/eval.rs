@@ -2,6 +2,7 @@
 
 use super::job::{costs, positive};
 use crate::app::App;
+use crate::args::Compute;
 use crate::output::table;
 use bitsmith_datasets::DataSpec;
 use bitsmith_eval::EvalResult;
@@ -41,6 +42,9 @@ pub struct Arguments {
     /// Use this many windows only
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// How to compute the model's matrix products; --against is always computed in f32
+    #[arg(long, value_enum, value_name = "MODE", default_value = "f32")]
+    pub compute: Compute,
     /// Write the results as JSON to this file too
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -58,7 +62,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         ctx: args.ctx.map(|n| positive("--ctx", Some(n), n)).transpose()?,
         limit: args.limit.map(|n| positive("--limit", Some(n), n)).transpose()?,
     };
-    let model = Opened::find(&args.model, &app.context)?;
+    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
     let against = args.against.as_deref().map(|m| Opened::find(m, &app.context)).transpose()?;
     if args.dry_run {
         let data: Vec<&DataSpec> = ppl.iter().chain(&kld).collect();

@@ -1,6 +1,7 @@
 //! `bitsmith generate`.
 
 use crate::app::App;
+use crate::args::Compute;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::text::{GenerateOptions, generate};
@@ -41,6 +42,9 @@ pub struct Arguments {
     /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
+    /// How to compute matrix products
+    #[arg(long, value_enum, value_name = "MODE", default_value = "int8")]
+    pub compute: Compute,
     /// Use the model's chat template
     #[arg(long)]
     pub chat: bool,
@@ -94,7 +98,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         cache: args.kv.into(),
         stop: args.stop.clone(),
     };
-    let model = Opened::find(&args.model, &app.context)?;
+    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
     let generation =
         generate(
             &model,

@@ -1,6 +1,7 @@
 //! `bitsmith logits`.
 
 use crate::app::App;
+use crate::args::Compute;
 use bitsmith_formats::Result;
 use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::text::{Sequences, logits};
@@ -24,12 +25,15 @@ pub struct Arguments {
     /// How many of the most likely next tokens to give
     #[arg(long, value_name = "K", default_value_t = 10)]
     pub top: usize,
+    /// How to compute matrix products
+    #[arg(long, value_enum, value_name = "MODE", default_value = "f32")]
+    pub compute: Compute,
 }
 
 /// Prints distributions.
 pub fn run(args: &Arguments, app: &App) -> Result<()> {
     let sequences = Sequences::read(&args.tokens)?;
-    let model = Opened::find(&args.model, &app.context)?;
+    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
     let result = logits(&model, &sequences, args.top, &app.context)?;
     app.output.result(&result, |r| {
         let mut text = String::new();

@@ -1,6 +1,7 @@
 //! `bitsmith serve`.
 
 use crate::app::App;
+use crate::args::Compute;
 use crate::commands::generate::Kv;
 use crate::interrupt;
 use bitsmith_formats::{Error, Result};
@@ -53,6 +54,9 @@ pub struct Arguments {
     /// How keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
+    /// How to compute matrix products
+    #[arg(long, value_enum, value_name = "MODE", default_value = "int8")]
+    pub compute: Compute,
     /// The model's name for clients [default: the name that artifacts of it would take]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -76,7 +80,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         Some(key) if key.is_empty() => return Err(Error::usage("the API key is empty")),
         key => key,
     };
-    let opened = Opened::find(&args.model, &app.context)?;
+    let opened = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
     let longest = opened.checkpoint.spec().context_length;
     let context = match args.ctx {
         Some(n) if n as usize > longest => {

@@ -1,0 +1,54 @@
+//! The inner loop without vector instructions.
+
+use super::{Parts, Sums};
+use crate::product::integer::{Form, Offset, PANEL_ROWS};
+
+/// Rows of activations in a tile.
+const WIDTH: usize = 4;
+
+/// The two halves of a word.
+fn halves(word: u32) -> [i32; 2] {
+    [i32::from(word as i16), i32::from((word >> 16) as i16)]
+}
+
+/// Adds the products of a part to the sums.
+pub(super) fn tile(form: &Form, p: &Parts<'_>, sums: &mut Sums) {
+    let (steps, planes) = (form.steps(), form.planes());
+    for segment in 0..p.segments {
+        let mut whole = [[0i32; PANEL_ROWS]; WIDTH];
+        for run in 0..p.runs {
+            let at = segment * p.runs + run;
+            // Both planes of a run have the same columns, and the lower one starts with zero.
+            let x = &p.codes[(segment * (p.runs / planes) + run / planes) * (steps + 1) * WIDTH..];
+            for (a, whole) in whole.iter_mut().enumerate() {
+                let [low, high] = halves(x[a]);
+                let start = if run % planes == 0 { low + high } else { 0 };
+                for row in 0..PANEL_ROWS {
+                    let mut sum = start;
+                    for step in 0..steps {
+                        let w = p.panel.codes[at * steps + step][row].to_le_bytes();
+                        let x = x[(step + 1) * WIDTH + a].to_le_bytes();
+                        sum += w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x.cast_signed())).sum::<i32>();
+                    }
+                    whole[row] += sum * halves(p.panel.scales[at][row])[0];
+                }
+            }
+        }
+        for (a, whole) in whole.iter().enumerate() {
+            let scale = p.scales[segment * p.stride + a];
+            for row in 0..PANEL_ROWS {
+                let offset: i32 = (segment * p.pairs..(segment + 1) * p.pairs)
+                    .map(|pair| {
+                        let ([w0, w1], [x0, x1]) = (halves(p.panel.offsets[pair][row]), halves(p.sums[pair * p.stride + a]));
+                        w0 * x0 + w1 * x1
+                    })
+                    .sum();
+                let sum = &mut sums[a][row];
+                *sum = (whole[row] as f32).mul_add(p.panel.steps[segment][row] * scale, *sum);
+                if form.offset == Offset::Min {
+                    *sum = (-(p.panel.mins[segment][row] * scale)).mul_add(offset as f32, *sum);
+                }
+            }
+        }
+    }
+}

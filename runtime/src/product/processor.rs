@@ -1,0 +1,30 @@
+//! Which instructions the products may use.
+
+/// The widest instructions that the processor has, of those that kernels are written for. Others, 64-bit Arm among them, run what the
+/// compiler makes of the portable loops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processor {
+    /// No particular ones.
+    Portable,
+    /// AVX2, FMA and F16C.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    Avx2,
+    /// Those and AVX-512 F, BW and VNNI.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    Avx512,
+}
+
+impl Processor {
+    /// This one.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                let wider = has!("avx512f") && has!("avx512bw") && has!("avx512vnni");
+                return if wider { Processor::Avx512 } else { Processor::Avx2 };
+            }
+        }
+        Processor::Portable
+    }
+}
