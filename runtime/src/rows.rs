@@ -3,7 +3,7 @@
 use crate::arch::{Order, Place, Within};
 use crate::checkpoint::{Checkpoint, WeightSource};
 use crate::role::Role;
-use bitsmith_formats::{CodecId, EncodedTensor, Encoding, Error, Result};
+use bitsmith_formats::{EncodedTensor, Encoding, Error, Result};
 use std::ops::Range;
 
 /// Weights that are decoded at a time to look for NaN.
@@ -73,11 +73,12 @@ impl Checkpoint {
         found.ok_or_else(|| Error::failed("no rows").tensor(role.to_string()))
     }
 
-    /// Whether a matrix is stored in blocks of one codec other than plain f32, which can be computed with as they are.
+    /// Whether a matrix is stored in blocks of one codec, which can be computed with as they are. Plain f32 counts, so that every container
+    /// of the same weights gives the same bits.
     pub(crate) fn in_blocks(&self, role: Role) -> Result<bool> {
         let places = self.places(role)?;
         let plain = |place: &Place| match self.store().find(&place.name).map(|info| &info.encoding) {
-            Some(Encoding::Codec(codec)) if *codec != CodecId::F32 => Some(*codec),
+            Some(Encoding::Codec(codec)) => Some(*codec),
             _ => None,
         };
         let first = plain(&places[0]);

@@ -79,5 +79,14 @@ if [ -n "${LM_EVAL_VENV:-}" ]; then
 else
   printf '\n-- lm_eval_parity.py\nskipped: LM_EVAL_VENV does not name an environment with lm-eval[api], torch and transformers\n'
 fi
+# Every architecture as transformers has it, which needs torch and, beside it, the clients above.
+if [ -n "${TRANSFORMERS_VENV:-}" ]; then venv=$TRANSFORMERS_VENV check transformers_models.py datasets/demo; else
+  printf '\n-- transformers_models.py\nskipped: TRANSFORMERS_VENV does not name an environment with torch, transformers and the clients above\n'
+fi
+# Real tokenizers and llama.cpp's test vectors, which are too large to be part of this project.
+if [ -n "${TOKENIZERS:-}" ]; then
+  "$venv/bin/python" -c 'import tokenizers' 2>/dev/null || "$venv/bin/pip" install -q tokenizers
+  check tokenizers_exact.py "$TOKENIZERS"
+else printf '\n-- tokenizers_exact.py\nskipped: TOKENIZERS does not name a folder of tokenizers\n'; fi
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

@@ -290,7 +290,7 @@ mod tests {
             assert!(e.message.contains(word), "{e}");
         }
         assert!(error("mamba", json!({})).hint.unwrap().contains("qwen3"));
-        assert!(find_by_gguf("mamba").unwrap_err().hint.unwrap().contains("llama, qwen2, qwen3"));
+        assert!(find_by_gguf("mamba").unwrap_err().hint.unwrap().contains("llama, qwen2, qwen2moe"));
     }
 
     fn with_layer_norms(model_type: &str, changes: Value) -> ModelSpec {

@@ -294,7 +294,7 @@ mod tests {
             ("granite", factors),
             ("cohere", layer(json!({"logit_scale": 0.3, "use_qk_norm": true, "tie_word_embeddings": true}))),
             ("smollm3", json!({"no_rope_layers": [0, 1], "tie_word_embeddings": true})),
-            ("bert", layer(json!({"hidden_act": "gelu"}))),
+            ("bert", layer(json!({"hidden_act": "gelu", "num_key_value_heads": null}))),
         ] {
             let spec = spec(model_type, changes);
             let written = Value::Object(spec.to_config().unwrap());

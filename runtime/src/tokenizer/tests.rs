@@ -332,7 +332,7 @@ fn bad_input_has_its_kind() {
 
     let mut metadata = Metadata::new();
     assert_eq!(GgufVocab::from_metadata(&metadata).unwrap_err().kind, ErrorKind::Missing);
-    metadata.set("tokenizer.ggml.model", "bert");
+    metadata.set("tokenizer.ggml.model", "t5");
     assert_eq!(GgufVocab::from_metadata(&metadata).unwrap_err().kind, ErrorKind::Unsupported);
     metadata.set("tokenizer.ggml.model", "gpt2");
     metadata.set("tokenizer.ggml.tokens", vec!["a".to_string(), "a".to_string()]);
