@@ -50,4 +50,15 @@ impl Observer for Collector {
             Ok(())
         })?
     }
+
+    fn observe_matrix(&self, site: Site, index: usize, count: usize, x: &Tensor) -> Result<()> {
+        let (tokens, width) = x.dims2().map_err(|e| Error::failed(e.to_string()))?;
+        ops::with_f32(x, |values| {
+            let x = ArrayView2::from_shape((tokens, width), values).map_err(|e| Error::failed(e.to_string()))?;
+            let mut sites = self.sites.lock().expect("no observer panicked");
+            let stats = sites.entry(site).or_insert_with(|| SiteStats::new(width, self.detail == Detail::Gram));
+            stats.add_matrix(index, count, x);
+            Ok(())
+        })?
+    }
 }

@@ -6,4 +6,4 @@ mod stats;
 mod store;
 
 pub use collector::{Collector, Detail};
-pub use stats::{SiteStats, Stats, StatsMeta};
+pub use stats::{MatrixStats, SiteStats, Stats, StatsMeta};

@@ -26,6 +26,18 @@ pub struct SiteStats {
     pub sum_abs: Vec<f64>,
     /// max |x|, one value per input channel.
     pub max_abs: Vec<f32>,
+    /// Where stacked matrices read the site, what each of them saw: experts see the tokens that are routed to them, heads their own
+    /// part of a query.
+    pub matrices: Vec<MatrixStats>,
+}
+
+/// Sums over the inputs that one of several stacked matrices saw.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MatrixStats {
+    /// Inputs seen.
+    pub tokens: u64,
+    /// Σ x², one value per input channel; empty if nothing was seen.
+    pub sum_sq: Vec<f64>,
 }
 
 impl SiteStats {
@@ -37,7 +49,34 @@ impl SiteStats {
             sum_sq: vec![0.0; width],
             sum_abs: vec![0.0; width],
             max_abs: vec![0.0; width],
+            matrices: Vec::new(),
         }
+    }
+
+    /// Adds inputs `x`, `(tokens, in)`, of matrix `index` of `count` stacked ones.
+    pub fn add_matrix(&mut self, index: usize, count: usize, x: ArrayView2<'_, f32>) {
+        self.matrices.resize(count.max(self.matrices.len()), MatrixStats::default());
+        let matrix = &mut self.matrices[index];
+        matrix.tokens += x.nrows() as u64;
+        matrix.sum_sq.resize(x.ncols(), 0.0);
+        for row in x.rows() {
+            matrix.sum_sq.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+        }
+    }
+
+    /// The importance of each of `count` stacked matrices, one after the other: of those that saw nothing, that of all together.
+    pub fn importance_of(&self, count: usize) -> Vec<f32> {
+        let pooled = self.importance();
+        let of = |i: usize| match self.matrices.get(i) {
+            Some(m) if m.tokens > 0 => m.sum_sq.iter().map(|s| (s / m.tokens as f64) as f32).collect(),
+            _ => pooled.clone(),
+        };
+        (0..count).flat_map(of).collect()
+    }
+
+    /// The stacked matrices that saw nothing.
+    pub fn unseen(&self) -> Vec<usize> {
+        (0..self.matrices.len()).filter(|&i| self.matrices[i].tokens == 0).collect()
     }
 
     /// Input channels.
@@ -78,6 +117,9 @@ impl SiteStats {
             self.sum_sq[i] /= f64::from(s) * f64::from(s);
             self.sum_abs[i] /= f64::from(s);
             self.max_abs[i] /= s;
+        }
+        for matrix in &mut self.matrices {
+            matrix.sum_sq.iter_mut().zip(scales).for_each(|(sum, s)| *sum /= f64::from(*s) * f64::from(*s));
         }
         if let Some(gram) = &mut self.gram {
             for ((i, j), v) in gram.indexed_iter_mut() {
@@ -162,6 +204,24 @@ mod tests {
         }
         assert!((s.importance()[5] - h[[5, 5]]).abs() < 1e-5);
         assert_eq!(s.tokens, 40);
+    }
+
+    #[test]
+    fn stacked_matrices_have_sums_of_their_own() {
+        let x = sample(12, 4);
+        let mut s = SiteStats::new(4, false);
+        s.add(x.view());
+        s.add_matrix(2, 3, x.slice(s![..5, ..]));
+        s.add_matrix(0, 3, x.slice(s![5.., ..]));
+        let all = s.importance_of(3);
+        let mean =
+            |rows: std::ops::Range<usize>, c: usize| rows.clone().map(|t| x[[t, c]] * x[[t, c]]).sum::<f32>() / rows.len() as f32;
+        for (got, want) in [(all[1], mean(5..12, 1)), (all[5], mean(0..12, 1)), (all[11], mean(0..5, 3))] {
+            assert!((got - want).abs() < 1e-5, "{got} {want}");
+        }
+        assert_eq!((s.unseen(), all.len()), (vec![1], 12));
+        s.rescale(&[2.0; 4]);
+        assert!((s.importance_of(3)[11] - mean(0..5, 3) / 4.0).abs() < 1e-5);
     }
 
     #[test]

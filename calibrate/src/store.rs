@@ -1,6 +1,6 @@
 //! Statistics on disk: one zstd stream holding a JSON header and the arrays, little-endian, lower triangles only.
 
-use crate::stats::{SiteStats, Stats, StatsMeta};
+use crate::stats::{MatrixStats, SiteStats, Stats, StatsMeta};
 use bitsmith_formats::atomic::AtomicFile;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::role::Site;
@@ -28,6 +28,9 @@ struct SiteHeader {
     width: usize,
     tokens: u64,
     gram: bool,
+    /// Tokens that each of several stacked matrices saw.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    matrices: Vec<u64>,
 }
 
 impl Stats {
@@ -38,7 +41,13 @@ impl Stats {
         {
             let mut z = zstd::Encoder::new(BufWriter::new(&mut file), 3).map_err(io)?;
             let sites = self.sites.iter();
-            let sites = sites.map(|(&site, s)| SiteHeader { site, width: s.width(), tokens: s.tokens, gram: s.gram.is_some() });
+            let sites = sites.map(|(&site, s)| SiteHeader {
+                site,
+                width: s.width(),
+                tokens: s.tokens,
+                gram: s.gram.is_some(),
+                matrices: s.matrices.iter().map(|m| m.tokens).collect(),
+            });
             let header = Header { meta: self.meta.clone(), sites: sites.collect() };
             let header = serde_json::to_vec(&header).map_err(|e| Error::failed(e.to_string()))?;
             z.write_all(MAGIC).map_err(io)?;
@@ -96,20 +105,14 @@ fn write_site(out: &mut impl Write, s: &SiteStats) -> std::io::Result<()> {
             }
         }
     }
+    for v in s.matrices.iter().flat_map(|m| &m.sum_sq) {
+        out.write_all(&v.to_le_bytes())?;
+    }
     Ok(())
 }
 
 fn read_site(input: &mut impl Read, h: &SiteHeader) -> std::io::Result<SiteStats> {
-    let mut f64s = || -> std::io::Result<Vec<f64>> {
-        let mut v = Vec::new();
-        let mut b = [0u8; 8];
-        for _ in 0..h.width {
-            input.read_exact(&mut b)?;
-            v.push(f64::from_le_bytes(b));
-        }
-        Ok(v)
-    };
-    let (sum_sq, sum_abs) = (f64s()?, f64s()?);
+    let (sum_sq, sum_abs) = (read_f64s(input, h.width)?, read_f64s(input, h.width)?);
     let max_abs = read_f32s(input, h.width)?;
     let gram = if h.gram {
         let mut gram = Array2::zeros((0, h.width));
@@ -123,7 +126,18 @@ fn read_site(input: &mut impl Read, h: &SiteHeader) -> std::io::Result<SiteStats
     } else {
         None
     };
-    Ok(SiteStats { tokens: h.tokens, gram, sum_sq, sum_abs, max_abs })
+    let mut matrices = Vec::new();
+    for &tokens in &h.matrices {
+        let sum_sq = if tokens > 0 { read_f64s(input, h.width)? } else { Vec::new() };
+        matrices.push(MatrixStats { tokens, sum_sq });
+    }
+    Ok(SiteStats { tokens: h.tokens, gram, sum_sq, sum_abs, max_abs, matrices })
+}
+
+fn read_f64s(input: &mut impl Read, n: usize) -> std::io::Result<Vec<f64>> {
+    let mut bytes = vec![0u8; n * 8];
+    input.read_exact(&mut bytes)?;
+    Ok(bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect())
 }
 
 fn read_f32s(input: &mut impl Read, n: usize) -> std::io::Result<Vec<f32>> {
@@ -144,6 +158,7 @@ mod tests {
         for (layer, gram) in [(0, true), (1, false)] {
             let mut s = SiteStats::new(5, gram);
             s.add(x.view());
+            s.add_matrix(1, 3, x.view());
             stats.sites.insert(Site { layer: Some(layer), input: Input::FfnIn }, s);
         }
         stats
@@ -158,7 +173,7 @@ mod tests {
         let back = Stats::load(&path).unwrap();
         assert_eq!(back.meta, stats.meta);
         for (a, b) in back.sites.values().zip(stats.sites.values()) {
-            assert_eq!(a.hessian(), b.hessian());
+            assert_eq!((a.hessian(), &a.matrices), (b.hessian(), &b.matrices));
             assert_eq!((&a.sum_sq, &a.sum_abs, &a.max_abs, a.tokens), (&b.sum_sq, &b.sum_abs, &b.max_abs, b.tokens));
         }
     }

@@ -91,6 +91,7 @@ pub fn work_folder(artifact: &Path) -> PathBuf {
 pub fn check(model: &Opened, target: Target) -> Result<()> {
     match target {
         Target::Gguf(_) => {
+            model.checkpoint.spec().gguf_metadata().map_err(|e| e.file(model.checkpoint.path()))?;
             // What llama.cpp will make of the vocabulary must be what the source's tokenizer does.
             let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;
             verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())

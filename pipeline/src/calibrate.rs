@@ -8,7 +8,7 @@ use crate::opened::Opened;
 use bitsmith_calibrate::imatrix::{Imatrix, Layout};
 use bitsmith_calibrate::{Detail, Stats};
 use bitsmith_formats::Result;
-use bitsmith_runtime::WeightSource;
+use bitsmith_runtime::{Input, WeightSource};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,8 @@ pub struct Calibrated {
     pub tokens: usize,
     /// Input channels that never were active, by site.
     pub dead_channels: Vec<(String, usize)>,
+    /// Experts that no token went to, by site.
+    pub unseen_experts: Vec<(String, Vec<usize>)>,
 }
 
 /// What [`calibrate`] will cost.
@@ -60,6 +62,8 @@ pub fn calibrate(
         Imatrix::from_stats(&stats, spec).write(path, Layout::of(path).unwrap_or(Layout::Gguf))?;
     }
     let dead = stats.sites.iter().map(|(site, s)| (site.to_string(), s.sum_sq.iter().filter(|v| **v == 0.0).count()));
+    let unseen = stats.sites.iter().filter(|(site, _)| site.input == Input::ExpertOut);
+    let unseen = unseen.map(|(site, s)| (site.to_string(), s.unseen())).filter(|(_, experts)| !experts.is_empty());
     Ok(Calibrated {
         stats: stats_path.map(Path::to_path_buf),
         imatrix: imatrix_path.map(Path::to_path_buf),
@@ -67,5 +71,6 @@ pub fn calibrate(
         ctx: windows.ctx,
         tokens: windows.n_tokens(),
         dead_channels: dead.filter(|(_, n)| *n > 0).collect(),
+        unseen_experts: unseen.collect(),
     })
 }

@@ -7,9 +7,10 @@ use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
 use bitsmith_formats::{EncodedTensor, Error, Float, Result};
 use bitsmith_quantize::transform::{self, DenseLayer};
 use bitsmith_quantize::{Hessian, Method, Plan, Problem};
-use bitsmith_runtime::{Embedding, Input, Layer, Part, Role, Site, Sweep, WeightSource, ops};
+use bitsmith_runtime::role::PartKind;
+use bitsmith_runtime::{Embedding, Input, Layer, ModelSpec, Part, Role, Site, Sweep, WeightSource, ops};
 use candle_core::Device;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, s};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Weight of directions that the first layer does not read, in an embedding's curvature.
@@ -262,6 +263,7 @@ impl Encoder<'_> {
             // The factor is as large as the Gram matrix: one site at a time.
             let site = stats.remove(&input);
             let quantized = readers.iter().any(|&p| codec(p).float().is_none());
+            notes.extend(site.as_ref().and_then(|s| unseen(s, Site { layer, input })).filter(|_| quantized));
             let hessian = match site.as_ref().and_then(SiteStats::hessian) {
                 Some(mut h) if quantized && self.method.solver.needs_hessian() => {
                     if tied_head {
@@ -276,7 +278,7 @@ impl Encoder<'_> {
                 let role = Role { layer, part };
                 let importance = match &self.evidence {
                     Evidence::Importance(by_role) => by_role.get(&role).cloned(),
-                    _ => site.as_ref().map(SiteStats::importance),
+                    _ => site.as_ref().map(|s| importance(s, spec, part)),
                 };
                 let scale = scales.get(&role).copied().unwrap_or(1.0);
                 let tensor = self.solve(role, &dense[&part], scale, importance.as_deref(), hessian.as_ref(), notes)?;
@@ -322,10 +324,22 @@ impl Encoder<'_> {
             check_range(role, float, values)?;
             return EncodedTensor::encode(codec, &shape, values, None);
         }
-        let problem = Problem { weights: weights.view(), codec, scale, importance, hessian };
-        let solution = self.method.solver.solve(&problem).map_err(|e| e.tensor(role.to_string()))?;
-        notes.extend(solution.notes.iter().map(|n| format!("{role}: {n}")));
-        Ok(solution.tensor)
+        // Stacked matrices have an importance each, but one curvature, which says more.
+        let importance = importance.filter(|_| hessian.is_none());
+        let count = importance.map_or(1, |i| i.len() / weights.ncols().max(1)).max(1);
+        let each = weights.nrows() / count;
+        let mut bytes = Vec::new();
+        let mut said = BTreeSet::new();
+        for i in 0..count {
+            let importance = importance.map(|all| &all[i * weights.ncols()..(i + 1) * weights.ncols()]);
+            let weights = weights.slice(s![i * each..(i + 1) * each, ..]);
+            let problem = Problem { weights, codec, scale, importance, hessian };
+            let solution = self.method.solver.solve(&problem).map_err(|e| e.tensor(role.to_string()))?;
+            bytes.extend(solution.tensor.bytes);
+            said.extend(solution.notes);
+        }
+        notes.extend(said.into_iter().map(|n| format!("{role}: {n}")));
+        Ok(EncodedTensor { scale, ..EncodedTensor::new(&shape, codec, bytes) })
     }
 
     /// The values of a tensor that is in the spool.
@@ -343,6 +357,25 @@ impl Encoder<'_> {
                 .hint("remove the work folder beside the output and run again")
         })
     }
+}
+
+/// The importance of a part's columns, of stacked matrices one after the other.
+pub fn importance(site: &SiteStats, spec: &ModelSpec, part: Part) -> Vec<f32> {
+    match part.kind() {
+        PartKind::Stacked => site.importance_of(spec.shape(part)[0]),
+        _ => site.importance(),
+    }
+}
+
+/// Says which experts no calibration token went to.
+pub fn unseen(stats: &SiteStats, site: Site) -> Option<String> {
+    let unseen = stats.unseen();
+    if site.input != Input::ExpertOut || unseen.is_empty() {
+        return None;
+    }
+    let (n, all) = (unseen.len(), stats.matrices.len());
+    let list = unseen.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    Some(format!("{site}: {n} of {all} experts saw no token ({list}); what all others saw stands for them"))
 }
 
 fn layer_roles(source: &dyn WeightSource, layer: usize) -> Vec<Role> {

@@ -4,7 +4,7 @@ use crate::artifact::{self, Output};
 use crate::calibration::{CalibrationOptions, Loaded};
 use crate::carry::{self, Account, Tally};
 use crate::context::Context;
-use crate::encode::{Encoder, Evidence, gather};
+use crate::encode::{Encoder, Evidence, gather, importance};
 use crate::estimate::Estimate;
 use crate::manifest::{InputFile, Manifest, Recipe, hash_inputs};
 use crate::memory;
@@ -270,7 +270,8 @@ impl<'a> Job<'a> {
             _ if self.options.method.solver.name() == "rtn" => stream::Importance::new(),
             Loaded::Importance(map) => map.clone(),
             Loaded::Stats(stats) => {
-                let of = |role: Role| Some((role, stats.sites.get(&role.site()?)?.importance()));
+                let spec = self.model.checkpoint.spec();
+                let of = |role: Role| Some((role, importance(stats.sites.get(&role.site()?)?, spec, role.part)));
                 roles.into_iter().filter_map(of).collect()
             }
             Loaded::None | Loaded::Windows(_) => stream::Importance::new(),

@@ -19,7 +19,7 @@ use std::sync::{Mutex, OnceLock};
 /// Weights of a part, unless its rows belong together: enough for vector lanes to fill and system calls not to matter.
 const PART: usize = 1 << 19;
 
-/// Importance of the columns of each matrix.
+/// Importance of the columns of each matrix, of stacked ones one after the other.
 pub type Importance = BTreeMap<Role, Vec<f32>>;
 
 /// Scales of whole tensors.
@@ -126,6 +126,7 @@ fn convert(
     let from = source.codec(*role)?;
     source.read_rows_into(*role, rows.clone(), weights)?;
     let weights: &[f32] = weights;
+    let of_role = source.spec().numel(role.part) / (*row_len).max(1);
     let mut tallies = Tallies::new();
     for (number, output) in outputs.iter().enumerate() {
         let codec =
@@ -134,7 +135,7 @@ fn convert(
             check_range(*role, float, weights)?;
         }
         let scale = output.scales.get(role).copied().unwrap_or(1.0);
-        let anew = || encode(*role, codec, weights, *row_len, importance, scale);
+        let anew = || encode(*role, codec, weights, *row_len, (rows.start, of_role), importance, scale);
         let (encoded, tally) = match carry::treatment(&from, codec) {
             Treatment::Encode => (anew()?, None),
             Treatment::Keep => {
@@ -169,12 +170,29 @@ fn encode(
     codec: CodecId,
     weights: &[f32],
     row_len: usize,
+    (first_row, of_role): (usize, usize),
     importance: &Importance,
     scale: f32,
 ) -> Result<EncodedTensor> {
     let n_rows = weights.len() / row_len.max(1);
-    let mut bytes = vec![0u8; n_rows * codec.row_bytes(row_len).map_err(|e| e.tensor(role.to_string()))?];
-    encode_rows_scaled(codec, weights, row_len, importance.get(&role).map(Vec::as_slice), scale, &mut bytes);
+    let row_bytes = codec.row_bytes(row_len).map_err(|e| e.tensor(role.to_string()))?;
+    let mut bytes = vec![0u8; n_rows * row_bytes];
+    match importance.get(&role) {
+        // Stacked matrices have an importance each.
+        Some(all) if all.len() > row_len => {
+            let each = of_role / (all.len() / row_len);
+            let mut row = 0;
+            while row < n_rows {
+                let matrix = (first_row + row) / each;
+                let end = ((matrix + 1) * each - first_row).min(n_rows);
+                let own = &all[matrix * row_len..(matrix + 1) * row_len];
+                let rows = &weights[row * row_len..end * row_len];
+                encode_rows_scaled(codec, rows, row_len, Some(own), scale, &mut bytes[row * row_bytes..end * row_bytes]);
+                row = end;
+            }
+        }
+        all => encode_rows_scaled(codec, weights, row_len, all.map(Vec::as_slice), scale, &mut bytes),
+    }
     Ok(EncodedTensor { scale, ..EncodedTensor::new(&[n_rows, row_len], codec, bytes) })
 }
 
@@ -188,7 +206,8 @@ pub fn scales(source: &Checkpoint, plan: &Plan, context: &Context) -> Result<Sca
     context.progress.start("scales", roles.len() as u64);
     let largest = |&role: &Role| -> Result<(Role, f32)> {
         let shape = source.spec().shape(role.part);
-        let (n_rows, row_len) = (shape[0], shape.last().copied().unwrap_or(1));
+        let row_len = shape.last().copied().unwrap_or(1);
+        let n_rows = shape.iter().product::<usize>() / row_len.max(1);
         let step = (PART / row_len.max(1)).max(1).next_multiple_of(source.row_align(role));
         let mut largest = 0f32;
         for first in (0..n_rows).step_by(step) {

@@ -32,7 +32,7 @@ impl MlxRecipe {
     pub fn bits(self, spec: &ModelSpec, role: Role) -> u8 {
         let sensitive = match (role.part, role.layer) {
             (Part::Output, _) => true,
-            (Part::AttnV | Part::FfnDown, Some(i)) => more_bits(i, spec.n_layers),
+            (Part::AttnV | Part::FfnDown | Part::FfnDownExps | Part::FfnDownShexp, Some(i)) => more_bits(i, spec.n_layers),
             _ => false,
         };
         if sensitive { self.high } else { self.low }

@@ -17,6 +17,12 @@ use std::borrow::Cow;
 pub trait Observer: Sync {
     /// `x` is `(tokens, in)`, f32, contiguous ([`crate::ops::with_f32`] gives its values).
     fn observe(&self, site: Site, x: &Tensor) -> Result<()>;
+    /// What one of `count` stacked matrices that read the site sees: of all experts each its own tokens, of all heads each its part of a
+    /// query. [`Observer::observe`] sees all of it together.
+    fn observe_matrix(&self, site: Site, index: usize, count: usize, x: &Tensor) -> Result<()> {
+        let _ = (site, index, count, x);
+        Ok(())
+    }
     /// Whether this site interests the observer; others are not offered to it.
     fn wants(&self, site: Site) -> bool {
         let _ = site;
@@ -72,6 +78,15 @@ impl Run<'_> {
     /// Whether an observer wants to see this input of this layer.
     pub fn observes(&self, input: Input) -> bool {
         self.observer.is_some_and(|o| o.wants(Site { layer: Some(self.layer_index), input }))
+    }
+
+    /// Shows the observer what one of several stacked matrices sees of an input of this layer.
+    pub fn observe_matrix(&self, input: Input, index: usize, count: usize, x: &Tensor) -> Result<()> {
+        let site = Site { layer: Some(self.layer_index), input };
+        match self.observer {
+            Some(o) if o.wants(site) => o.observe_matrix(site, index, count, x),
+            _ => Ok(()),
+        }
     }
 
     /// Shows the observer an input of this layer.
@@ -227,6 +242,10 @@ impl Run<'_> {
         if self.observes(Input::QueryHeads) {
             let heads = || q.reshape((n * spec.n_heads, spec.head_dim))?.narrow(1, 0, nope)?.contiguous();
             self.observe(Input::QueryHeads, &heads().or_fail()?)?;
+            for head in 0..spec.n_heads {
+                let own = ops::columns(&q, head * spec.head_dim, nope)?;
+                self.observe_matrix(Input::QueryHeads, head, spec.n_heads, &own)?;
+            }
         }
         let (keys, values) = (layer.weight(Part::AttnKB)?, layer.weight(Part::AttnVB)?);
         let (mut k, mut v) = (Vec::new(), Vec::new());

@@ -74,9 +74,11 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
             let weights = Tensor::new(weights, x.device()).and_then(|w| w.reshape((mine.len(), 1))).or_fail()?;
             ops::scale_rows_in_place(&input, &weights)?;
         }
+        run.observe_matrix(Input::FfnIn, expert, experts.count, &input)?;
         let gate = project_expert(layer, Part::FfnGateExps, expert, &input)?;
         let up = project_expert(layer, Part::FfnUpExps, expert, &input)?;
         ops::activate_in_place(run.spec.activation, &gate, &up)?;
+        run.observe_matrix(Input::ExpertOut, expert, experts.count, &gate)?;
         if down {
             let out = project_expert(layer, Part::FfnDownExps, expert, &gate)?;
             ops::with_f32(&out, |out| {

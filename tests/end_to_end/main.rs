@@ -10,6 +10,7 @@ mod folders;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
+mod mixtures;
 mod packed;
 mod pull;
 mod requantize;

@@ -93,25 +93,31 @@ impl Family {
 
     /// Writes the checkpoint, in bf16.
     pub fn write(self, work: &Work, name: &str) -> PathBuf {
-        let folder = work.path(name);
-        fs::create_dir_all(&folder).unwrap();
-        for file in ["tokenizer.json", "tokenizer_config.json"] {
-            fs::copy(demo().join(file), folder.join(file)).unwrap();
-        }
-        fs::write(folder.join("config.json"), self.config().to_string()).unwrap();
-        let (mut header, mut data, mut state) = (Map::new(), Vec::new(), 1u32);
-        for (name, shape, centre, width) in self.tensors() {
-            let start = data.len();
-            for _ in 0..shape.iter().product::<usize>() {
-                state ^= state << 13;
-                state ^= state >> 17;
-                state ^= state << 5;
-                let value = centre + width * (state as f32 / (u32::MAX / 2) as f32 - 1.0);
-                data.extend(&value.to_le_bytes()[2..]);
-            }
-            header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}));
-        }
-        write_safetensors(&folder.join("model.safetensors"), &header, &data);
-        folder
+        write_random(work, name, &self.config(), self.tensors())
     }
+}
+
+/// Writes a checkpoint with the demo's tokenizer, in bf16. Of each tensor: name, shape, and the range of its values: centre and half
+/// width.
+pub fn write_random(work: &Work, name: &str, config: &Value, tensors: Vec<(String, Vec<usize>, f32, f32)>) -> PathBuf {
+    let folder = work.path(name);
+    fs::create_dir_all(&folder).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(demo().join(file), folder.join(file)).unwrap();
+    }
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let (mut header, mut data, mut state) = (Map::new(), Vec::new(), 1u32);
+    for (name, shape, centre, width) in tensors {
+        let start = data.len();
+        for _ in 0..shape.iter().product::<usize>() {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            let value = centre + width * (state as f32 / (u32::MAX / 2) as f32 - 1.0);
+            data.extend(&value.to_le_bytes()[2..]);
+        }
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}));
+    }
+    write_safetensors(&folder.join("model.safetensors"), &header, &data);
+    folder
 }

@@ -56,6 +56,24 @@ MODELS = {
     "rows-of-64-and-128": model(3, 4, 4, False, hidden=128, inner=192),
     "rows-of-40": model(3, 4, 2, True, hidden=40, inner=72, head_dim=8),
 }
+# Mixtures, which transformers makes.
+MIXTURE = {"vocab_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256, "intermediate_size": 256}
+EXPERTS = {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+DEEPSEEK = {
+    **MIXTURE, "num_key_value_heads": 4, "num_hidden_layers": 9, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
+    "kv_lora_rank": 256, "q_lora_rank": 256, "n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256, "first_k_dense_replace": 1,
+}  # fmt: skip
+MIXTURES = {
+    "mixtral-eight-experts": ("mixtral", {**MIXTURE, "num_hidden_layers": 17, "num_local_experts": 8}),
+    "mixtral-four-experts": ("mixtral", {**MIXTURE, "num_hidden_layers": 9, "num_local_experts": 4}),
+    "qwen3-moe": ("qwen3_moe", {**MIXTURE, **EXPERTS, "num_hidden_layers": 9, "head_dim": 64, "norm_topk_prob": True, "mlp_only_layers": [0]}),
+    "qwen2-moe": ("qwen2_moe", {**MIXTURE, **EXPERTS, "num_hidden_layers": 17, "shared_expert_intermediate_size": 512}),
+    "deepseek-v2": ("deepseek_v2", DEEPSEEK),
+    "deepseek-v2-lite": ("deepseek_v2", {**DEEPSEEK, "q_lora_rank": None, "n_routed_experts": 8}),
+    "deepseek-v3": ("deepseek_v3", {**DEEPSEEK, "num_hidden_layers": 17, "first_k_dense_replace": 3, "n_group": 2, "topk_group": 1}),
+    "gpt-oss": ("gpt_oss", {**MIXTURE, "num_hidden_layers": 8, "num_local_experts": 32, "num_experts_per_tok": 2, "head_dim": 64}),
+}
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 
@@ -66,9 +84,10 @@ def write_imatrix(path, gguf):
     writer.add_uint32("imatrix.chunk_count", 1)
     writer.add_uint32("imatrix.chunk_size", 8)
     for tensor in GGUFReader(gguf).tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
-            writer.add_tensor(f"{tensor.name}.in_sum2", np.ones((1, tensor.shape[0]), np.float32))
-            writer.add_tensor(f"{tensor.name}.counts", np.full((1, 1), 8, np.float32))
+        if tensor.name.startswith("blk.") and tensor.name.endswith(".weight") and len(tensor.shape) >= 2 and "gate_inp" not in tensor.name:
+            matrices = int(tensor.shape[2]) if len(tensor.shape) > 2 else 1
+            writer.add_tensor(f"{tensor.name}.in_sum2", np.ones((matrices, tensor.shape[0]), np.float32))
+            writer.add_tensor(f"{tensor.name}.counts", np.full((matrices, 1), 8, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -94,7 +113,7 @@ def runs(types):
     parts = {}
     for name, type_ in types.items():
         found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
-        if found and not found[2].endswith("norm"):
+        if found and not found[2].endswith("norm") and "gate_inp" not in found[2] and found[2] != "attn_sinks":
             parts.setdefault(found[2], []).append((int(found[1] or 0), type_))
     out = {}
     for part, layers in sorted(parts.items()):
@@ -114,6 +133,7 @@ def main():
     args.add_argument("llama_quantize")
     args.add_argument("tokenizer", help="a folder with tokenizer.json and tokenizer_config.json, of 2048 tokens")
     args.add_argument("--golden", type=Path, help="write llama-quantize's answers here")
+    args.add_argument("--only", action="append", help="a model")
     args = args.parse_args()
     bitsmith = Bitsmith(args.bitsmith)
     listed = {t["encoding"] for t in bitsmith.json("targets")["targets"] if t["container"] == "gguf"}
@@ -121,11 +141,20 @@ def main():
     if missing:
         print(f"not compared, as this build does not list them: {' '.join(missing)}")
     golden, same, different = [], 0, 0
-    for number, (name, (kind, changes)) in enumerate(MODELS.items()):
+    for number, (name, (kind, changes)) in enumerate({**MODELS, **MIXTURES}.items()):
+        if args.only and name not in args.only:
+            continue
         answers = {}
         with tempfile.TemporaryDirectory() as work:
             folder, dense, imatrix = Path(work, name), Path(work, "dense.gguf"), Path(work, "imatrix.gguf")
-            write_checkpoint(folder, ARCHITECTURES[kind], kind, changes, args.tokenizer, number)
+            if kind in ARCHITECTURES:
+                write_checkpoint(folder, ARCHITECTURES[kind], kind, changes, args.tokenizer, number)
+                config = {**BASE, **changes, "model_type": kind}
+            else:
+                from transformers_models import make
+
+                make(folder, kind, changes, args.tokenizer, number)
+                config = json.loads((folder / "config.json").read_text())
             bitsmith.json("convert", folder, "--to", "gguf:f16", "-o", dense)
             write_imatrix(imatrix, dense)
             # llama-quantize holds rows against formats that flags name only when it encodes them, and then stops.
@@ -159,7 +188,7 @@ def main():
         for answer in answers.values():
             if answer.get("imatrix") == answer.get("plain"):
                 del answer["imatrix"]
-        golden.append({"name": name, "config": {**BASE, **changes, "model_type": kind}, "presets": answers})
+        golden.append({"name": name, "config": config, "presets": answers})
     if args.golden:
         lines = ",\n".join(json.dumps(m, separators=(",", ":")) for m in golden)
         args.golden.write_text(f"[\n{lines}\n]\n")

@@ -26,6 +26,7 @@ LENGTH = 96
 RELATIVE = 1e-4
 DIVERGENCE = 1e-5
 ENCODED = 1e-2
+FLIPPED = 1e-2
 
 SMALL = {
     "vocab_size": VOCAB,
@@ -163,6 +164,9 @@ def make(folder, model_type, changes, tokenizer, seed):
                 p.add_(0.3 * torch.randn_like(p))
             else:
                 p.normal_(0, 0.2)
+        for name, b in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                b.uniform_(0, 0.3)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(tokenizer, name), folder)
@@ -194,9 +198,12 @@ class Checks:
         worst = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
         self.note(worst <= limit, f"{label}: largest relative difference {worst:.1e}")
 
-    def alike(self, label, got, want):
-        mean = float(np.mean([kl(w, g).mean() for g, w in zip(got, want, strict=True)]))
-        self.note(mean <= DIVERGENCE, f"{label}: mean KL {mean:.1e}")
+    def alike(self, label, got, want, mixture):
+        each = np.concatenate([kl(w, g) for g, w in zip(got, want, strict=True)])
+        # Of two experts with nearly the same score, a client with less precision may choose the other one.
+        middle, mean = float(np.median(each)), float(each.mean())
+        ok = middle <= DIVERGENCE and mean <= FLIPPED if mixture else mean <= DIVERGENCE
+        self.note(ok, f"{label}: mean KL {mean:.1e}, median {middle:.1e}")
 
 
 def check(name, bitsmith, tokenizer, work, checks):
@@ -224,7 +231,7 @@ def check(name, bitsmith, tokenizer, work, checks):
             print(f"{name}: not in {client}: {skipped[client]}")
             continue
         reader = LlamaCpp(path) if client == "llama.cpp" else MlxLm(path)
-        checks.alike(f"{name}: {target} in {client}", [reader.logprobs(s) for s in sequences], want)
+        checks.alike(f"{name}: {target} in {client}", [reader.logprobs(s) for s in sequences], want, mixture=any("expert" in key for key in changes))
         proved.add(client)
     if (work / "model.gguf").exists():
         back = work / "back"

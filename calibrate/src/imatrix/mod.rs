@@ -7,9 +7,10 @@ mod gguf;
 
 pub use coverage::{Coverage, TensorCoverage};
 
-use crate::stats::Stats;
+use crate::stats::{MatrixStats, SiteStats, Stats};
 use bitsmith_formats::{Error, ErrorKind, Result};
 use bitsmith_runtime::Role;
+use bitsmith_runtime::role::PartKind;
 use bitsmith_runtime::spec::ModelSpec;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,7 +77,7 @@ impl Imatrix {
         // The tied output matrix is the embedding, whose name llama.cpp's file does not carry either: nothing to weigh a table by.
         let entries = spec.roles().into_iter().filter_map(|role| {
             let site = stats.sites.get(&role.site()?)?;
-            Some((role.to_string(), Entry { sums: site.sum_sq.clone(), counts: vec![site.tokens] }))
+            Some((role.to_string(), entry(site, spec, role)))
         });
         Imatrix {
             entries: entries.collect(),
@@ -195,6 +196,20 @@ impl Imatrix {
         }
         Ok(importance)
     }
+}
+
+/// The sums that one tensor's matrices have, from those of the site that it reads.
+fn entry(site: &SiteStats, spec: &ModelSpec, role: Role) -> Entry {
+    if role.part.kind() != PartKind::Stacked {
+        return Entry { sums: site.sum_sq.clone(), counts: vec![site.tokens] };
+    }
+    let (count, width) = (spec.shape(role.part)[0], site.width());
+    if site.matrices.len() != count {
+        // All see the same.
+        return Entry { sums: site.sum_sq.repeat(count), counts: vec![site.tokens; count] };
+    }
+    let sums = |m: &MatrixStats| if m.tokens > 0 { m.sum_sq.clone() } else { vec![0.0; width] };
+    Entry { sums: site.matrices.iter().flat_map(sums).collect(), counts: site.matrices.iter().map(|m| m.tokens).collect() }
 }
 
 #[cfg(test)]

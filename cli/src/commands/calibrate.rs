@@ -63,6 +63,10 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         for (site, n) in &d.dead_channels {
             text.push_str(&format!("{site}: {n} channels never active\n"));
         }
+        for (site, experts) in &d.unseen_experts {
+            let list = experts.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            text.push_str(&format!("{site}: experts that saw no token: {list}\n"));
+        }
         text
     })
 }

@@ -11,6 +11,7 @@ use bitsmith_formats::{CodecId, Encoding, Error, Float, Micro, Result};
 use bitsmith_runtime::role::Input;
 use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// Norms that differ by more have been folded into; types of less precision change them by less.
@@ -53,8 +54,10 @@ pub(super) fn verify(artifact: &Checkpoint, source: &Checkpoint, max_error: Opti
                 format!("its error against the source is {error:.4} of the weights' root mean square, more than {limit:.4}");
             verified.problems.push(Error::corrupt(message).file(artifact.store().file_of(name)).tensor(name).into());
         }
-        if let Some(t) = verified.tensors.iter_mut().find(|t| t.name == name) {
-            (t.rel_rmse, t.limit) = (Some(error), Some(limit));
+        // One for each expert, or one that holds other roles too, of which the worst counts.
+        let names: HashSet<&str> = artifact.places(role)?.iter().map(|p| p.name.as_str()).collect();
+        for t in verified.tensors.iter_mut().filter(|t| names.contains(t.name.as_str())) {
+            (t.rel_rmse, t.limit) = (Some(error.max(t.rel_rmse.unwrap_or(0.0))), Some(limit));
         }
     }
     let worst = |t: &super::VerifiedTensor| t.rel_rmse.unwrap_or(-1.0);

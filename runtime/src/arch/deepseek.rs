@@ -319,3 +319,80 @@ const V3_MLX_NAMES: &[(Part, &str)] = &[
     (Part::FfnUpExps, "model.layers.{}.mlp.switch_mlp.up_proj.weight"),
     (Part::FfnDownExps, "model.layers.{}.mlp.switch_mlp.down_proj.weight"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{config, spec};
+    use bitsmith_formats::ErrorKind;
+
+    fn tiny(changes: Value) -> Value {
+        let mut all = json!({"num_key_value_heads": 4, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10,
+            "kv_lora_rank": 16, "q_lora_rank": 20, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24});
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        all
+    }
+
+    #[test]
+    fn yarn_sharpens_scores() {
+        let yarn = json!({"type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 64});
+        let spec = spec("deepseek_v2", tiny(json!({"rope_scaling": yarn})));
+        let sharper = 1.0 + 0.0707 * 40f64.ln();
+        assert!((f64::from(spec.attention_scale()) - sharper * sharper / 20f64.sqrt()).abs() < 1e-6);
+        assert!(spec.rope.interleaved && spec.rope.dims == 8 && spec.head_dim == 20);
+        let config = spec.to_config().unwrap();
+        assert_eq!(config["rope_scaling"]["mscale"], json!(0.707));
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        for (model_type, changes, word) in [
+            ("deepseek_v2", json!({"norm_topk_prob": true}), "norm_topk_prob"),
+            ("deepseek_v2", json!({"topk_method": "noaux_tc"}), "noaux_tc"),
+            ("deepseek_v2", json!({"moe_layer_freq": 2}), "moe_layer_freq"),
+            ("deepseek_v2", json!({"attention_bias": true}), "attention_bias"),
+            ("deepseek_v2", json!({"num_key_value_heads": 2}), "latent attention"),
+            ("deepseek_v3", json!({"scoring_func": "softmax"}), "softmax"),
+            ("deepseek_v3", json!({"rope_interleave": false}), "rope_interleave"),
+            ("deepseek_v3", json!({"n_routed_experts": null}), "without experts"),
+        ] {
+            let e = ModelSpec::from_config(&config(model_type, tiny(changes))).unwrap_err();
+            assert!(e.kind == ErrorKind::Unsupported && e.message.contains(word), "{e}");
+        }
+        let yarn = json!({"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 64});
+        for changes in [json!({"rope_scaling": yarn}), json!({"n_shared_experts": null})] {
+            let e = spec("deepseek_v2", tiny(changes)).gguf_metadata().unwrap_err();
+            assert!(e.kind == ErrorKind::Unsupported && e.hint.is_some(), "{e}");
+        }
+    }
+
+    /// Keys stand transposed in the rows of `kv_b_proj` before the values of the same head.
+    #[test]
+    fn keys_and_values_are_found_in_one_matrix() {
+        let spec = spec("deepseek_v3", tiny(json!({})));
+        let places = |part| DEEPSEEK_V3.places(&spec, ContainerKind::Hf, crate::role::Role::layer(0, part)).unwrap();
+        let (keys, values) = (places(Part::AttnKB), places(Part::AttnVB));
+        assert_eq!((keys.len(), &keys[1].shape[..], &values[1].shape[..]), (4, &[16, 12][..], &[10, 16][..]));
+        assert_eq!(keys[1].tensor_shape(), [4 * 22, 16]);
+        let first = |p: &super::super::Place| p.within.as_ref().unwrap().first;
+        assert_eq!((first(&keys[1]), first(&values[1])), (22, 34));
+        assert!(DEEPSEEK_V2.is_joint(&spec, ContainerKind::Mlx, Part::AttnKB));
+        assert!(!DEEPSEEK_V3.is_joint(&spec, ContainerKind::Mlx, Part::AttnKB));
+    }
+
+    #[test]
+    fn layers_after_the_last_are_dropped() {
+        let spec = spec("deepseek_v3", tiny(json!({})));
+        let names: Vec<String> = spec
+            .roles()
+            .into_iter()
+            .flat_map(|r| DEEPSEEK_V3.places(&spec, ContainerKind::Hf, r).unwrap())
+            .map(|p| p.name)
+            .collect();
+        let beyond = "model.layers.2.eh_proj.weight";
+        let all = names.iter().map(String::as_str).chain([beyond]);
+        assert_eq!(DEEPSEEK_V3.map_tensors(&spec, ContainerKind::Hf, all).unwrap().dropped, [beyond]);
+    }
+}

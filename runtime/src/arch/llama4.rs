@@ -213,3 +213,41 @@ const MLX_NAMES: &[(Part, &str)] = &[
     (Part::FfnUpExps, "model.layers.{}.feed_forward.experts.up_proj.weight"),
     (Part::FfnDownExps, "model.layers.{}.feed_forward.experts.down_proj.weight"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::spec;
+    use bitsmith_formats::ErrorKind;
+
+    fn tiny(changes: Value) -> ModelSpec {
+        let mut all =
+            json!({"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 64, "num_hidden_layers": 4});
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        spec("llama4_text", all)
+    }
+
+    #[test]
+    fn layers_without_rotation_are_unbounded() {
+        let spec = tiny(json!({"interleave_moe_layer_step": 2, "attention_chunk_size": 8192}));
+        let layers: Vec<_> = spec.layers.iter().map(|l| (l.window, l.rope != RopeUse::None, l.mixture)).collect();
+        assert_eq!(layers, [(true, true, false), (true, true, true), (true, true, false), (false, false, true)]);
+        assert!(spec.gguf_metadata().is_ok());
+        let temperature = spec.temperature.unwrap();
+        assert_eq!((temperature.factor(0), temperature.factor(8190)), (1.0, 1.0));
+        assert!((temperature.factor(8191) - 1.0 - 0.1 * 2f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_gguf_cannot_say_is_refused() {
+        for changes in [
+            json!({"attention_chunk_size": 16}),
+            json!({"attention_chunk_size": 8192, "attn_temperature_tuning": false}),
+            json!({"attention_chunk_size": 8192, "use_qk_norm": false}),
+            json!({"attention_chunk_size": 8192, "moe_layers": [0, 1]}),
+        ] {
+            let e = tiny(changes).gguf_metadata().unwrap_err();
+            assert!(e.kind == ErrorKind::Unsupported && e.hint.is_some(), "{e}");
+        }
+    }
+}

@@ -305,6 +305,40 @@ mod tests {
     }
 
     #[test]
+    fn mixtures_read_as_they_were() {
+        let local = json!({"num_local_experts": 4, "num_experts_per_tok": 2});
+        let experts = json!({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24});
+        let latent = json!({"num_key_value_heads": 4, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "kv_lora_rank": 16,
+            "q_lora_rank": 20, "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1, "rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7,
+            "original_max_position_embeddings": 64}});
+        for (model_type, common, changes) in [
+            ("mixtral", &local, json!({"sliding_window": 64})),
+            ("qwen2_moe", &experts, json!({"shared_expert_intermediate_size": 40, "mlp_only_layers": [0], "head_dim": 8})),
+            ("qwen3_moe", &experts, json!({"norm_topk_prob": true, "head_dim": 16})),
+            ("granitemoe", &local, json!({"attention_multiplier": 0.1, "logits_scaling": 3.0, "residual_multiplier": 0.2})),
+            ("deepseek_v2", &latent, json!({"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1})),
+            ("deepseek_v2", &latent, json!({"q_lora_rank": null, "rope_scaling": null, "n_shared_experts": null})),
+            ("deepseek_v3", &latent, json!({"n_group": 2, "topk_group": 1, "norm_topk_prob": false})),
+            ("gpt_oss", &local, json!({"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]})),
+            (
+                "llama4_text",
+                &local,
+                json!({"intermediate_size_mlp": 64, "moe_layers": [0], "attention_chunk_size": 16,
+                "no_rope_layers": [1, 0], "use_qk_norm": false, "floor_scale": 4, "attn_scale": 0.3}),
+            ),
+        ] {
+            let mut all = common.clone();
+            all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            let spec = spec(model_type, all);
+            let written = Value::Object(spec.to_config().unwrap());
+            let read = ModelSpec::from_config(&written).unwrap();
+            assert_eq!(said(&read), said(&spec), "{written}");
+            assert_eq!(written["model_type"], model_type);
+        }
+    }
+
+    #[test]
     fn a_window_makes_a_llama_a_mistral() {
         let mut llama = spec("llama", json!({}));
         llama.sliding_window = Some(64);
