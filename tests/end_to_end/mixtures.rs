@@ -93,7 +93,12 @@ fn gpt_oss(work: &Work) {
         ("mlp.experts.down_proj", &[EXPERTS, FFN, HIDDEN]),
         ("mlp.experts.down_proj_bias", &[EXPERTS, HIDDEN]),
     ];
-    write(work, "gpt-oss", &json!({"model_type": "gpt_oss", "sliding_window": 16}), &[&ATTENTION[..], &experts].concat());
+    write(
+        work,
+        "gpt-oss",
+        &json!({"model_type": "gpt_oss", "sliding_window": 16, "attention_bias": true}),
+        &[&ATTENTION[..], &experts].concat(),
+    );
 }
 
 /// Keys and values of the latent in one matrix, a shared expert, a bias of the choice.
