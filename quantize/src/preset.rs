@@ -221,9 +221,7 @@ impl GgufPreset {
         let part = if role.part == AttnQkv { AttnV } else { role.part };
         let fits = |rule: &&Rule| {
             let (presets, parts, when, _) = rule;
-            presets.contains(&self.0.mix)
-                && parts.contains(&part)
-                && when.iter().all(|w| w.holds(spec, role.layer, importance))
+            presets.contains(&self.0.mix) && parts.contains(&part) && when.iter().all(|w| w.holds(spec, role.layer, importance))
         };
         let chosen = RULES.iter().find(fits).map_or(self.base(), |rule| rule.3);
         // Models that llama.cpp counts as 70B share each value head between eight query heads, so that more bits cost little.

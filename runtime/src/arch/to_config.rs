@@ -268,8 +268,11 @@ mod tests {
         let long = json!({"type": "longrope", "short_factor": [1, 1, 1], "long_factor": [2, 2.5, 3]});
         for (model_type, changes) in [
             ("gemma", json!({"hidden_act": "gelu", "tie_word_embeddings": true})),
-            ("gemma3_text", json!({"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 168, "sliding_window": 16,
-                "sliding_window_pattern": 2, "rope_theta": 1e6, "final_logit_softcapping": 30.0})),
+            (
+                "gemma3_text",
+                json!({"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 168, "sliding_window": 16,
+                "sliding_window_pattern": 2, "rope_theta": 1e6, "final_logit_softcapping": 30.0}),
+            ),
             ("phi3", json!({"partial_rotary_factor": 0.75, "sliding_window": 64})),
             ("phi3", json!({"partial_rotary_factor": 0.75, "original_max_position_embeddings": 128, "rope_scaling": long})),
             ("phi", layer(json!({"hidden_act": "gelu_new", "partial_rotary_factor": 0.5}))),
