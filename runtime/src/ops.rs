@@ -224,7 +224,7 @@ pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
 
 /// Columns `from..from + n` of a matrix, in a tensor of their own.
 pub(crate) fn columns(x: &Tensor, from: usize, n: usize) -> Result<Tensor> {
-    x.narrow(1, from, n).and_then(|t| t.copy()).or_fail()
+    x.narrow(1, from, n).and_then(|t| t.force_contiguous()).or_fail()
 }
 
 /// A one-tensor in-place operation on rows: gets the first row's number and some whole rows.
