@@ -205,9 +205,10 @@ fn mixtures_become_every_kind_of_target() {
         assert_eq!(inspected["architecture"], "mixtral", "{target}: {inspected}");
         let verified = work.json(&format!("verify {path} --source mixtral"));
         let limit = if target.starts_with("awq") { 0.2 } else { 0.02 };
-        for t in verified["tensors"].as_array().unwrap() {
-            assert!(t["rel_rmse"].as_f64().unwrap() < limit, "{target}: {t}");
-        }
+        // Norms that scales were folded into have no error of their own.
+        let errors = verified["tensors"].as_array().unwrap().iter().filter_map(|t| Some((t, t["rel_rmse"].as_f64()?)));
+        let compared = errors.inspect(|(t, error)| assert!(*error < limit, "{target}: {t}")).count();
+        assert!(compared > 10, "{target}: {compared} tensors compared");
     }
     let text = work.ok("generate out/mixtral-Q8_0.gguf -p hello -n 4");
     assert!(!text.out.trim().is_empty());

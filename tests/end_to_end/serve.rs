@@ -385,8 +385,8 @@ fn clients_at_once_get_what_they_get_alone() {
         ["The lighthouse", "A B C", "def main():", "In 1999", "é", "Once upon a time there was a", "x", "Then she said"];
     let body = |i: usize| {
         let mut body =
-            json!({"prompt": prompts[i], "max_tokens": 20 + 15 * i, "logprobs": 1, "echo": i % 3 == 0, "n": 1 + i % 2});
-        if i % 2 == 0 {
+            json!({"prompt": prompts[i], "max_tokens": 20 + 15 * i, "logprobs": 1, "echo": i.is_multiple_of(3), "n": 1 + i % 2});
+        if i.is_multiple_of(2) {
             body["temperature"] = 0.into();
         } else {
             body["seed"] = i.into();

@@ -185,13 +185,13 @@ class Bitsmith:
             raise SystemExit(f"bitsmith {' '.join(map(str, args))}: exit code {done.returncode}\n{done.stderr}{done.stdout}")
         return json.loads(done.stdout)
 
-    def tokens(self, model, texts):
+    def tokens(self, model, texts, special=False):
         sequences = []
         with tempfile.TemporaryDirectory() as work:
             for i, text in enumerate(texts):
                 file = Path(work, f"{i}.txt")
                 file.write_bytes(text.encode())
-                sequences += self.json("tokenize", model, "--file", file)["sequences"]
+                sequences += self.json("tokenize", model, "--file", file, *["--special"] * special)["sequences"]
         return sequences
 
     def logprobs(self, model, sequences, vocab):

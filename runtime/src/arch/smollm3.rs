@@ -33,6 +33,8 @@ pub static SMOLLM3: Architecture = Architecture {
             ("mlp_bias", json!(false)),
             ("no_rope_layer_interval", json!(INTERVAL)),
             ("no_rope_layers", json!(rotated)),
+            // Transformers' default is a token of the one published vocabulary.
+            ("pad_token_id", json!(null)),
         ] {
             config.insert(key.into(), value);
         }

@@ -23,14 +23,14 @@ pub(super) fn tile(form: &Form, p: &Parts<'_>, sums: &mut Sums) {
             for (a, whole) in whole.iter_mut().enumerate() {
                 let [low, high] = halves(x[a]);
                 let start = if run % planes == 0 { low + high } else { 0 };
-                for row in 0..PANEL_ROWS {
+                for (row, whole) in whole.iter_mut().enumerate() {
                     let mut sum = start;
                     for step in 0..steps {
                         let w = p.panel.codes[at * steps + step][row].to_le_bytes();
                         let x = x[(step + 1) * WIDTH + a].to_le_bytes();
                         sum += w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x.cast_signed())).sum::<i32>();
                     }
-                    whole[row] += sum * halves(p.panel.scales[at][row])[0];
+                    *whole += sum * halves(p.panel.scales[at][row])[0];
                 }
             }
         }
