@@ -131,7 +131,7 @@ MODELS = {
     "rope-linear": ("llama", rope("linear", factor=2.5), {}),
     "rope-llama3": ("llama", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32), {}),
     "rope-yarn": ("qwen2", rope("yarn", factor=4.0, original_max_position_embeddings=32), {}),
-    "rope-yarn-llama": ("llama", rope("yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=16.0, beta_slow=2.0), {}),
+    "rope-yarn-llama": ("llama", rope("yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=16.0, beta_slow=2.0), {"llama.cpp file": "it knows one ramp only"}),
     "rope-dynamic": (
         "qwen2",
         {**rope("dynamic", factor=2.0), "max_position_embeddings": 48},

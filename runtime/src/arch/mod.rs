@@ -308,8 +308,10 @@ mod tests {
         let fine = [spec("llama", long.clone()), spec("phi3", long.clone()), spec("granite", llama3.clone())];
         assert!(fine.iter().all(|s| s.gguf_metadata().is_ok()));
         let neox = json!({"hidden_act": "gelu", "tie_word_embeddings": true});
+        let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "original_max_position_embeddings": 64}});
         for (spec, word) in [
             (spec("qwen2", long), "longrope"),
+            (spec("llama", yarn), "beta_fast"),
             (spec("phi3", llama3), "llama3"),
             (spec("olmo2", json!({"tie_word_embeddings": true})), "output matrix that is the embedding"),
             (with_layer_norms("gpt_neox", neox), "output matrix that is the embedding"),

@@ -24,8 +24,12 @@ pub(super) fn refuse_untied(spec: &ModelSpec) -> Result<()> {
     if spec.tied { Ok(()) } else { Err(inexpressible(spec, "output matrix beside the embedding")) }
 }
 
-fn refuse_divisors(spec: &ModelSpec) -> Result<()> {
+fn refuse_scaling(spec: &ModelSpec) -> Result<()> {
     let (kind, readers) = match &spec.rope.scaling {
+        // There are keys for the ramp's ends, but llama.cpp reads them in other architectures only.
+        RopeScaling::Yarn(y) if (y.beta_fast, y.beta_slow) != (32.0, 1.0) => {
+            return Err(inexpressible(spec, "YaRN with `beta_fast` other than 32 or `beta_slow` other than 1"));
+        }
         RopeScaling::Long(_) => ("longrope", WITH_LONG_DIVISORS),
         RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => ("divisors of the rope's frequencies (`llama3`)", WITH_DIVISORS),
         _ => return Ok(()),
@@ -36,7 +40,7 @@ fn refuse_divisors(spec: &ModelSpec) -> Result<()> {
 impl ModelSpec {
     /// The model's hyperparameters as GGUF's keys. An error says what there is no key for.
     pub fn gguf_metadata(&self) -> Result<Vec<(String, Value)>> {
-        refuse_divisors(self)?;
+        refuse_scaling(self)?;
         let mut keys: Vec<(&'static str, Value)> = Vec::new();
         let mut number = |name, value: usize| keys.push((name, Value::U32(value.min(u32::MAX as usize) as u32)));
         number("block_count", self.n_layers);
