@@ -1,8 +1,8 @@
 //! An OpenAI-compatible HTTP server: `/v1/completions`, `/v1/chat/completions`, `/v1/models`, `/health`.
 //!
 //! One thread speaks HTTP; another owns the model and advances all answers together, a token each, admitting new ones and letting
-//! finished ones go at every step ([`scheduler`]). An answer whose client has gone is dropped at the next step. What cannot be
-//! honoured is refused with a reason, never ignored ([`request`]).
+//! finished ones go at every step (`scheduler.rs`). An answer whose client has gone is dropped at the next step. What cannot be
+//! honoured is refused with a reason, never ignored (`request.rs`).
 
 mod error;
 mod fields;

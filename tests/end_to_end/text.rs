@@ -146,3 +146,29 @@ fn measurements() {
     assert_eq!(work.json("eval demo --ppl builtin --style paper --ctx 64 --limit 2")["perplexity"][0]["tokens"], 126);
     assert!(work.ok("eval demo --ppl builtin --limit 1").out.contains("perplexity"));
 }
+
+/// The two modes of products: rounding activations is seen, but changes little; quality numbers are computed without it.
+#[test]
+fn activations_of_8_bits_change_little() {
+    let work = Work::new();
+    work.ok("quantize demo --method rtn --to gguf:q4_0 -o q.gguf");
+    work.write("tokens.json", r#"{"sequences":[[5,6,7,300,301,12,99]]}"#);
+    let logits = |mode: &str| work.json(&format!("logits q.gguf --tokens tokens.json --top 1 {mode}"));
+    let (exact, rounded) = (logits("--compute f32"), logits("--compute int8"));
+    assert_eq!(logits(""), exact);
+    assert_ne!(exact, rounded);
+    let top = |v: &Value| -> Vec<f64> {
+        v["sequences"][0].as_array().unwrap().iter().map(|p| p["top"][0][1].as_f64().unwrap()).collect()
+    };
+    for (a, b) in top(&exact).iter().zip(top(&rounded)) {
+        assert!((a - b).abs() < 0.1, "{a} {b}");
+    }
+    let ppl = |mode: &str| {
+        let eval = work.json(&format!("eval q.gguf --ppl builtin --ctx 128 --limit 2 {mode}"));
+        eval["perplexity"][0]["ppl"].as_f64().unwrap()
+    };
+    let (exact, rounded) = (ppl("--compute f32"), ppl("--compute int8"));
+    assert!(exact != rounded && (rounded / exact - 1.0).abs() < 0.02, "{exact} {rounded}");
+    assert_eq!(ppl(""), exact);
+    work.fails("eval q.gguf --ppl builtin --compute int4", 2);
+}

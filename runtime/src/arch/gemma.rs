@@ -1,7 +1,7 @@
 //! Gemma: Llama with norms stored less one, scaled embeddings and a gate through GELU.
 
 use super::config::Config;
-use super::{Architecture, family, gemma2, to_config, to_gguf};
+use super::{Architecture, Client, family, gemma2, to_config, to_gguf};
 use crate::spec::Activation;
 use serde_json::json;
 
@@ -11,6 +11,7 @@ pub static GEMMA: Architecture = Architecture {
     model_types: &["gemma"],
     gguf: "gemma",
     hf_class: "GemmaForCausalLM",
+    proof: &[Client::Transformers, Client::LlamaCpp],
     order: gemma2::norms_plus_one,
     from_config: |arch, config| {
         let c = Config(config);

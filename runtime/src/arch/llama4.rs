@@ -2,7 +2,7 @@
 //! or every other layer, experts whose inputs the router weighs, beside a shared one.
 
 use super::config::Config;
-use super::{Architecture, ContainerKind, Joint, family, to_config};
+use super::{Architecture, Client, ContainerKind, Joint, family, to_config};
 use crate::role::Part;
 use crate::spec::{Experts, ModelSpec, RopeUse, Scoring, Temperature};
 use bitsmith_formats::{Error, Result, gguf};
@@ -14,6 +14,7 @@ pub static LLAMA4: Architecture = Architecture {
     model_types: &["llama4_text"],
     gguf: "llama4",
     hf_class: "Llama4ForCausalLM",
+    proof: &[Client::Transformers, Client::LlamaCpp],
     hf_names: NAMES,
     mlx_names: MLX_NAMES,
     joint,

@@ -106,7 +106,7 @@ impl Client {
 /// GGUF's keys, without the architecture's name in front, and their values.
 pub type GgufEntries = Vec<(&'static str, gguf::Value)>;
 
-/// What distinguishes an architecture. Everything that converts, runs or quantizes reads this entry; [`Architecture::DECODER`] has
+/// What distinguishes an architecture. Everything that converts, runs or quantizes reads this entry; `DECODER` has
 /// what most share.
 pub struct Architecture {
     /// Our name, also shown by `bitsmith inspect`.
