@@ -89,7 +89,7 @@ def check_gguf(source, path):
 
 
 def generated(bitsmith, path, *args):
-    done = subprocess.run([bitsmith, "generate", path, *args, "--temp", "0", "-q"], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([bitsmith, "generate", path, *args, "--temp", "0", "--compute", "f32", "-q"], stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.strip()
 
 
