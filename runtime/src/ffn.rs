@@ -181,17 +181,7 @@ mod tests {
     use crate::spec::Groups;
 
     fn experts() -> Experts {
-        Experts {
-            count: 4,
-            used: 2,
-            ffn_size: 8,
-            shared_ffn_size: 0,
-            scoring: Scoring::Softmax,
-            normalize: false,
-            scale: 1.0,
-            groups: None,
-            weigh_input: false,
-        }
+        Experts::new(4, 2, 8)
     }
 
     fn close(got: &[(usize, f32)], want: &[(usize, f64)]) {

@@ -135,15 +135,12 @@ fn base(arch: &'static Architecture, c: Config<'_>, routing: Routing) -> Result<
     if let Some(count) = c.opt_usize("n_routed_experts")? {
         let ffn_size = c.usize("moe_intermediate_size")?;
         let experts = Experts {
-            count,
-            used: c.usize("num_experts_per_tok")?,
-            ffn_size,
             shared_ffn_size: c.opt_usize("n_shared_experts")?.unwrap_or(0).saturating_mul(ffn_size),
             scoring: routing.scoring,
             normalize: routing.normalize,
             scale: c.opt_f64("routed_scaling_factor")?.map_or(routing.scale, |s| s as f32),
             groups: routing.groups,
-            weigh_input: false,
+            ..Experts::new(count, c.usize("num_experts_per_tok")?, ffn_size)
         };
         let first = c.opt_usize("first_k_dense_replace")?.unwrap_or(0);
         family::set_mixtures(&mut spec, experts, |layer| layer >= first);

@@ -276,6 +276,21 @@ pub(super) fn sparse_layers(c: Config<'_>) -> Result<impl Fn(usize) -> bool> {
     Ok(move |layer: usize| step > 0 && (layer + 1).is_multiple_of(step) && !dense.contains(&layer))
 }
 
+/// Adds the biases of all four projections of attention, which have one switch.
+pub(super) fn set_attention_biases(spec: &mut ModelSpec, c: Config<'_>) -> Result<()> {
+    if c.opt_bool("attention_bias")?.unwrap_or(false) {
+        spec.add(QKV_BIASES);
+        spec.add(&[Part::AttnOutputBias]);
+    }
+    Ok(())
+}
+
+/// Experts of this width, as many as the configuration says.
+pub(super) fn experts(c: Config<'_>, ffn_size: usize) -> Result<Experts> {
+    let used = c.usize_of(&["num_experts_per_tok", "experts_per_token"])?;
+    Ok(Experts::new(c.usize_of(&["num_local_experts", "num_experts"])?, used, ffn_size))
+}
+
 /// Makes these layers mixtures of gated experts.
 pub(super) fn set_mixtures(spec: &mut ModelSpec, experts: Experts, mixture: impl Fn(usize) -> bool) {
     spec.layers.iter_mut().enumerate().for_each(|(i, layer)| layer.mixture = mixture(i));

@@ -186,9 +186,6 @@ fn experts(keys: GgufKeys<'_>) -> Result<Option<Experts>> {
     };
     let used = keys.usize("expert_used_count")?;
     Ok(Some(Experts {
-        count,
-        used,
-        ffn_size,
         shared_ffn_size: shared,
         scoring: match keys.opt_usize("expert_gating_func")? {
             None | Some(0 | 1) => Scoring::Softmax,
@@ -201,8 +198,7 @@ fn experts(keys: GgufKeys<'_>) -> Result<Option<Experts>> {
         },
         normalize: keys.opt_bool("expert_weights_norm")?.unwrap_or(false),
         scale: keys.opt_f64("expert_weights_scale")?.filter(|s| *s != 0.0).unwrap_or(1.0) as f32,
-        groups: None,
-        weigh_input: false,
+        ..Experts::new(count, used, ffn_size)
     }))
 }
 

@@ -34,17 +34,7 @@ pub static GPT_OSS: Architecture = Architecture {
         spec.activation = Activation::SwigluOai;
         spec.add(family::QKV_BIASES);
         spec.add(&[Part::AttnOutputBias, Part::AttnSinks]);
-        let experts = Experts {
-            count: c.usize_of(&["num_local_experts", "num_experts"])?,
-            used: c.usize_of(&["num_experts_per_tok", "experts_per_token"])?,
-            ffn_size: spec.ffn_size,
-            shared_ffn_size: 0,
-            scoring: Scoring::SoftmaxChosen,
-            normalize: false,
-            scale: 1.0,
-            groups: None,
-            weigh_input: false,
-        };
+        let experts = Experts { scoring: Scoring::SoftmaxChosen, ..family::experts(c, spec.ffn_size)? };
         family::set_mixtures(&mut spec, experts, |_| true);
         spec.add(&[Part::FfnGateInpBias, Part::FfnGateExpsBias, Part::FfnUpExpsBias, Part::FfnDownExpsBias]);
         family::set_windows(&mut spec, c, c.opt_usize("sliding_window")?, in_window)?;

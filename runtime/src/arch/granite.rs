@@ -19,10 +19,7 @@ pub static GRANITE: Architecture = Architecture {
     from_config: |arch, config| {
         let c = Config(config);
         let mut spec = family::llama_like(arch, c)?;
-        if c.opt_bool("attention_bias")?.unwrap_or(false) {
-            spec.add(family::QKV_BIASES);
-            spec.add(&[Part::AttnOutputBias]);
-        }
+        family::set_attention_biases(&mut spec, c)?;
         if c.opt_bool("mlp_bias")?.unwrap_or(false) {
             spec.add(family::GATED_BIASES);
         }

@@ -49,17 +49,8 @@ pub static LLAMA4: Architecture = Architecture {
             Some(list) => list.contains(&layer),
             None => step > 0 && (layer + 1).is_multiple_of(step),
         };
-        let experts = Experts {
-            count: c.usize_of(&["num_local_experts", "num_experts"])?,
-            used: c.usize("num_experts_per_tok")?,
-            ffn_size,
-            shared_ffn_size: ffn_size,
-            scoring: Scoring::Sigmoid,
-            normalize: false,
-            scale: 1.0,
-            groups: None,
-            weigh_input: true,
-        };
+        let experts =
+            Experts { shared_ffn_size: ffn_size, scoring: Scoring::Sigmoid, weigh_input: true, ..family::experts(c, ffn_size)? };
         family::set_mixtures(&mut spec, experts, mixture);
         spec.validate()?;
         Ok(spec)

@@ -18,17 +18,7 @@ pub static MIXTRAL: Architecture = Architecture {
     from_config: |arch, config| {
         let c = Config(config);
         let mut spec = family::llama_like(arch, c)?;
-        let experts = Experts {
-            count: c.usize_of(&["num_local_experts", "num_experts"])?,
-            used: c.usize("num_experts_per_tok")?,
-            ffn_size: spec.ffn_size,
-            shared_ffn_size: 0,
-            scoring: Scoring::Softmax,
-            normalize: true,
-            scale: 1.0,
-            groups: None,
-            weigh_input: false,
-        };
+        let experts = Experts { normalize: true, ..family::experts(c, spec.ffn_size)? };
         family::set_mixtures(&mut spec, experts, |_| true);
         family::set_uniform_window(&mut spec, c, c.opt_usize("sliding_window")?)?;
         spec.validate()?;

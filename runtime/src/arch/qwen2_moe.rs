@@ -3,7 +3,7 @@
 use super::config::Config;
 use super::{Architecture, family, qwen2, qwen3_moe, to_config};
 use crate::role::Part;
-use crate::spec::{Experts, ModelSpec, Scoring};
+use crate::spec::{Experts, ModelSpec};
 use bitsmith_formats::{Error, Result, gguf};
 use serde_json::json;
 
@@ -25,17 +25,7 @@ pub static QWEN2_MOE: Architecture = Architecture {
         if c.opt_bool("qkv_bias")?.unwrap_or(true) {
             spec.add(family::QKV_BIASES);
         }
-        let experts = Experts {
-            count: c.usize_of(&["num_experts", "num_local_experts"])?,
-            used: c.usize("num_experts_per_tok")?,
-            ffn_size: c.usize("moe_intermediate_size")?,
-            shared_ffn_size: c.usize("shared_expert_intermediate_size")?,
-            scoring: Scoring::Softmax,
-            normalize: c.opt_bool("norm_topk_prob")?.unwrap_or(false),
-            scale: 1.0,
-            groups: None,
-            weigh_input: false,
-        };
+        let experts = Experts { shared_ffn_size: c.usize("shared_expert_intermediate_size")?, ..qwen3_moe::qwen_experts(c)? };
         family::set_mixtures(&mut spec, experts, family::sparse_layers(c)?);
         spec.add(&[Part::FfnGateInpShexp]);
         spec.validate()?;
@@ -46,19 +36,9 @@ pub static QWEN2_MOE: Architecture = Architecture {
         to_config::refuse_biases(&QWEN2_MOE, spec, family::QKV_BIASES)?;
         let mut config = to_config::base(&QWEN2_MOE, spec)?;
         config.extend(qwen2::window_keys(spec));
-        let dense: Vec<usize> = (0..spec.n_layers).filter(|l| !spec.layers[*l].mixture).collect();
-        for (key, value) in [
-            ("decoder_sparse_step", json!(1)),
-            ("mlp_only_layers", json!(dense)),
-            ("moe_intermediate_size", json!(e.ffn_size)),
-            ("norm_topk_prob", json!(e.normalize)),
-            ("num_experts", json!(e.count)),
-            ("num_experts_per_tok", json!(e.used)),
-            ("qkv_bias", json!(spec.has(Part::AttnQBias))),
-            ("shared_expert_intermediate_size", json!(e.shared_ffn_size)),
-        ] {
-            config.insert(key.into(), value);
-        }
+        config.extend(qwen3_moe::mixture_keys(spec, e));
+        config.insert("qkv_bias".into(), spec.has(Part::AttnQBias).into());
+        config.insert("shared_expert_intermediate_size".into(), json!(e.shared_ffn_size));
         Ok(config)
     },
     from_gguf: |spec, keys| {

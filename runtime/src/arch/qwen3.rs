@@ -37,10 +37,7 @@ pub(super) fn base(arch: &'static Architecture, c: Config<'_>) -> Result<ModelSp
         (spec.head_dim, spec.v_head_dim, spec.rope.dims) = (128, 128, 128);
     }
     spec.add(family::QK_NORMS);
-    if c.opt_bool("attention_bias")?.unwrap_or(false) {
-        spec.add(family::QKV_BIASES);
-        spec.add(&[Part::AttnOutputBias]);
-    }
+    family::set_attention_biases(&mut spec, c)?;
     qwen2::set_window(&mut spec, c)?;
     Ok(spec)
 }

@@ -3,9 +3,9 @@
 use super::config::Config;
 use super::{Architecture, ContainerKind, Joint, family, qwen2, qwen3, to_config};
 use crate::role::Part;
-use crate::spec::{Experts, ModelSpec, Scoring};
+use crate::spec::{Experts, ModelSpec};
 use bitsmith_formats::{Error, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The table entry.
 pub static QWEN3_MOE: Architecture = Architecture {
@@ -19,17 +19,7 @@ pub static QWEN3_MOE: Architecture = Architecture {
     from_config: |arch, config| {
         let c = Config(config);
         let mut spec = qwen3::base(arch, c)?;
-        let experts = Experts {
-            count: c.usize_of(&["num_experts", "num_local_experts"])?,
-            used: c.usize("num_experts_per_tok")?,
-            ffn_size: c.usize("moe_intermediate_size")?,
-            shared_ffn_size: 0,
-            scoring: Scoring::Softmax,
-            normalize: c.opt_bool("norm_topk_prob")?.unwrap_or(false),
-            scale: 1.0,
-            groups: None,
-            weigh_input: false,
-        };
+        let experts = qwen_experts(c)?;
         family::set_mixtures(&mut spec, experts, family::sparse_layers(c)?);
         spec.validate()?;
         Ok(spec)
@@ -39,17 +29,7 @@ pub static QWEN3_MOE: Architecture = Architecture {
         let mut config = to_config::base(&QWEN3_MOE, spec)?;
         config.insert("attention_bias".into(), to_config::attention_bias(spec)?);
         config.extend(qwen2::window_keys(spec));
-        let dense: Vec<usize> = (0..spec.n_layers).filter(|l| !spec.layers[*l].mixture).collect();
-        for (key, value) in [
-            ("decoder_sparse_step", json!(1)),
-            ("mlp_only_layers", json!(dense)),
-            ("moe_intermediate_size", json!(e.ffn_size)),
-            ("norm_topk_prob", json!(e.normalize)),
-            ("num_experts", json!(e.count)),
-            ("num_experts_per_tok", json!(e.used)),
-        ] {
-            config.insert(key.into(), value);
-        }
+        config.extend(mixture_keys(spec, e));
         Ok(config)
     },
     from_gguf: |spec, _| {
@@ -67,6 +47,25 @@ fn refuse_without(normalized: bool) -> Result<super::GgufEntries> {
     }
     Err(Error::unsupported("GGUF has no key for experts whose weights are not normalized (`norm_topk_prob` false)")
         .hint("an MLX or Hugging Face target keeps the model as it is"))
+}
+
+/// The experts of Qwen's configurations.
+pub(super) fn qwen_experts(c: Config<'_>) -> Result<Experts> {
+    let normalize = c.opt_bool("norm_topk_prob")?.unwrap_or(false);
+    Ok(Experts { normalize, ..family::experts(c, c.usize("moe_intermediate_size")?)? })
+}
+
+/// The keys that [`qwen_experts`] and [`family::sparse_layers`] read.
+pub(super) fn mixture_keys(spec: &ModelSpec, experts: &Experts) -> [(String, Value); 6] {
+    let dense: Vec<usize> = (0..spec.n_layers).filter(|l| !spec.layers[*l].mixture).collect();
+    [
+        ("decoder_sparse_step".into(), json!(1)),
+        ("mlp_only_layers".into(), json!(dense)),
+        ("moe_intermediate_size".into(), json!(experts.ffn_size)),
+        ("norm_topk_prob".into(), json!(experts.normalize)),
+        ("num_experts".into(), json!(experts.count)),
+        ("num_experts_per_tok".into(), json!(experts.used)),
+    ]
 }
 
 /// Those that differ from [`family::NAMES`] or are not there.
