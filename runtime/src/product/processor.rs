@@ -9,7 +9,7 @@ pub(crate) enum Processor {
     /// AVX2, FMA and F16C.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     Avx2,
-    /// Those and AVX-512 F, BW and VNNI.
+    /// Those and AVX-512 F, BW, VL and VNNI.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     Avx512,
 }
@@ -21,7 +21,7 @@ impl Processor {
         {
             use std::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
-                let wider = has!("avx512f") && has!("avx512bw") && has!("avx512vnni");
+                let wider = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni");
                 return if wider { Processor::Avx512 } else { Processor::Avx2 };
             }
         }

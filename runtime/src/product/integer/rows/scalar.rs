@@ -20,6 +20,7 @@ pub(super) fn dot(codec: CodecId, blocks: &[u8], x: Row<'_>) -> f32 {
         let scale = x.scales[i];
         total += match codec {
             CodecId::Q4_0 => (sum(0, 32) - 8 * of_x(0, 32)) as f32 * (half(b, 0) * scale),
+            CodecId::Q5_0 => (sum(0, 32) - 16 * of_x(0, 32)) as f32 * (half(b, 0) * scale),
             CodecId::Q8_0 => (sum(0, 32) - 128 * of_x(0, 32)) as f32 * (half(b, 0) * scale),
             CodecId::Q6K => {
                 let s: i32 = (0..16).map(|g| i32::from(scales.ints[g]) * (sum(16 * g, 16) - 32 * of_x(16 * g, 16))).sum();
