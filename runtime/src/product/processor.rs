@@ -28,3 +28,16 @@ impl Processor {
         Processor::Portable
     }
 }
+
+/// Asks for `len` bytes from `start` on, as far as there are any, to be fetched into the cache: hardware stops at every page.
+#[inline]
+pub(crate) fn prefetch(bytes: &[u8], start: usize, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (start..(start + len).min(bytes.len())).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: within the slice, and fetching reads nothing anyway.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, start, len);
+}
