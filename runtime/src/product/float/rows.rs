@@ -98,7 +98,8 @@ fn avx2_words(weights: &[u8], x: &[f32]) -> f32 {
     for (w, x) in w.iter().zip(x) {
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: a quarter of the arrays each.
-            let (w, x) = unsafe { (_mm256_loadu_ps(w.as_ptr().cast::<f32>().add(8 * i)), _mm256_loadu_ps(x.as_ptr().add(8 * i))) };
+            let (w, x) =
+                unsafe { (_mm256_loadu_ps(w.as_ptr().cast::<f32>().add(8 * i)), _mm256_loadu_ps(x.as_ptr().add(8 * i))) };
             *acc = _mm256_fmadd_ps(w, x, *acc);
         }
     }
@@ -115,12 +116,9 @@ fn avx2_halves<const F16: bool>(weights: &[u8], x: &[f32]) -> f32 {
     for (w, x) in w.iter().zip(x) {
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: a quarter of the arrays each.
-            let (w, x) = unsafe { (_mm_loadu_si128(w.as_ptr().cast::<__m128i>().add(i)), _mm256_loadu_ps(x.as_ptr().add(8 * i))) };
-            let w = if F16 {
-                _mm256_cvtph_ps(w)
-            } else {
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(w)))
-            };
+            let (w, x) =
+                unsafe { (_mm_loadu_si128(w.as_ptr().cast::<__m128i>().add(i)), _mm256_loadu_ps(x.as_ptr().add(8 * i))) };
+            let w = if F16 { _mm256_cvtph_ps(w) } else { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(w))) };
             *acc = _mm256_fmadd_ps(w, x, *acc);
         }
     }

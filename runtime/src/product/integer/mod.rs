@@ -12,9 +12,9 @@ mod tile;
 mod unpack;
 mod whole;
 
+use crate::product::processor::Processor;
 #[cfg(test)]
 pub(crate) use activations::Activations;
-use crate::product::processor::Processor;
 use bitsmith_formats::{CodecId, Micro};
 pub(crate) use whole::product;
 

@@ -57,10 +57,12 @@ pub(crate) fn product(
             for (part, first) in (0..columns).step_by(part_columns).enumerate() {
                 let segments = part_columns.min(columns - first) / form.segment;
                 for (weights, sums) in weights.chunks(rows * row_bytes).zip(sums.chunks_exact_mut(tiles)) {
-                    for (row, blocks) in weights.chunks_exact(row_bytes).enumerate() {
-                        let from = part * part_bytes;
-                        let (blocks, panel) = (&blocks[from..row_bytes.min(from + part_bytes)], &mut panels[row / PANEL_ROWS]);
-                        unpack::unpack(form, factor, blocks, row % PANEL_ROWS, panel);
+                    let from = part * part_bytes;
+                    for (weights, panel) in weights.chunks(PANEL_ROWS * row_bytes).zip(panels.iter_mut()) {
+                        // Where rows are missing, others stand in for them.
+                        let row = |i: usize| &weights[i % (weights.len() / row_bytes) * row_bytes..][..row_bytes];
+                        let blocks = std::array::from_fn(|i| &row(i)[from..row_bytes.min(from + part_bytes)]);
+                        unpack::unpack(processor, form, factor, blocks, panel);
                     }
                     for (tile, sums) in sums.iter_mut().enumerate() {
                         let job = tile::Job { form, panels, activations: &packed, part, segments, tile };

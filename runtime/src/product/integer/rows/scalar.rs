@@ -1,8 +1,13 @@
 //! The twin of the vector loops, from the formats' codes.
 
 use super::Row;
-use crate::product::integer::unpack::{half, six_bits};
+use crate::product::integer::unpack::{six_bits, word};
 use bitsmith_formats::CodecId;
+
+/// The f16 at byte `at`.
+fn half(bytes: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
 
 /// The product of a row of blocks and a row of activations.
 pub(super) fn dot(codec: CodecId, blocks: &[u8], x: Row<'_>) -> f32 {
@@ -27,7 +32,9 @@ pub(super) fn dot(codec: CodecId, blocks: &[u8], x: Row<'_>) -> f32 {
                 s as f32 * (half(b, 208) * scale)
             }
             _ => {
-                let (ints, mins) = six_bits(&b[4..16]);
+                let (ints, mins) = six_bits([word(b, 4), word(b, 8), word(b, 12)]);
+                let bytes = |[low, high]: [u32; 2]| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+                let (ints, mins) = (bytes(ints), bytes(mins));
                 let s: i32 = (0..8).map(|g| i32::from(ints[g]) * sum(32 * g, 32)).sum();
                 let m: i32 = (0..8).map(|g| i32::from(mins[g]) * of_x(32 * g, 32)).sum();
                 s as f32 * (half(b, 0) * scale) - m as f32 * (half(b, 2) * scale)

@@ -6,7 +6,7 @@
 macro_rules! loops {
     ($features:literal, $dot:ident, $dot16:ident) => {
         use super::super::Row;
-        use crate::product::integer::unpack::six_bits;
+        use crate::product::integer::unpack::{six_bits, word};
         use bitsmith_formats::CodecId;
         use std::arch::x86_64::*;
 
@@ -150,10 +150,10 @@ macro_rules! loops {
             let x = x.map(|x| (&x.codes.as_chunks::<256>().0[..n], &x.scales[..n], &x.sums.as_chunks::<16>().0[..n]));
             for (i, b) in blocks.enumerate() {
                 let (head, codes) = b.split_at(if FIVE { 48 } else { 16 });
-                let (scales, mins) = six_bits(&head[4..16]);
-                let scales = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(i64::from_le_bytes(scales)));
-                let scales = _mm256_broadcastsi128_si256(scales);
-                let mins = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(i64::from_le_bytes(mins)));
+                let (scales, mins) = six_bits([word(head, 4), word(head, 8), word(head, 12)]);
+                let wide = |[low, high]: [u32; 2]| _mm_cvtepu8_epi16(_mm_set_epi32(0, 0, high.cast_signed(), low.cast_signed()));
+                let scales = _mm256_broadcastsi128_si256(wide(scales));
+                let mins = wide(mins);
                 let (step, min) = (half([head[0], head[1]]), _mm256_castps256_ps128(half([head[2], head[3]])));
                 for (offset, (_, scales, sums)) in offsets.iter_mut().zip(x) {
                     let sums = load_sums(&sums[i]);
@@ -211,7 +211,8 @@ macro_rules! loops {
                     let offset = _mm256_slli_epi32::<5>(_mm256_madd_epi16(scales, load_sums(&sums[i])));
                     *whole = _mm256_sub_epi32(*whole, offset);
                 }
-                let halves = [_mm256_permute2x128_si256::<0x00>(scales, scales), _mm256_permute2x128_si256::<0x11>(scales, scales)];
+                let halves =
+                    [_mm256_permute2x128_si256::<0x00>(scales, scales), _mm256_permute2x128_si256::<0x11>(scales, scales)];
                 for (half, scales) in halves.into_iter().enumerate() {
                     // SAFETY: 32 bytes of the block each: from 64 · half, 32 after that, and from 128 + 32 · half.
                     let (l0, l1, high) = unsafe {
@@ -256,7 +257,8 @@ mod patterns {
         pattern
     }
     /// Number g everywhere.
-    pub const EACH: [[u8; 32]; 8] = [pick(0, 0), pick(1, 1), pick(2, 2), pick(3, 3), pick(4, 4), pick(5, 5), pick(6, 6), pick(7, 7)];
+    pub const EACH: [[u8; 32]; 8] =
+        [pick(0, 0), pick(1, 1), pick(2, 2), pick(3, 3), pick(4, 4), pick(5, 5), pick(6, 6), pick(7, 7)];
     /// Numbers 2 g and 2 g + 1.
     pub const TWO: [[u8; 32]; 4] = [pick(0, 1), pick(2, 3), pick(4, 5), pick(6, 7)];
     /// Bit i is in byte i / 8.
