@@ -145,6 +145,19 @@ dispatched! {
         }
     }
 
+    /// Largest value, NaN ignored; negative infinity for an empty slice.
+    pub fn largest(x: &[f32]) -> f32 {
+        max(x)
+    }
+
+    /// `x ← exp(x − most)`; gives the sum.
+    pub fn exponentials(x: &mut [f32], most: f32) -> f32 {
+        for v in x.iter_mut() {
+            *v = exp(*v - most);
+        }
+        sum_by(x, |v| v)
+    }
+
     /// `x ← cap tanh(scale x / cap)`.
     pub fn softcap(x: &mut [f32], scale: f32, cap: f32) {
         let twice = 2.0 * scale / cap;
@@ -259,6 +272,19 @@ mod tests {
         let mut inf = vec![1.0, f32::INFINITY];
         softmax(&mut inf, 1.0);
         assert!(inf.iter().any(|v| v.is_nan()));
+    }
+
+    #[test]
+    fn exponentials_and_their_sum_keep_nan() {
+        let x: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * 20.0).collect();
+        let (most, mut got) = (largest(&x), x.clone());
+        let sum = exponentials(&mut got, most);
+        let want: Vec<f64> = x.iter().map(|v| f64::from(v - most).exp()).collect();
+        assert!(got.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6 * b + 1e-30));
+        assert!((f64::from(sum) - want.iter().sum::<f64>()).abs() < 1e-5);
+        let mut bad = vec![1.0, f32::NAN, 2.0];
+        assert_eq!(largest(&bad), 2.0);
+        assert!(exponentials(&mut bad, 2.0).is_nan());
     }
 
     #[test]
