@@ -25,7 +25,7 @@ use rayon::prelude::*;
 use tile::{COLUMNS, Factors};
 
 /// Query rows (tokens times heads of a group) that a task takes, about.
-const QUERY_ROWS: usize = 128;
+const QUERY_ROWS: usize = 256;
 /// Query rows whose scores are computed together.
 const TILE: usize = 6;
 /// Tokens that are few enough for their keys to be cut into ranges.
@@ -93,6 +93,8 @@ struct Places {
 /// Buffers of a thread.
 #[derive(Default)]
 struct Scratch {
+    /// `(row, k_dim)`, scaled.
+    queries: Vec<f32>,
     /// `(key, k_dim)`.
     keys: Vec<f32>,
     /// The same, `(k_dim, PAGE)`.
@@ -180,7 +182,8 @@ impl Attention {
     fn attend(&self, q: &[f32], task: Task<'_>, scratch: &mut Scratch, out: &Output) {
         let heads = task.cache.heads();
         let group = self.n_heads / heads.n;
-        let mut own = Vec::with_capacity(task.tokens * group * heads.k_dim);
+        let mut own = std::mem::take(&mut scratch.queries);
+        own.clear();
         for token in q.chunks_exact(self.n_heads * heads.k_dim).skip(task.row).take(task.tokens) {
             own.extend(token[task.head * group * heads.k_dim..][..group * heads.k_dim].iter().map(|v| v * self.scale));
         }
@@ -194,6 +197,7 @@ impl Attention {
         } else {
             self.partial(&own, task, scratch)
         };
+        scratch.queries = own;
         let stride = heads.v_dim.next_multiple_of(COLUMNS);
         let mut mixed = partial.mixed;
         for (row, mixed) in mixed.chunks_exact_mut(stride).enumerate() {

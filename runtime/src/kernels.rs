@@ -1,8 +1,8 @@
 //! Inner loops over slices. Sums run over a fixed number of lanes, so results depend on the input alone, never on threads or on
 //! how the compiler vectorises.
 
-/// Defines functions twice, for AVX2 and for the target's baseline, from one body. Rust never contracts `a * b + c` into a fused
-/// product, so both give the same bits; only the registers are wider.
+/// Defines functions for AVX-512, for AVX2 and for the target's baseline, from one body. Rust never contracts `a * b + c` into a fused
+/// product, so all give the same bits; only the registers are wider.
 macro_rules! dispatched {
     ($($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$doc])*
@@ -14,6 +14,14 @@ macro_rules! dispatched {
                 #[target_feature(enable = "avx2")]
                 fn wide($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
+                }
+                #[target_feature(enable = "avx512f")]
+                fn widest($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the processor has AVX-512 F, as just detected, and the function needs nothing else.
+                    return unsafe { widest($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") {
                     // SAFETY: the processor has AVX2, as just detected, and the function needs nothing else.

@@ -88,28 +88,34 @@ impl<'m> Batch<'m> {
     /// order of feeds and positions. Logits may be non-finite if weights are damaged. After an error no sequence has advanced.
     pub fn step(&mut self, feeds: &mut [Feed<'_>], mut each: impl FnMut(usize, usize, &[f32])) -> Result<()> {
         self.check(feeds)?;
-        let spec = &self.model.spec;
         let tokens: Vec<u32> = feeds.iter().flat_map(|f| f.tokens).copied().collect();
         let positions: Vec<usize> = feeds.iter().flat_map(|f| f.sequence.len..f.sequence.len + f.tokens.len()).collect();
         if tokens.is_empty() {
             return Ok(());
         }
-        let mut x = self.model.embedding.rows(&tokens, |i| positions[i])?;
-        let rows = Rows { windows: 1, len: tokens.len(), start: 0 };
+        let x = self.model.embedding.rows(&tokens, |i| positions[i])?;
+        // On a thread of the pool, so that it is not entered and left for every product.
+        let x = rayon::scope(|_| self.layers(feeds, x))?;
+        self.score(feeds, &x, &mut each)?;
+        for feed in feeds {
+            feed.sequence.len += feed.tokens.len();
+        }
+        Ok(())
+    }
+
+    /// Pushes hidden states `(rows of all feeds, hidden)` through all layers.
+    fn layers(&self, feeds: &mut [Feed<'_>], mut x: Tensor) -> Result<Tensor> {
+        let rows = Rows { windows: 1, len: x.dim(0).or_fail()?, start: 0 };
         for (index, layer) in self.model.layers.iter().enumerate() {
             let segment = |feed| {
                 let Feed { sequence, tokens, .. }: &mut Feed<'_> = feed;
                 Segment { len: tokens.len(), start: sequence.len, cache: &mut sequence.caches[index] }
             };
             let mut segments: Vec<_> = feeds.iter_mut().map(segment).collect();
-            let run = Run { spec, ropes: &self.ropes, layer_index: index, observer: None };
+            let run = Run { spec: &self.model.spec, ropes: &self.ropes, layer_index: index, observer: None };
             x = run.forward(layer, &x, rows, Some(&mut segments))?;
         }
-        self.score(feeds, &x, &mut each)?;
-        for feed in feeds {
-            feed.sequence.len += feed.tokens.len();
-        }
-        Ok(())
+        Ok(x)
     }
 
     /// Whether all tokens can be read; makes room for their positions.
