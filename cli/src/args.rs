@@ -6,7 +6,7 @@ use crate::commands::{
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
-use bitsmith_runtime::ComputeMode;
+use bitsmith_runtime::{CacheType, ComputeMode};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -261,6 +261,36 @@ impl From<Compute> for ComputeMode {
         match compute {
             Compute::F32 => ComputeMode::F32,
             Compute::Int8 => ComputeMode::Int8,
+        }
+    }
+}
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Kv {
+    /// Exact
+    #[default]
+    F32,
+    /// Half precision: 16 bits per value
+    F16,
+    /// ggml's blocks of 32, 8.5 bits per value; for heads that 32 divides
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// ggml's blocks of 32, 4.5 bits per value; for heads that 32 divides
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// e4m3 with a scale per head and token: 8.1 to 8.5 bits per value
+    Fp8,
+}
+
+impl From<Kv> for CacheType {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F32 => CacheType::F32,
+            Kv::F16 => CacheType::F16,
+            Kv::Q8_0 => CacheType::Q8_0,
+            Kv::Q4_0 => CacheType::Q4_0,
+            Kv::Fp8 => CacheType::Fp8,
         }
     }
 }

@@ -265,6 +265,7 @@ mod tests {
     use crate::metrics::Position;
     use crate::results::tests::eval_windows;
     use crate::results::{Kld, Paired, Perplexity, TaskResult};
+    use bitsmith_runtime::CacheType;
 
     fn result() -> EvalResult {
         let eval = eval_windows(&["code", "v1.5"], &[0, 1]);
@@ -272,6 +273,7 @@ mod tests {
         let kld = |a, b| Kld::from_positions(&eval, "ref", &[vec![at(a)], vec![at(b)]]);
         EvalResult {
             model: "m".into(),
+            kv: CacheType::F32,
             perplexity: vec![Perplexity::from_nlls(&eval, &[vec![1.0], vec![2.0]])],
             kld: vec![kld(0.01, 0.03), kld(0.02, 0.04)],
             tasks: vec![TaskResult {

@@ -3,6 +3,7 @@
 use crate::metrics::Position;
 use crate::stats::{grouped_stderr, mean, mean_and_stderr, percentile};
 use bitsmith_datasets::{EvalWindows, Style};
+use bitsmith_runtime::CacheType;
 use serde::{Deserialize, Serialize};
 
 /// Everything measured of one model: the JSON document of `bitsmith eval`.
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct EvalResult {
     /// The model's name.
     pub model: String,
+    /// How its keys and values were rounded: as a cache of this type stores them.
+    #[serde(default)]
+    pub kv: CacheType,
     /// Perplexity, by data.
     pub perplexity: Vec<Perplexity>,
     /// KL divergence, by data.
@@ -356,6 +360,7 @@ pub(crate) mod tests {
         let windows = [vec![position(1.0, 1.1, 0.01, true)], vec![position(2.0, 2.3, 0.03, true)]];
         let result = EvalResult {
             model: "m".into(),
+            kv: CacheType::Q8_0,
             perplexity: vec![Perplexity::from_nlls(&eval, &[vec![1.0], vec![2.0]])],
             kld: vec![Kld::from_positions(&eval, "ref", &windows)],
             tasks: vec![],
@@ -370,7 +375,7 @@ pub(crate) mod tests {
             assert!(json["kld"][0].get(key).is_some(), "{key}");
         }
         assert_eq!(json["perplexity"][0]["style"], "llama.cpp");
-        assert_eq!(json["tasks"], serde_json::json!([]));
+        assert_eq!((&json["tasks"], &json["kv"]), (&serde_json::json!([]), &serde_json::json!("q8_0")));
         assert_eq!(serde_json::from_value::<EvalResult>(json).unwrap(), result);
     }
 }

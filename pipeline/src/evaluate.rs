@@ -79,7 +79,7 @@ pub fn evaluate(
     model.checkpoint.spec().require_head()?;
     let device = Device::Cpu;
     let tokenizer = model.text_tokenizer()?;
-    let mut result = EvalResult { model: model.name.clone(), perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };
+    let mut result = EvalResult { model: model.name.clone(), kv: model.checkpoint.cache(), ..EvalResult::default() };
     let data: Vec<&DataSpec> = ppl.iter().chain(kld).collect();
     cost(model, &data, 1 + usize::from(against.is_some()), options, context)?.check_ram("the evaluation", context.max_ram)?;
     let against = match (against, kld) {

@@ -5,7 +5,7 @@ use crate::model::{Located, resolve};
 use bitsmith_convert::names::model_name;
 use bitsmith_convert::{FolderFiles, ModelAbout};
 use bitsmith_formats::Result;
-use bitsmith_runtime::{Checkpoint, ComputeMode, GgufVocab, Tokenizer, WeightSource};
+use bitsmith_runtime::{CacheType, Checkpoint, ComputeMode, GgufVocab, Tokenizer, WeightSource};
 use std::sync::OnceLock;
 
 /// An opened model.
@@ -44,6 +44,11 @@ impl Opened {
     /// The same model, to be run in this mode.
     pub fn with_compute(self, mode: ComputeMode) -> Opened {
         Opened { checkpoint: self.checkpoint.with_compute(mode), ..self }
+    }
+
+    /// The same model, with keys and values of whole windows rounded as this type of cache stores them.
+    pub fn with_cache(self, cache: CacheType) -> Result<Opened> {
+        Ok(Opened { checkpoint: self.checkpoint.with_cache(cache)?, ..self })
     }
 
     /// The model's tokenizer: `tokenizer.json` of a folder, or rebuilt from a GGUF's metadata.

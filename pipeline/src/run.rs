@@ -95,7 +95,7 @@ impl<'a> Pipeline<'a> {
             context.progress.note(note);
         }
         let mut references = Vec::new();
-        let mut source = EvalResult { model: model.name.clone(), perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };
+        let mut source = EvalResult { model: model.name.clone(), ..EvalResult::default() };
         for windows in windows {
             let reference = Reference::new(&model.name, &model.checkpoint, windows, &Device::Cpu, &watch(context, &model.name))?;
             source.perplexity.push(reference.perplexity(&watch(context, &model.name))?);
@@ -135,7 +135,7 @@ impl<'a> Pipeline<'a> {
 fn measure(references: &[Reference], artifact: &Artifact, context: &Context) -> Result<EvalResult> {
     let located = Located { path: artifact.path.clone(), name: artifact.path.display().to_string(), pulled: None };
     let written = Opened::open(located)?;
-    let mut result = EvalResult { model: written.name, perplexity: Vec::new(), kld: Vec::new(), tasks: Vec::new() };
+    let mut result = EvalResult { model: written.name, ..EvalResult::default() };
     for reference in references {
         let comparison = reference.compare(&written.checkpoint, &watch(context, &artifact.target))?;
         result.perplexity.push(comparison.perplexity);

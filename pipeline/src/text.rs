@@ -220,8 +220,7 @@ pub fn load(model: &Opened, cache: CacheType, cached: usize, max_ram: Option<u64
     let spec = model.checkpoint.spec();
     // All layers are held as they are stored, for every token needs each of them.
     let weights = model.checkpoint.weight_bytes();
-    let per_token = 2 * (spec.n_layers * spec.n_kv_heads * spec.head_dim * cache.bytes()) as u64;
-    check_ram("generation", weights + cached as u64 * per_token, max_ram)?;
+    check_ram("generation", weights + cached as u64 * cache.bytes_per_token(spec)?, max_ram)?;
     Model::load(&model.checkpoint, &Device::Cpu)
 }
 

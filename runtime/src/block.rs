@@ -1,8 +1,9 @@
 //! One decoder layer's computation: attention and a feed-forward block, normed before or after, each added to the residual stream.
 
-use crate::attention::{Attention, Shape};
+use crate::attention::{Attention, Span};
+use crate::cache::{KvHeads, LayerCache};
 use crate::ffn;
-use crate::generate::{Segment, in_segments};
+use crate::generate::Segment;
 use crate::layer::Layer;
 use crate::ops::{self, OrFail};
 use crate::role::{Input, Part, Site};
@@ -165,9 +166,6 @@ impl Run<'_> {
         };
         let attention = Attention {
             n_heads: spec.n_heads,
-            n_kv_heads: if spec.latent.is_some() { spec.n_heads } else { spec.n_kv_heads },
-            k_dim: spec.head_dim,
-            v_dim: spec.v_head_dim,
             scale: spec.attention_scale(),
             softcap: spec.attention_softcap,
             window: spec.window(self.layer_index),
@@ -175,12 +173,27 @@ impl Run<'_> {
             causal: spec.causal,
             sinks: layer.find(Part::AttnSinks).map(|t| t.to_vec1().or_fail()).transpose()?,
         };
+        let mut first = 0;
+        let mut next = |n: usize| -> Result<[Tensor; 2]> {
+            first += n;
+            let part = |t: &Tensor| t.narrow(0, first - n, n).or_fail();
+            Ok([part(&k)?, part(&v)?])
+        };
         let mixed = match segments {
-            None => attention.run(&q, &k, &v, Shape { windows: rows.windows, queries: rows.len, keys: rows.len })?,
-            Some(segments) => in_segments(segments, [&q, &k, &v], |[q, k, v], s| {
-                let (k, v) = s.cache.append(&k, &v, s.start)?;
-                attention.run(&q, &k, &v, Shape { windows: 1, queries: s.len, keys: s.start + s.len })
-            })?,
+            None => {
+                let window = |_| next(rows.len).and_then(|[k, v]| LayerCache::of(layer.cache(), KvHeads::of(spec), &k, &v));
+                let caches = (0..rows.windows).map(window).collect::<Result<Vec<_>>>()?;
+                let spans: Vec<_> = caches.iter().map(|cache| Span { cache, queries: rows.len }).collect();
+                attention.run(&q, &spans)?
+            }
+            Some(segments) => {
+                for s in segments.iter_mut() {
+                    let [k, v] = next(s.len)?;
+                    s.cache.append(&k, &v, s.start)?;
+                }
+                let spans: Vec<_> = segments.iter().map(|s| Span { cache: &*s.cache, queries: s.len }).collect();
+                attention.run(&q, &spans)?
+            }
         };
         self.observe(Input::AttnOut, &mixed)?;
         project(layer, Part::AttnOutput, &mixed)

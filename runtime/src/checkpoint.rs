@@ -1,6 +1,7 @@
 //! A model on disk, in any container, as weights by role.
 
 use crate::arch::{ContainerKind, Place, TensorMap};
+use crate::cache::CacheType;
 use crate::ops;
 use crate::product::{Blocks, ComputeMode, Weight};
 use crate::role::{Part, Role};
@@ -43,6 +44,11 @@ pub trait WeightSource: Send + Sync {
     fn compute(&self) -> ComputeMode {
         ComputeMode::F32
     }
+    /// How keys and values are rounded when layers loaded from this source read whole windows: as a cache of this type would store them.
+    /// Sequences that are generated have caches of their own.
+    fn cache(&self) -> CacheType {
+        CacheType::F32
+    }
 }
 
 /// An opened container.
@@ -83,6 +89,7 @@ pub struct Checkpoint {
     spec: ModelSpec,
     map: TensorMap,
     compute: ComputeMode,
+    cache: CacheType,
 }
 
 impl Checkpoint {
@@ -137,7 +144,8 @@ impl Checkpoint {
         };
         let names = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
         let map = spec.arch.map_tensors(&spec, kind, names).map_err(|e| e.file(path))?;
-        let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map, compute: ComputeMode::F32 };
+        let (compute, cache) = (ComputeMode::F32, CacheType::F32);
+        let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map, compute, cache };
         for place in checkpoint.map.roles.values().flatten() {
             let (name, want) = (&place.name, place.tensor_shape());
             if let Some(info) = checkpoint.store().find(name)
@@ -157,6 +165,12 @@ impl Checkpoint {
     /// The same checkpoint, to be run in this mode.
     pub fn with_compute(self, compute: ComputeMode) -> Self {
         Checkpoint { compute, ..self }
+    }
+    /// The same checkpoint, whose keys and values are to be rounded as this type of cache stores them; an error if the model's heads
+    /// cannot be stored so.
+    pub fn with_cache(self, cache: CacheType) -> Result<Self> {
+        cache.bytes_per_token(&self.spec)?;
+        Ok(Checkpoint { cache, ..self })
     }
     /// Bytes of memory that all weights take together: matrices in blocks as stored, other tensors in f32.
     pub fn weight_bytes(&self) -> u64 {
@@ -251,6 +265,10 @@ impl WeightSource for Checkpoint {
 
     fn compute(&self) -> ComputeMode {
         self.compute
+    }
+
+    fn cache(&self) -> CacheType {
+        self.cache
     }
 }
 

@@ -1,13 +1,12 @@
 //! Token-major execution: all layers resident, keys and values of earlier tokens cached, text one token at a time.
 
 mod batch;
-mod cache;
 mod score;
 mod stops;
 
+pub use crate::cache::CacheType;
+pub(crate) use batch::Segment;
 pub use batch::{Batch, Feed, Sequence, Wanted};
-pub(crate) use batch::{Segment, in_segments};
-pub use cache::CacheType;
 pub use score::Score;
 pub use stops::{Released, StopStrings};
 
@@ -55,10 +54,10 @@ impl Model {
         &self.device
     }
 
-    /// A new, empty sequence.
-    pub fn session(&self, cache: CacheType) -> Session<'_> {
+    /// A new, empty sequence; an error if the model's heads cannot be stored so.
+    pub fn session(&self, cache: CacheType) -> Result<Session<'_>> {
         let batch = Batch::new(self);
-        Session { sequence: batch.sequence(cache), batch }
+        Ok(Session { sequence: batch.sequence(cache)?, batch })
     }
 
     /// Continues `prompt`, calling `each` with every new token; `each` may stop the generation. Tokens given to `each` never
@@ -69,7 +68,7 @@ impl Model {
                 Error::usage("the prompt has no tokens").hint("give some text, or use a model whose tokenizer adds a BOS token")
             );
         }
-        let mut session = self.session(options.cache);
+        let mut session = self.session(options.cache)?;
         let mut sampler = Sampler::new(options.sampling.clone());
         let mut logits = session.feed(prompt)?;
         let mut tokens = Vec::new();
@@ -185,35 +184,51 @@ pub struct Generated {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{model, tokens};
+    use crate::testing::{Rounded, model, tokens};
     use bitsmith_formats::ErrorKind;
     use serde_json::json;
 
+    /// Generation sees the keys and values that an evaluation with the same type of cache sees.
     #[test]
     fn incremental_logits_equal_the_sweeps() {
-        for (model_type, changes) in
-            [("llama", json!({"max_position_embeddings": 700})), ("mistral", json!({"sliding_window": 7})), ("qwen3", json!({}))]
-        {
-            let source = model(model_type, changes);
+        let cases = [
+            ("llama", json!({"max_position_embeddings": 700, "head_dim": 32})),
+            ("mistral", json!({"sliding_window": 7, "head_dim": 32})),
+            ("qwen3", json!({"head_dim": 32})),
+        ];
+        for (model_type, changes) in cases {
+            let weights = model(model_type, changes);
             let window = tokens(if model_type == "llama" { 600 } else { 60 }, 4);
-            let normed = crate::sweep::run(&source, std::slice::from_ref(&window), &Device::Cpu, None).unwrap();
-            let model = Model::load(&source, &Device::Cpu).unwrap();
-            let want = normed.logits(&model.head, 0).unwrap();
-            for (cache, tolerance) in [(CacheType::F32, 1e-4), (CacheType::F16, 2e-2)] {
-                let mut session = model.session(cache);
+            let model = Model::load(&weights, &Device::Cpu).unwrap();
+            let mut exact = Vec::new();
+            for kind in CacheType::ALL {
+                let source = Rounded(weights.clone(), kind);
+                let normed = crate::sweep::run(&source, std::slice::from_ref(&window), &Device::Cpu, None).unwrap();
+                let want = normed.logits(&model.head, 0).unwrap();
+                let mut session = model.session(kind).unwrap();
                 // A prompt longer than a chunk, then a few tokens at once, then one by one.
                 let mut at = window.len() - 30;
                 let mut steps = vec![at, 5];
                 steps.extend([1; 25]);
                 at = 0;
+                let (mut worst, mut rounding) = (0f32, 0f32);
                 for n in steps {
                     let logits = session.feed(&window[at..at + n]).unwrap();
                     at += n;
-                    for (a, b) in logits.iter().zip(&want[(at - 1) * 61..]) {
-                        assert!((a - b).abs() < tolerance, "{model_type} {cache:?} at {at}: {a} {b}");
+                    for (i, (a, b)) in logits.iter().zip(&want[(at - 1) * 61..]).enumerate() {
+                        worst = worst.max((a - b).abs());
+                        rounding = rounding.max((b - exact.get((at - 1) * 61 + i).unwrap_or(b)).abs());
                     }
                 }
                 assert_eq!(session.len(), window.len());
+                // Sums of other numbers of rows may be rounded differently, and now and then a code with them.
+                match kind {
+                    CacheType::F32 => assert!(worst < 1e-4, "{model_type}: {worst}"),
+                    _ => assert!(worst < 0.2 * rounding, "{model_type} {kind}: {worst} of {rounding}"),
+                }
+                if exact.is_empty() {
+                    exact = want;
+                }
             }
         }
     }
@@ -234,7 +249,7 @@ mod tests {
         assert_eq!(streamed, out.tokens);
         let mut text = vec![1, 5];
         for t in &out.tokens {
-            let logits = model.session(CacheType::F32).feed(&text).unwrap();
+            let logits = model.session(CacheType::F32).unwrap().feed(&text).unwrap();
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
             assert_eq!(*t as usize, best);
             text.push(*t);

@@ -1,8 +1,8 @@
 //! Inner loops over slices. Sums run over a fixed number of lanes, so results depend on the input alone, never on threads or on
 //! how the compiler vectorises.
 
-/// Defines functions twice, for AVX2 and for the target's baseline, from one body. Rust never contracts `a * b + c` into a fused
-/// product, so both give the same bits; only the registers are wider.
+/// Defines functions for AVX-512, for AVX2 and for the target's baseline, from one body. Rust never contracts `a * b + c` into a fused
+/// product, so all give the same bits; only the registers are wider.
 macro_rules! dispatched {
     ($($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$doc])*
@@ -14,6 +14,14 @@ macro_rules! dispatched {
                 #[target_feature(enable = "avx2")]
                 fn wide($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
+                }
+                #[target_feature(enable = "avx512f")]
+                fn widest($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the processor has AVX-512 F, as just detected, and the function needs nothing else.
+                    return unsafe { widest($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") {
                     // SAFETY: the processor has AVX2, as just detected, and the function needs nothing else.
@@ -145,6 +153,19 @@ dispatched! {
         }
     }
 
+    /// Largest value, NaN ignored; negative infinity for an empty slice.
+    pub fn largest(x: &[f32]) -> f32 {
+        max(x)
+    }
+
+    /// `x ← exp(x − most)`; gives the sum.
+    pub fn exponentials(x: &mut [f32], most: f32) -> f32 {
+        for v in x.iter_mut() {
+            *v = exp(*v - most);
+        }
+        sum_by(x, |v| v)
+    }
+
     /// `x ← cap tanh(scale x / cap)`.
     pub fn softcap(x: &mut [f32], scale: f32, cap: f32) {
         let twice = 2.0 * scale / cap;
@@ -259,6 +280,19 @@ mod tests {
         let mut inf = vec![1.0, f32::INFINITY];
         softmax(&mut inf, 1.0);
         assert!(inf.iter().any(|v| v.is_nan()));
+    }
+
+    #[test]
+    fn exponentials_and_their_sum_keep_nan() {
+        let x: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * 20.0).collect();
+        let (most, mut got) = (largest(&x), x.clone());
+        let sum = exponentials(&mut got, most);
+        let want: Vec<f64> = x.iter().map(|v| f64::from(v - most).exp()).collect();
+        assert!(got.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6 * b + 1e-30));
+        assert!((f64::from(sum) - want.iter().sum::<f64>()).abs() < 1e-5);
+        let mut bad = vec![1.0, f32::NAN, 2.0];
+        assert_eq!(largest(&bad), 2.0);
+        assert!(exponentials(&mut bad, 2.0).is_nan());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The weights of one decoder layer.
 
+use crate::cache::CacheType;
 use crate::checkpoint::WeightSource;
 use crate::ops;
 use crate::product::{ComputeMode, Weight};
@@ -14,17 +15,18 @@ use std::collections::BTreeMap;
 pub struct Layer {
     weights: BTreeMap<Part, Weight>,
     mode: ComputeMode,
+    cache: CacheType,
 }
 
 impl Layer {
-    /// Reads layer `layer`, to be run in the source's mode.
+    /// Reads layer `layer`, to be run in the source's mode and with keys and values rounded as the source says.
     pub fn load(source: &dyn WeightSource, layer: usize, device: &Device) -> Result<Self> {
         let spec = source.spec();
         let mut weights = BTreeMap::new();
         for part in spec.layer_parts(layer) {
             weights.insert(part, source.weight(Role::layer(layer, part), device)?);
         }
-        Ok(Self::from_weights(spec, layer, weights)?.with_mode(source.compute()))
+        Ok(Self::from_weights(spec, layer, weights)?.with_mode(source.compute()).with_cache(source.cache()))
     }
 
     /// Layer `layer` of given weights, to be run in f32, which must be exactly those that the model has, in their shapes.
@@ -41,7 +43,7 @@ impl Layer {
                 (Some(_), false) => return Err(Error::corrupt("the architecture has no such tensor").tensor(part.name())),
             }
         }
-        Ok(Layer { weights, mode: ComputeMode::F32 })
+        Ok(Layer { weights, mode: ComputeMode::F32, cache: CacheType::F32 })
     }
 
     /// The same layer with its products in this mode.
@@ -52,6 +54,16 @@ impl Layer {
     /// How the layer's products are computed.
     pub fn mode(&self) -> ComputeMode {
         self.mode
+    }
+
+    /// The same layer with keys and values of whole windows rounded as this type of cache stores them.
+    pub fn with_cache(self, cache: CacheType) -> Self {
+        Layer { cache, ..self }
+    }
+
+    /// How keys and values of whole windows are rounded.
+    pub fn cache(&self) -> CacheType {
+        self.cache
     }
 
     /// Whether the layer has this part.

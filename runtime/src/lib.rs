@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod attention;
 pub mod block;
+mod cache;
 pub mod checkpoint;
 pub mod embedding;
 mod ffn;
@@ -28,6 +29,7 @@ pub mod tokenizer;
 
 pub use arch::{ARCHITECTURES, Architecture, Client, ContainerKind};
 pub use block::Observer;
+pub use cache::CacheType;
 pub use checkpoint::{Checkpoint, HostTensor, WeightSource};
 pub use embedding::{Embedding, OutputNorm};
 pub use generate::Model;

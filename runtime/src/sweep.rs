@@ -48,10 +48,11 @@ pub fn peak_bytes(spec: &ModelSpec, n_tokens: usize, window: usize, threads: usi
     let layer = spec.largest_layer() as u64;
     let rows = BATCH_TOKENS.max(window).min(n_tokens) as u64;
     let kv_heads = if spec.latent.is_some() { spec.n_heads } else { spec.n_kv_heads };
-    let heads = (spec.q_width() + kv_heads * (spec.head_dim + spec.v_head_dim)) as u64;
+    // Keys and values, and their copies as a cache has them.
+    let heads = (spec.q_width() + 2 * kv_heads * (spec.head_dim + spec.v_head_dim)) as u64;
     // At most two of gate, up and down's output, and a few copies of the residual stream, live together.
     let batch = rows * (4 * spec.hidden_size as u64 + heads + 2 * spec.ffn_size as u64);
-    let scores = (threads * crate::attention::QUERY_BLOCK * window) as u64;
+    let scores = (threads * crate::attention::scratch_values(spec.n_heads, spec.head_dim, spec.v_head_dim)) as u64;
     4 * (n_tokens as u64 * spec.hidden_size as u64 + layer.max(spec.numel(Part::TokenEmbd) as u64) + batch + scores)
 }
 

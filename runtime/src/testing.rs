@@ -1,9 +1,11 @@
 //! Small made-up models for this crate's tests, and a plain f64 model to compare with.
 
-use crate::checkpoint::WeightSource;
+use crate::cache::CacheType;
+use crate::checkpoint::{HostTensor, WeightSource};
 use crate::memory::MemoryWeights;
 use crate::role::{Part, Role};
 use crate::spec::ModelSpec;
+use bitsmith_formats::{Encoding, Result};
 use serde_json::{Value, json};
 
 /// A `config.json` of a tiny model; `changes` replace or add keys.
@@ -26,6 +28,24 @@ pub fn spec(model_type: &str, changes: Value) -> ModelSpec {
 
 pub fn model(model_type: &str, changes: Value) -> MemoryWeights {
     MemoryWeights::random(spec(model_type, changes), 11)
+}
+
+/// A model whose keys and values of whole windows are rounded.
+pub struct Rounded(pub MemoryWeights, pub CacheType);
+
+impl WeightSource for Rounded {
+    fn spec(&self) -> &ModelSpec {
+        self.0.spec()
+    }
+    fn codec(&self, role: Role) -> Result<Encoding> {
+        self.0.codec(role)
+    }
+    fn read(&self, role: Role) -> Result<HostTensor> {
+        self.0.read(role)
+    }
+    fn cache(&self) -> CacheType {
+        self.1
+    }
 }
 
 pub fn tokens(n: usize, seed: usize) -> Vec<u32> {

@@ -115,8 +115,12 @@ impl Scheduler {
         let mut spare: Vec<Sequence> = Vec::new();
         while let Some(admitted) = self.admit(running.len()) {
             for job in admitted {
-                let sequence = spare.pop().unwrap_or_else(|| batch.sequence(self.limits.cache));
-                running.push(Slot { answer: Answer::new(job, tokenizer), sequence });
+                match spare.pop().map_or_else(|| batch.sequence(self.limits.cache), Ok) {
+                    Ok(sequence) => running.push(Slot { answer: Answer::new(job, tokenizer), sequence }),
+                    Err(e) => {
+                        let _ = job.events.send((job.index, Event::Failed(e.into())));
+                    }
+                }
             }
             if let Err(e) = step(&mut batch, &mut running) {
                 // It cannot be told whose fault it was.

@@ -33,6 +33,11 @@ pub const QWEN2: Family = Family { name: "qwen2", tied: true, bias: true, qk_nor
 pub const QWEN3: Family = Family { name: "qwen3", tied: false, bias: false, qk_norm: true, head_dim: 32 };
 
 impl Family {
+    /// The same with heads of another width.
+    pub fn with_heads(self, head_dim: usize) -> Self {
+        Family { head_dim, ..self }
+    }
+
     /// Names, shapes, and the range of values: centre and half width.
     fn tensors(self) -> Vec<(String, Vec<usize>, f32, f32)> {
         let (q, kv) = (HEADS * self.head_dim, KV_HEADS * self.head_dim);

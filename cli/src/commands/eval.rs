@@ -2,7 +2,7 @@
 
 use super::job::{costs, positive};
 use crate::app::App;
-use crate::args::Compute;
+use crate::args::{Compute, Kv};
 use crate::output::table;
 use bitsmith_datasets::DataSpec;
 use bitsmith_eval::EvalResult;
@@ -10,13 +10,15 @@ use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::evaluate::{EvalOptions, cost, evaluate};
+use bitsmith_runtime::CacheType;
 use clap::Args;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
   bitsmith eval model-q4_k_m.gguf --ppl wiki.test.raw
-  bitsmith eval model-q4_k_m.gguf --kld builtin --against ./model --json";
+  bitsmith eval model-q4_k_m.gguf --kld builtin --against ./model --json
+  bitsmith eval ./model --kld builtin --against ./model --kv q8_0";
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
@@ -45,6 +47,9 @@ pub struct Arguments {
     /// How to compute the model's matrix products; --against is always computed in f32
     #[arg(long, value_enum, value_name = "MODE", default_value = "f32")]
     pub compute: Compute,
+    /// Round the model's keys and values as a cache of this type stores them; --against keeps its own exact
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    pub kv: Kv,
     /// Write the results as JSON to this file too
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -62,7 +67,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         ctx: args.ctx.map(|n| positive("--ctx", Some(n), n)).transpose()?,
         limit: args.limit.map(|n| positive("--limit", Some(n), n)).transpose()?,
     };
-    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
+    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into()).with_cache(args.kv.into())?;
     let against = args.against.as_deref().map(|m| Opened::find(m, &app.context)).transpose()?;
     if args.dry_run {
         let data: Vec<&DataSpec> = ppl.iter().chain(&kld).collect();
@@ -98,6 +103,9 @@ fn text(result: &EvalResult) -> String {
             [k.data.clone(), k.against.clone(), s.tokens.to_string()].into_iter().chain(nats).chain(rest).collect()
         }));
         text.push_str(&table(&rows, &[2, 3, 4, 5, 6, 7, 8, 9]));
+    }
+    if result.kv != CacheType::F32 {
+        text.push_str(&format!("keys and values rounded as a cache of type {} stores them\n", result.kv));
     }
     text
 }

@@ -1,13 +1,12 @@
 //! `bitsmith generate`.
 
 use crate::app::App;
-use crate::args::Compute;
+use crate::args::{Compute, Kv};
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::text::{GenerateOptions, generate};
-use bitsmith_runtime::generate::CacheType;
 use bitsmith_runtime::sampler::Sampling;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +35,7 @@ pub struct Arguments {
     /// Choose among this many of the most likely tokens
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// How keys and values are kept
+    /// How keys and values of tokens already read are stored
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
     /// Stop before this text; may be given several times
@@ -51,25 +50,6 @@ pub struct Arguments {
     /// With --chat, what the system says first
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
-}
-
-/// Storage of keys and values.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Kv {
-    /// Exact
-    #[default]
-    F32,
-    /// Half the memory
-    F16,
-}
-
-impl From<Kv> for CacheType {
-    fn from(kv: Kv) -> Self {
-        match kv {
-            Kv::F32 => CacheType::F32,
-            Kv::F16 => CacheType::F16,
-        }
-    }
 }
 
 /// Generates and prints text as it comes.

@@ -1,8 +1,7 @@
 //! `bitsmith serve`.
 
 use crate::app::App;
-use crate::args::Compute;
-use crate::commands::generate::Kv;
+use crate::args::{Compute, Kv};
 use crate::interrupt;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
@@ -51,7 +50,7 @@ pub struct Arguments {
     /// Answers that may wait for a slot; requests beyond are refused with status 503
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub queue: usize,
-    /// How keys and values are kept
+    /// How keys and values of tokens already read are stored
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
     /// How to compute matrix products

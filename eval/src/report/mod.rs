@@ -203,7 +203,7 @@ mod tests {
             model: "m".into(),
             perplexity: vec![Perplexity::from_nlls(&eval, &[vec![1.0, 1.1], vec![1.3, 1.2]])],
             kld: vec![Kld::from_positions(&eval, "demo <f32>", &windows)],
-            tasks: vec![],
+            ..EvalResult::default()
         };
         let base = ReportRow {
             target: "safetensors:bf16".into(),

@@ -1,13 +1,12 @@
 //! Several sequences advanced together: one matrix product over all their rows, attention for each alone.
 
 use super::Model;
-use super::cache::{CacheType, LayerCache};
 use crate::block::{Ropes, Rows, Run};
+use crate::cache::{CacheType, KvHeads, LayerCache};
 use crate::embedding::check_tokens;
 use crate::ops::OrFail;
 use bitsmith_formats::{Error, Result};
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 /// What a model remembers of one sequence: keys and values of every layer.
 #[derive(Debug)]
@@ -78,37 +77,45 @@ impl<'m> Batch<'m> {
         Batch { model, ropes: Ropes::new(&model.spec, 0) }
     }
 
-    /// A new, empty sequence.
-    pub fn sequence(&self, cache: CacheType) -> Sequence {
-        Sequence { caches: self.model.layers.iter().map(|_| LayerCache::new(cache)).collect(), len: 0 }
+    /// A new, empty sequence; an error if the model's heads cannot be stored so.
+    pub fn sequence(&self, cache: CacheType) -> Result<Sequence> {
+        let heads = KvHeads::of(&self.model.spec);
+        let caches = self.model.layers.iter().map(|_| LayerCache::new(cache, heads)).collect::<Result<_>>()?;
+        Ok(Sequence { caches, len: 0 })
     }
 
     /// Reads the tokens of every feed and calls `each(feed, position, logits)` for the logits that are wanted, `vocab` values each, in the
     /// order of feeds and positions. Logits may be non-finite if weights are damaged. After an error no sequence has advanced.
     pub fn step(&mut self, feeds: &mut [Feed<'_>], mut each: impl FnMut(usize, usize, &[f32])) -> Result<()> {
         self.check(feeds)?;
-        let spec = &self.model.spec;
         let tokens: Vec<u32> = feeds.iter().flat_map(|f| f.tokens).copied().collect();
         let positions: Vec<usize> = feeds.iter().flat_map(|f| f.sequence.len..f.sequence.len + f.tokens.len()).collect();
         if tokens.is_empty() {
             return Ok(());
         }
-        let mut x = self.model.embedding.rows(&tokens, |i| positions[i])?;
-        let rows = Rows { windows: 1, len: tokens.len(), start: 0 };
+        let x = self.model.embedding.rows(&tokens, |i| positions[i])?;
+        // On a thread of the pool, so that it is not entered and left for every product.
+        let x = rayon::scope(|_| self.layers(feeds, x))?;
+        self.score(feeds, &x, &mut each)?;
+        for feed in feeds {
+            feed.sequence.len += feed.tokens.len();
+        }
+        Ok(())
+    }
+
+    /// Pushes hidden states `(rows of all feeds, hidden)` through all layers.
+    fn layers(&self, feeds: &mut [Feed<'_>], mut x: Tensor) -> Result<Tensor> {
+        let rows = Rows { windows: 1, len: x.dim(0).or_fail()?, start: 0 };
         for (index, layer) in self.model.layers.iter().enumerate() {
             let segment = |feed| {
                 let Feed { sequence, tokens, .. }: &mut Feed<'_> = feed;
                 Segment { len: tokens.len(), start: sequence.len, cache: &mut sequence.caches[index] }
             };
             let mut segments: Vec<_> = feeds.iter_mut().map(segment).collect();
-            let run = Run { spec, ropes: &self.ropes, layer_index: index, observer: None };
+            let run = Run { spec: &self.model.spec, ropes: &self.ropes, layer_index: index, observer: None };
             x = run.forward(layer, &x, rows, Some(&mut segments))?;
         }
-        self.score(feeds, &x, &mut each)?;
-        for feed in feeds {
-            feed.sequence.len += feed.tokens.len();
-        }
-        Ok(())
+        Ok(x)
     }
 
     /// Whether all tokens can be read; makes room for their positions.
@@ -163,30 +170,6 @@ impl<'m> Batch<'m> {
     }
 }
 
-/// Applies `mix` to the rows of each segment and that segment's cache, and puts the results together again. `tensors` have the rows of all
-/// segments, in their order.
-pub(crate) fn in_segments<const N: usize>(
-    segments: &mut [Segment<'_>],
-    tensors: [&Tensor; N],
-    mix: impl Fn([Tensor; N], &mut Segment<'_>) -> Result<Tensor> + Sync,
-) -> Result<Tensor> {
-    if let [only] = segments {
-        return mix(tensors.map(Tensor::clone), only);
-    }
-    let mut first = 0;
-    let mut parts = Vec::with_capacity(segments.len());
-    for segment in segments.iter_mut() {
-        let mut part = tensors.map(Tensor::clone);
-        for t in &mut part {
-            *t = t.narrow(0, first, segment.len).or_fail()?;
-        }
-        first += segment.len;
-        parts.push((part, segment));
-    }
-    let mixed: Vec<Tensor> = parts.into_par_iter().map(|(part, segment)| mix(part, segment)).collect::<Result<_>>()?;
-    Tensor::cat(&mixed, 0).or_fail()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,7 +180,7 @@ mod tests {
     /// The logits after every token of `text`, read alone in pieces.
     fn alone(model: &Model, text: &[u32], pieces: &[usize]) -> Vec<Vec<f32>> {
         let mut batch = Batch::new(model);
-        let mut sequence = batch.sequence(CacheType::F32);
+        let mut sequence = batch.sequence(CacheType::F32).unwrap();
         let (mut rows, mut at) = (Vec::new(), 0);
         for n in pieces {
             let mut feeds = [Feed { sequence: &mut sequence, tokens: &text[at..at + n], wanted: Wanted::All }];
@@ -222,7 +205,7 @@ mod tests {
             let want: Vec<Vec<Vec<f32>>> = texts.iter().map(|t| alone(&model, t, &vec![1; t.len()])).collect();
             // Sequences start one after the other; each reads a chunk of its prompt, then single tokens, beside the others.
             let mut batch = Batch::new(&model);
-            let mut sequences: Vec<Sequence> = texts.iter().map(|_| batch.sequence(CacheType::F32)).collect();
+            let mut sequences: Vec<Sequence> = texts.iter().map(|_| batch.sequence(CacheType::F32).unwrap()).collect();
             let mut seen = 0;
             for step in 0..60usize {
                 let mut feeds = Vec::new();
@@ -257,8 +240,8 @@ mod tests {
         let model = Model::load(&model("llama", json!({"max_position_embeddings": 300})), &Device::Cpu).unwrap();
         let (first, second) = (tokens(290, 1), tokens(20, 2));
         let mut batch = Batch::new(&model);
-        let mut sequence = batch.sequence(CacheType::F32);
-        let mut other = batch.sequence(CacheType::F32);
+        let mut sequence = batch.sequence(CacheType::F32).unwrap();
+        let mut other = batch.sequence(CacheType::F32).unwrap();
         let mut last = Vec::new();
         batch
             .step(&mut [Feed { sequence: &mut sequence, tokens: &first, wanted: Wanted::Nothing }], |_, _, _| panic!("unwanted"))

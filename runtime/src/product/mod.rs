@@ -12,7 +12,8 @@ mod processor;
 mod tests;
 mod weight;
 
-use output::Output;
+pub(crate) use output::Output;
+pub(crate) use processor::Processor;
 pub use weight::{Blocks, Weight};
 
 /// What a product does to activations. Products of one mode agree to the last bits of f32 whatever the processor; the modes differ by the
