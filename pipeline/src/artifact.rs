@@ -3,7 +3,7 @@
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_convert::{ArtifactWriter, FolderPlan, GgufPlan, names};
+use bitsmith_convert::{ArtifactWriter, FolderPlan, GgufPlan, MmprojPlan, names};
 use bitsmith_formats::gguf::set_paths;
 use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
@@ -92,6 +92,7 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
     match target {
         Target::Gguf(_) => {
             model.checkpoint.spec().gguf_metadata().map_err(|e| e.file(model.checkpoint.path()))?;
+            MmprojPlan::new(&model.checkpoint, &model.about)?;
             // What llama.cpp will make of the vocabulary must be what the source's tokenizer does.
             let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;
             verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())
@@ -150,5 +151,9 @@ pub fn start(
         (Target::Hf(_), _) => FolderPlan::hf(spec, &files, about, vectors, &codecs)?,
         _ => FolderPlan::mlx(spec, &files, about, vectors, &codecs)?,
     };
-    folder.shard_bytes(shard_size).start(path)
+    let writer = folder.shard_bytes(shard_size).start(path)?;
+    for tensor in model.checkpoint.tower().into_iter().flat_map(|t| &t.tensors) {
+        writer.put_tower(tensor, &model.checkpoint.read_tower(tensor)?)?;
+    }
+    Ok(writer)
 }

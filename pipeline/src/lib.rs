@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod calibration;
 pub mod carry;
 pub mod check;
+pub mod companions;
 pub mod compressed;
 pub mod context;
 pub mod encode;

@@ -3,10 +3,11 @@
 use crate::artifact::{self, Output};
 use crate::calibration::{CalibrationOptions, Loaded};
 use crate::carry::{self, Account, Tally};
+use crate::companions::Companions;
 use crate::context::Context;
 use crate::encode::{Encoder, Evidence, gather, importance};
 use crate::estimate::Estimate;
-use crate::manifest::{InputFile, Manifest, Recipe, hash_inputs};
+use crate::manifest::{Companion, InputFile, Manifest, Recipe, hash_inputs};
 use crate::memory;
 use crate::opened::Opened;
 use crate::spool::Spool;
@@ -67,6 +68,10 @@ pub struct Artifact {
     pub reused: bool,
     /// What transforms, solvers and fallbacks reported.
     pub notes: Vec<String>,
+    /// Files that lie beside it and belong to it: the projector of a model with a vision tower.
+    pub companions: Vec<Companion>,
+    /// Tensors of the source that are in no file of it.
+    pub dropped: Vec<String>,
 }
 
 /// One target of a job, planned.
@@ -89,6 +94,7 @@ pub struct Job<'a> {
     dense: Float,
     /// Known once the job runs: finding it may take running the model.
     mlx_dtype: OnceLock<Float>,
+    companions: Companions<'a>,
 }
 
 /// MLX computes in the type of the scales. F16 resolves eight times finer than BF16 in the same space, but ends at 65504: it is
@@ -115,7 +121,8 @@ impl<'a> Job<'a> {
             true => options.calibration.load(method, model, context)?,
             false => (Loaded::None, None),
         };
-        Ok(Job { model, options, context, evidence, calibration, dense, mlx_dtype: OnceLock::new() })
+        let companions = Companions::new(model, context)?;
+        Ok(Job { model, options, context, evidence, calibration, dense, mlx_dtype: OnceLock::new(), companions })
     }
 
     /// What is not quantized in this target is stored in this type. Until the job runs the source's type stands in for MLX's,
@@ -159,7 +166,8 @@ impl<'a> Job<'a> {
         let estimate = |&target: &Target| {
             let plan = self.plan(target)?;
             let (spec, method, threads) = (self.model.checkpoint.spec(), &self.options.method, self.context.threads);
-            Ok(Estimate::new(&target.to_string(), spec, &plan, method, tokens, eval_tokens, threads))
+            let estimate = Estimate::new(&target.to_string(), spec, &plan, method, tokens, eval_tokens, threads);
+            Ok(estimate.with_more(self.companions.bytes(target)?))
         };
         self.options.targets.iter().map(estimate).collect()
     }
@@ -171,6 +179,9 @@ impl<'a> Job<'a> {
         }
         if let Some(line) = carry::released_in_fp8(&self.model.checkpoint)? {
             self.context.progress.note(&line);
+        }
+        for &target in &self.options.targets {
+            self.companions.tell_dropped(target);
         }
         let paths = self.options.out.paths(&self.model.about.name, &self.options.targets, self.model.checkpoint.path())?;
         if self.mlx_dtype.get().is_none() {
@@ -303,7 +314,9 @@ impl<'a> Job<'a> {
     fn record(&self, work: &Work<'_>, recipe: Recipe, start: Instant, notes: Vec<String>) -> Result<Artifact> {
         let spec = self.model.checkpoint.spec();
         let bpw = work.plan.bytes(spec) as f64 * 8.0 / spec.n_weights() as f64;
-        let manifest = Manifest::new(&work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
+        let companions = self.companions.make(work.target, &work.path)?;
+        let mut manifest = Manifest::new(&work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
+        (manifest.companions, manifest.dropped) = (companions, self.companions.dropped(work.target));
         manifest.save(&work.path)?;
         Ok(self.artifact(work.target, &work.path, manifest, memory::peak_bytes(), false))
     }
@@ -391,6 +404,8 @@ impl<'a> Job<'a> {
             method: m.recipe.method,
             reused,
             notes: m.notes,
+            companions: m.companions,
+            dropped: m.dropped,
         }
     }
 }

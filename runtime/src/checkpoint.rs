@@ -1,5 +1,6 @@
 //! A model on disk, in any container, as weights by role.
 
+use crate::arch::vision::{Sorted, Tower, Wrapper};
 use crate::arch::{ContainerKind, Place, TensorMap};
 use crate::ops;
 use crate::product::{Blocks, ComputeMode, Weight};
@@ -14,6 +15,7 @@ use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
 use candle_core::Device;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A tensor on the host, row-major f32.
@@ -82,19 +84,23 @@ pub struct Checkpoint {
     store: Store,
     spec: ModelSpec,
     map: TensorMap,
+    tower: Option<Tower>,
     compute: ComputeMode,
 }
 
 impl Checkpoint {
     /// Opens a Hugging Face folder, an MLX folder or a GGUF file (the first of a set). Reads the configuration and the headers and
-    /// checks that every tensor of the model is there in its shape and that there is none without a place; reads no weights.
+    /// checks that every tensor of the model is there in its shape and that there is none without a place; reads no weights. Of a
+    /// model with a vision tower, the model is the text model; see [`Checkpoint::tower`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (kind, config, store, spec) = match Container::detect(path)? {
+        let (kind, config, store, spec, names) = match Container::detect(path)? {
             Container::Gguf => {
                 let store = GgufStore::open(path)?;
                 let spec = ModelSpec::from_gguf(&scalars(&store), &store).map_err(|e| e.file(path))?;
-                (ContainerKind::Gguf, None, Store::Gguf(store), spec)
+                let store = Store::Gguf(store);
+                let names = Names::of(&store, None)?;
+                (ContainerKind::Gguf, None, store, spec, names)
             }
             container => {
                 let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
@@ -119,25 +125,30 @@ impl Checkpoint {
                     _ => (ContainerKind::Hf, Store::Safetensors(SafetensorsStore::open(path)?)),
                 };
                 // Writers differ on the meaning of an absent key, but not on whether there is an output matrix.
+                let wrapper = Wrapper::of(&config);
+                let names = Names::of(&store, wrapper).map_err(|e| e.file(path))?;
                 let head = spec.arch.hf_name(Part::Output);
-                if config.get("tie_word_embeddings").is_none() && head.is_some_and(|n| store.as_dyn().find(n).is_none()) {
+                // The configurations of a wrapped model and of its text model may say one and the other.
+                let unsure = wrapper.is_some() || config.get("tie_word_embeddings").is_none();
+                if unsure && head.is_some_and(|n| !names.text.contains_key(n)) {
                     spec.tied = true;
                     spec.remove(&[Part::Output]);
                 }
                 read_generation_config(folder, &mut spec)?;
                 read_pooling(folder, &mut spec)?;
-                (kind, Some(config), store, spec)
+                (kind, Some(config), store, spec, names)
             }
         };
         let kind = match kind {
-            ContainerKind::Hf if spec.arch.has_mlx_names(spec.n_layers, |n| store.as_dyn().find(n).is_some()) => {
-                ContainerKind::Mlx
-            }
+            ContainerKind::Hf if spec.arch.has_mlx_names(spec.n_layers, |n| names.text.contains_key(n)) => ContainerKind::Mlx,
             kind => kind,
         };
-        let names = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
-        let map = spec.arch.map_tensors(&spec, kind, names).map_err(|e| e.file(path))?;
-        let checkpoint = Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map, compute: ComputeMode::F32 };
+        let Names { text, tower, dropped } = names;
+        let mut map = spec.arch.map_tensors(&spec, kind, text.keys().map(String::as_str)).map_err(|e| e.file(path))?;
+        map.rename(&text);
+        map.dropped.extend(dropped);
+        let checkpoint =
+            Checkpoint { path: path.to_path_buf(), kind, config, store, spec, map, tower, compute: ComputeMode::F32 };
         for place in checkpoint.map.roles.values().flatten() {
             let (name, want) = (&place.name, place.tensor_shape());
             if let Some(info) = checkpoint.store().find(name)
@@ -208,6 +219,10 @@ impl Checkpoint {
     pub fn map(&self) -> &TensorMap {
         &self.map
     }
+    /// Vision tower and projector, which are carried and not run; `None` for models that are text models.
+    pub fn tower(&self) -> Option<&Tower> {
+        self.tower.as_ref()
+    }
     /// The tensors that hold a role in this container, in the order of its rows; never none.
     pub fn places(&self, role: Role) -> Result<&[Place]> {
         self.map
@@ -251,6 +266,29 @@ impl WeightSource for Checkpoint {
 
     fn compute(&self) -> ComputeMode {
         self.compute
+    }
+}
+
+/// The names in a checkpoint.
+struct Names {
+    /// The text model's tensors: as it has them by itself, and as the checkpoint has them.
+    text: BTreeMap<String, String>,
+    tower: Option<Tower>,
+    dropped: Vec<String>,
+}
+
+impl Names {
+    fn of(store: &Store, wrapper: Option<&'static Wrapper>) -> Result<Names> {
+        let all = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
+        Ok(match wrapper {
+            None => Names { text: all.map(|n| (n.to_string(), n.to_string())).collect(), tower: None, dropped: Vec::new() },
+            Some(wrapper) => {
+                let Sorted { text, tower, dropped } = wrapper.sort(all)?;
+                // Some copies of wrapped models are of the text model alone.
+                let tower = (!tower.tensors.is_empty()).then_some(tower);
+                Names { text, tower, dropped }
+            }
+        })
     }
 }
 
@@ -329,7 +367,6 @@ mod tests {
     use bitsmith_formats::safetensors::{SafetensorsWriter, TensorPlan};
     use bitsmith_formats::{CodecId, EncodedTensor, ErrorKind};
     use serde_json::json;
-    use std::collections::BTreeMap;
 
     type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 

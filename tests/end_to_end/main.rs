@@ -21,3 +21,4 @@ mod support;
 mod text;
 mod tiny;
 mod torch;
+mod vision;

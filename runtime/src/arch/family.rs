@@ -217,7 +217,7 @@ fn scaling(s: Config<'_>, c: Config<'_>) -> Result<RopeScaling> {
         (None, None) => c.usize("max_position_embeddings"),
     };
     match kind {
-        "default" => Ok(RopeScaling::None),
+        "default" | "mrope" => Ok(super::qwen2_vl::sections(s)?.map_or(RopeScaling::None, RopeScaling::Sections)),
         "linear" => Ok(RopeScaling::Linear { factor: s.f64("factor")? }),
         "dynamic" => Ok(RopeScaling::Dynamic { factor: s.f64("factor")?, original_context: original()? }),
         "llama3" => Ok(RopeScaling::Llama3 {

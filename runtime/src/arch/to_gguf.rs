@@ -110,6 +110,8 @@ fn scaling(scaling: &RopeScaling) -> Vec<(&'static str, Value)> {
     match scaling {
         // llama.cpp has no dynamic base: within the original context, which is what a GGUF names, there is no difference.
         RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => Vec::new(),
+        // A key of the architecture that has them.
+        RopeScaling::Sections(_) => Vec::new(),
         RopeScaling::Linear { factor } => vec![kind("linear"), float("rope.scaling.factor", *factor)],
         RopeScaling::Yarn(y) => {
             let mut keys = vec![kind("yarn"), float("rope.scaling.factor", y.factor), original(y.original_context)];
