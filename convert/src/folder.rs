@@ -13,10 +13,10 @@ use bitsmith_formats::packed::{PackedFormat, PackedStore, PackedWriter};
 use bitsmith_formats::safetensors::{SafetensorsStore, ShardedWriter, TensorPlan, plan_shards};
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Micro, Result, TensorStore};
 use bitsmith_runtime::arch::vision::TowerTensor;
-use bitsmith_runtime::{ContainerKind, HostTensor, Role};
+use bitsmith_runtime::{ContainerKind, HostTensor, ModelSpec, Role};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint folder to be written.
@@ -32,7 +32,12 @@ pub struct FolderPlan {
     carried: Vec<CarriedTensor>,
     scheme: Scheme,
     max_shard_bytes: u64,
+    /// Tensors that go to [`MTP_FILE`].
+    apart: HashSet<String>,
 }
+
+/// The file of layers for multi-token prediction that do not stand among the others.
+const MTP_FILE: &str = "mtp.safetensors";
 
 /// How weights are spread over tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +70,7 @@ impl FolderPlan {
             carried: Vec::new(),
             scheme,
             max_shard_bytes: MAX_SHARD_BYTES,
+            apart: HashSet::new(),
         }
     }
 
@@ -83,6 +89,13 @@ impl FolderPlan {
     /// Sets the most bytes of tensor data in one file. `None`: 5 GiB.
     pub fn shard_bytes(mut self, bytes: Option<u64>) -> Self {
         self.max_shard_bytes = bytes.unwrap_or(MAX_SHARD_BYTES);
+        self
+    }
+
+    /// Puts the layers after the last into a safetensors file of their own, which the index lists.
+    pub fn mtp_apart(mut self, spec: &ModelSpec) -> Self {
+        let extra = self.layout.tensors.iter().filter(|t| t.role.layer.is_some_and(|l| spec.is_extra(l)));
+        self.apart = extra.map(|t| t.name.clone()).collect();
         self
     }
 
@@ -152,12 +165,21 @@ impl Weights {
         let max = plan.max_shard_bytes;
         Ok(match plan.scheme {
             Scheme::Mlx => Weights::Mlx(MlxWriter::create(folder, &tensors, max)?),
-            Scheme::Packed(format) => Weights::Packed(PackedWriter::create(folder, format, &tensors, max)?),
+            Scheme::Packed(format) => {
+                let apart = (MTP_FILE, &plan.apart);
+                Weights::Packed(PackedWriter::create(folder, format, &tensors, max, Some(apart))?)
+            }
             Scheme::Plain => {
-                let plans = tensors.iter().map(|(name, codec, shape)| TensorPlan::float(name, *codec, shape));
+                let (apart, tensors): (Vec<_>, Vec<_>) = tensors.iter().partition(|(name, ..)| plan.apart.contains(name));
+                let plans = |list: Vec<&(String, CodecId, Vec<usize>)>| -> Result<Vec<TensorPlan>> {
+                    list.into_iter().map(|(name, codec, shape)| TensorPlan::float(name, *codec, shape)).collect()
+                };
                 // Transformers loads no file that does not name its framework.
                 let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-                let shards = plan_shards(plans.collect::<Result<_>>()?, max, &metadata, None, false)?;
+                let mut shards = plan_shards(plans(tensors)?, max, &metadata, None, false)?;
+                if !apart.is_empty() {
+                    shards = shards.with_file(MTP_FILE, plans(apart)?, &metadata)?;
+                }
                 Weights::Plain(ShardedWriter::create(folder, shards)?)
             }
         })
@@ -269,6 +291,13 @@ pub(crate) fn set_dtype(config: &mut Map<String, Value>, float: Float) {
                 *value = dtype(float).into();
             }
         }
+    }
+}
+
+/// Says how many layers for multi-token prediction the folder has, where the configuration says so.
+pub(crate) fn set_mtp(config: &mut Map<String, Value>, spec: &ModelSpec) {
+    if let Some(layers) = config.get_mut("num_nextn_predict_layers") {
+        *layers = spec.mtp_layers.into();
     }
 }
 

@@ -23,6 +23,7 @@ impl FolderPlan {
         }
         let mut config = files.config();
         folder::set_dtype(&mut config, dense);
+        folder::set_mtp(&mut config, spec);
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: "safetensors", format: "Hugging Face", commands };
         Ok(FolderPlan::new(files, about, config, layout, Scheme::Plain, &kind).carrying(ContainerKind::Hf, Some(dense)))

@@ -6,8 +6,8 @@ use crate::folder::{self, FolderPlan, Kind};
 use crate::layout::{Layout, PlannedTensor};
 use bitsmith_formats::mlx::{Scheme, quantization_block};
 use bitsmith_formats::{CodecId, Error, Float, Result};
-use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
-use serde_json::{Map, Value};
+use bitsmith_runtime::{ContainerKind, ModelSpec, Role, RopeScaling};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 impl FolderPlan {
@@ -47,13 +47,23 @@ fn config(
     tower: Option<Float>,
 ) -> Result<Map<String, Value>> {
     let mut config = files.config();
-    let wrapped = files.wrapper().is_some();
-    match config.get_mut("text_config") {
-        Some(Value::Object(text)) if wrapped => complete(text, spec),
-        // Old folders have the text model's keys among the whole's.
-        _ if wrapped => {}
-        _ => complete(&mut config, spec),
+    match files.wrapper() {
+        None => complete(&mut config, spec),
+        Some(wrapper) => {
+            if let Some(Value::Object(text)) = config.get_mut("text_config") {
+                complete(text, spec);
+            }
+            if wrapper.flat_in_mlx {
+                complete(&mut config, spec);
+            }
+            if let RopeScaling::Sections(sections) = &spec.rope.scaling {
+                config.insert("rope_scaling".into(), json!({ "mrope_section": sections, "type": "mrope" }));
+            }
+            // mlx-lm does not look for it in the text model's configuration.
+            config.entry("vocab_size").or_insert(spec.vocab_size.into());
+        }
     }
+    folder::set_mtp(&mut config, spec);
     folder::set_dtype(&mut config, dense);
     // mlx-lm reads the older key only.
     config.insert("torch_dtype".into(), folder::dtype(dense).into());

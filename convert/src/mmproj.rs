@@ -38,8 +38,9 @@ impl<'a> MmprojPlan<'a> {
         let layers = wrapper.projector_layers(config).map_err(at)?;
         let (mut planned, mut left_out) = (Vec::new(), Vec::new());
         for from in tensors {
-            // A llama.cpp that finds it would apply it to the output of whatever layer is the last.
-            let unused = from.layer().is_some_and(|l| l >= layers) || wrapper.name == "llava" && from.is_final_norm();
+            let unused = from.gguf().next().is_none()
+                || from.layer().is_some_and(|l| l >= layers)
+                || !wrapper.final_norm && from.is_final_norm();
             if unused {
                 left_out.push(from.name.clone());
                 continue;

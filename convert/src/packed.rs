@@ -48,7 +48,8 @@ impl FolderPlan {
         listed.iter_mut().for_each(|t| t.name = module_name(wrapper, &t.name));
         let tied = tied.map(|name| module_name(wrapper, name));
         let roots = files.tower().map(|t| t.wrapper.roots()).unwrap_or_default();
-        let config = config(files, format, default, dense, &listed, tied.as_deref(), &roots)?;
+        let mut config = config(files, format, default, dense, &listed, tied.as_deref(), &roots)?;
+        folder::set_mtp(&mut config, spec);
         let own = (format == PackedFormat::ModelOpt).then(|| modelopt_block(&listed, tied.as_deref(), &roots).1);
         let layout = layout.wrapped(wrapper, ContainerKind::Hf);
         let commands = "pip install vllm\nvllm serve <this folder>";

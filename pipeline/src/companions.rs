@@ -2,10 +2,12 @@
 
 use crate::context::Context;
 use crate::manifest::Companion;
+use crate::mtp::Mtp;
 use crate::opened::Opened;
 use crate::target::Target;
 use bitsmith_convert::MmprojPlan;
 use bitsmith_formats::Result;
+use bitsmith_runtime::WeightSource;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -45,17 +47,23 @@ impl<'a> Companions<'a> {
     }
 
     /// Tensors of the source that are in no file of a target.
-    pub fn dropped(&self, target: Target) -> Vec<String> {
+    pub fn dropped(&self, target: Target, mtp: Mtp) -> Vec<String> {
+        let source = &self.model.checkpoint;
         let left_out = self.mmproj(target).map(|plan| plan.left_out()).unwrap_or_default();
-        let mut all = [&self.model.checkpoint.map().dropped, left_out].concat();
+        let mut all = [&source.map().dropped, left_out].concat();
+        if mtp == Mtp::Drop {
+            let extra = source.map().roles.iter().filter(|(role, _)| role.layer.is_some_and(|l| source.spec().is_extra(l)));
+            all.extend(extra.flat_map(|(_, places)| places).map(|p| p.name.clone()));
+        }
         all.sort();
+        all.dedup();
         all
     }
 
     /// Says which tensors are dropped.
-    pub fn tell_dropped(&self, target: Target) {
+    pub fn tell_dropped(&self, target: Target, mtp: Mtp) {
         const SHOWN: usize = 4;
-        let all = self.dropped(target);
+        let all = self.dropped(target, mtp);
         if let Some(more) = all.len().checked_sub(1) {
             let names = all.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
             let rest =

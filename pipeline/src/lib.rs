@@ -17,6 +17,7 @@ pub mod keep;
 pub mod manifest;
 pub mod memory;
 pub mod model;
+pub mod mtp;
 pub mod opened;
 pub mod problem;
 pub mod progress;

@@ -37,6 +37,9 @@ pub struct Recipe {
     /// Largest file of a set in bytes, where the container is written in several files and a size was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard_size: Option<u64>,
+    /// `split` where layers for multi-token prediction have a file of their own; the plan tells the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtp: Option<String>,
 }
 
 impl Recipe {

@@ -144,7 +144,7 @@ impl Checkpoint {
             kind => kind,
         };
         let Names { text, tower, dropped } = names;
-        let mut map = spec.arch.map_tensors(&spec, kind, text.keys().map(String::as_str)).map_err(|e| e.file(path))?;
+        let (spec, mut map) = with_extra_layers(spec, kind, &text).map_err(|e| e.file(path))?;
         map.rename(&text);
         map.dropped.extend(dropped);
         let checkpoint =
@@ -267,6 +267,28 @@ impl WeightSource for Checkpoint {
     fn compute(&self) -> ComputeMode {
         self.compute
     }
+}
+
+/// Sorts the tensors of the text model, layers after the last included, if they are all there.
+fn with_extra_layers(spec: ModelSpec, kind: ContainerKind, names: &BTreeMap<String, String>) -> Result<(ModelSpec, TensorMap)> {
+    use Part::{NextnEmbd, NextnEmbdNorm, NextnHiddenNorm, NextnOutput, NextnOutputNorm, NextnProj};
+    const PARTS: [Part; 6] = [NextnProj, NextnEmbdNorm, NextnHiddenNorm, NextnEmbd, NextnOutput, NextnOutputNorm];
+    let map = |spec: &ModelSpec| spec.arch.map_tensors(spec, kind, names.keys().map(String::as_str));
+    let has = |layer: usize, part| {
+        let places = spec.arch.places(&spec, kind, Role::layer(layer, part));
+        places.is_some_and(|places| names.contains_key(&places[0].name))
+    };
+    let extra = (spec.n_layers..).take_while(|l| spec.arch.extra_layers && has(*l, NextnProj)).count();
+    if extra > 0 {
+        let parts: Vec<Part> = PARTS.into_iter().filter(|p| has(spec.n_layers, *p)).collect();
+        let whole = spec.with_mtp(extra, &parts);
+        // Copies of a model may have lost some of their tensors; what is left is of no use.
+        if let Ok(found) = map(&whole) {
+            return Ok((whole, found));
+        }
+    }
+    let found = map(&spec)?;
+    Ok((spec, found))
 }
 
 /// The names in a checkpoint.

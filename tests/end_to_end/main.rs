@@ -11,6 +11,7 @@ mod folders;
 mod hub;
 mod jobs;
 mod mixtures;
+mod mtp;
 mod packed;
 mod pull;
 mod requantize;

@@ -85,6 +85,8 @@ pub(super) fn base_of(arch: &'static Architecture, c: Config<'_>, layers: Option
         arch,
         hidden_size,
         n_layers,
+        mtp_layers: 0,
+        mtp_only: false,
         n_heads,
         n_kv_heads: c.opt_usize("num_key_value_heads")?.unwrap_or(n_heads),
         head_dim,

@@ -117,6 +117,8 @@ impl ModelSpec {
             arch,
             hidden_size,
             n_layers,
+            mtp_layers: 0,
+            mtp_only: false,
             n_heads,
             n_kv_heads: keys.opt_usize("attention.head_count_kv")?.unwrap_or(n_heads),
             head_dim,

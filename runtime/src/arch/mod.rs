@@ -138,7 +138,7 @@ pub struct Architecture {
     pub aliases: &'static [(&'static str, &'static str)],
     /// Ends of the names of tensors that carry nothing the model needs.
     pub superfluous: &'static [&'static str],
-    /// Whether checkpoints may have layers after the last one, by which several tokens are predicted at once. They are dropped.
+    /// Whether checkpoints may have layers after the last one, by which several tokens are predicted at once.
     pub extra_layers: bool,
     /// What a container does to a part's rows.
     pub order: fn(&ModelSpec, ContainerKind, Part) -> Order,

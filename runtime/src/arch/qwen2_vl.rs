@@ -2,7 +2,7 @@
 //! in an image. For text the three positions are one, and the embedding is the plain one.
 
 use super::config::Config;
-use super::{Architecture, qwen2};
+use super::{Architecture, Client, qwen2};
 use crate::spec::{ModelSpec, RopeScaling};
 use bitsmith_formats::gguf::Array;
 use bitsmith_formats::{Error, Result};
@@ -13,6 +13,7 @@ pub static QWEN2_VL: Architecture = Architecture {
     model_types: &["qwen2_5_vl_text"],
     gguf: "qwen2vl",
     hf_class: qwen2::QWEN2.hf_class,
+    proof: &[Client::Transformers, Client::LlamaCpp],
     from_config: |arch, config| {
         let spec = (qwen2::QWEN2.from_config)(arch, config)?;
         if !matches!(spec.rope.scaling, RopeScaling::Sections(_)) {

@@ -43,7 +43,10 @@ impl ModelSpec {
         refuse_scaling(self)?;
         let mut keys: Vec<(&'static str, Value)> = Vec::new();
         let mut number = |name, value: usize| keys.push((name, Value::U32(value.min(u32::MAX as usize) as u32)));
-        number("block_count", self.n_layers);
+        number("block_count", self.n_layers + self.mtp_layers);
+        if self.mtp_layers > 0 {
+            number("nextn_predict_layers", self.mtp_layers);
+        }
         number("context_length", self.context_length);
         number("embedding_length", self.hidden_size);
         number("feed_forward_length", self.ffn_size);

@@ -23,7 +23,9 @@ pub(super) static GEMMA3: Wrapper = Wrapper {
             ],
         ),
     ],
+    flat_in_mlx: false,
     projector: "gemma3",
+    final_norm: true,
     layers: |v| v.all_layers(),
     gguf_keys: |v| {
         let mut keys = vec![("vision.attention.layer_norm_epsilon", v.layer_norm_eps()?), ("use_gelu", true.into())];

@@ -40,7 +40,9 @@ pub(super) static IDEFICS3: Wrapper = Wrapper {
         ("model.vision_model.", CLIP),
         ("model.connector.", &[Module::linear("modality_projection.proj", &[("mm.model.fc", All)])]),
     ],
+    flat_in_mlx: false,
     projector: "idefics3",
+    final_norm: true,
     layers: |v| v.all_layers(),
     gguf_keys: |v| {
         let size = v.processor.opt_object("size")?.map(|s| s.opt_usize("longest_edge")).transpose()?.flatten();

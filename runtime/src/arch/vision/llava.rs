@@ -17,7 +17,9 @@ pub(super) static LLAVA: Wrapper = Wrapper {
         ("vision_tower.vision_model.", CLIP),
         ("multi_modal_projector.", &[Module::linear("linear_1", &[("mm.0", All)]), Module::linear("linear_2", &[("mm.2", All)])]),
     ],
+    flat_in_mlx: false,
     projector: "mlp",
+    final_norm: false,
     layers: feature_layer,
     gguf_keys: |v| {
         match v.whole.opt_str("vision_feature_select_strategy")?.unwrap_or("default") {

@@ -38,8 +38,13 @@ pub struct Wrapper {
     pub tower: &'static [Beginning],
     /// The modules of tower and projector, by the beginning of their names in Hugging Face's folders.
     pub modules: &'static [(&'static str, &'static [Module])],
+    /// Whether mlx-vlm looks for the text model's keys among the whole's.
+    pub flat_in_mlx: bool,
     /// GGUF's `clip.projector_type`.
     pub projector: &'static str,
+    /// Whether the projector reads what the norm after the tower's last layer gives. If not, the projector file must not have that norm:
+    /// llama.cpp applies the one that it finds.
+    pub final_norm: bool,
     /// How many of the tower's layers the projector's input depends on; the projector file has no others.
     pub layers: fn(&Vision<'_>) -> Result<usize>,
     /// Metadata of the projector file beside those that all have, with `clip.` in front.
@@ -66,7 +71,7 @@ pub struct Beginning {
 pub struct Module {
     /// Name after the beginning of its group, `{}` standing for the layer.
     pub name: &'static str,
-    /// What GGUF's projector file has for it.
+    /// What GGUF's projector file has for it; nothing for what llama.cpp does without.
     pub gguf: &'static [(&'static str, Piece)],
     /// What it is.
     pub kind: ModuleKind,

@@ -29,7 +29,9 @@ pub(super) static QWEN2_5_VL: Wrapper = Wrapper {
         others: &["model.visual."],
     }],
     modules: &[("visual.", MODULES)],
+    flat_in_mlx: true,
     projector: "qwen2.5vl_merger",
+    final_norm: true,
     layers: |v| v.all_layers(),
     gguf_keys: |v| {
         let act = v.tower.str("hidden_act")?;

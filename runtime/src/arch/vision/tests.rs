@@ -95,6 +95,8 @@ fn names_of_all_writers() {
             assert_eq!(tensor.gguf().map(|(name, _)| name).collect::<Vec<_>>(), gguf);
         }
     }
+    let pooling = wrapper("gemma3").sort(["vision_tower.vision_model.head.attention.in_proj_weight"]).unwrap().tower;
+    assert_eq!(pooling.tensors[0].gguf().count(), 0);
     assert_eq!(wrapper("smolvlm").roots(), ["vision_model", "connector"]);
     assert_eq!(wrapper("llava").roots(), ["vision_tower", "multi_modal_projector"]);
     assert_eq!(wrapper("gemma3").module_name("model.layers.0.mlp.up_proj"), "model.language_model.layers.0.mlp.up_proj");

@@ -229,4 +229,12 @@ pub(super) const CLIP: &[Module] = &[
     Module::linear("encoder.layers.{}.self_attn.out_proj", &[("v.blk.{}.attn_out", All)]),
     Module::linear("encoder.layers.{}.mlp.fc1", &[("v.blk.{}.ffn_up", All)]),
     Module::linear("encoder.layers.{}.mlp.fc2", &[("v.blk.{}.ffn_down", All)]),
+    // SigLIP's pooling, which some checkpoints have though nothing reads it.
+    Module::other("head.probe", &[]).single(),
+    Module::other("head.attention.in_proj_weight", &[]).single(),
+    Module::other("head.attention.in_proj_bias", &[]).single(),
+    Module::linear("head.attention.out_proj", &[]),
+    Module::other("head.layernorm", &[]),
+    Module::linear("head.mlp.fc1", &[]),
+    Module::linear("head.mlp.fc2", &[]),
 ];
