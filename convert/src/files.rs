@@ -2,9 +2,11 @@
 
 use crate::folder::{pretty, read_json};
 use crate::sidecars;
+use crate::tower::TowerFiles;
 use bitsmith_formats::mlx::CONFIG_FILE;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::ModelSpec;
+use bitsmith_runtime::arch::vision::Wrapper;
 use bitsmith_runtime::tokenizer::{GgufVocab, PROBES, Tokenizer, verify_roundtrip};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ pub struct FolderFiles {
     /// `generation_config.json`.
     generation: Option<Map<String, Value>>,
     others: Others,
+    /// Vision tower and projector, which go along.
+    tower: Option<TowerFiles>,
 }
 
 #[derive(Debug, Clone)]
@@ -41,7 +45,7 @@ impl FolderFiles {
         }
         let generation = folder.join(GENERATION_FILE);
         let generation = if generation.is_file() { Some(read_json(&generation)?) } else { None };
-        Ok(FolderFiles { config, generation, others: Others::Of(folder.to_path_buf()) })
+        Ok(FolderFiles { config, generation, others: Others::Of(folder.to_path_buf()), tower: None })
     }
 
     /// Files made from a GGUF's hyperparameters and vocabulary. An error says what they cannot express. The tokenizer is read back
@@ -74,7 +78,22 @@ impl FolderFiles {
             others.push((name, if name == TOKENIZER_FILE { json.to_string() } else { pretty(&json)? }));
         }
         verify(&others, vocab, origin)?;
-        Ok(FolderFiles { config, generation: Some(generation), others: Others::Made(others.into()) })
+        Ok(FolderFiles { config, generation: Some(generation), others: Others::Made(others.into()), tower: None })
+    }
+
+    /// With the vision tower and projector of the source.
+    pub fn with_tower(self, tower: Option<TowerFiles>) -> Self {
+        FolderFiles { tower, ..self }
+    }
+
+    /// Vision tower and projector, if there are any.
+    pub(crate) fn tower(&self) -> Option<&TowerFiles> {
+        self.tower.as_ref()
+    }
+
+    /// The kind of model around the text model, if there is one.
+    pub(crate) fn wrapper(&self) -> Option<&'static Wrapper> {
+        Wrapper::of(&Value::Object(self.config.clone()))
     }
 
     /// What `config.json` says about the model.

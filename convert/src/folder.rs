@@ -4,17 +4,19 @@
 use crate::about::{ModelAbout, yaml};
 use crate::files::FolderFiles;
 use crate::joint::Joints;
-use crate::layout::{Layout, PlannedTensor};
+use crate::layout::{Layout, PlannedTensor, n_rows};
+use crate::tower::CarriedTensor;
 use crate::{Artifact, ArtifactWriter, check};
 use bitsmith_formats::atomic::AtomicDir;
 use bitsmith_formats::mlx::{CONFIG_FILE, MAX_SHARD_BYTES, MlxStore, MlxWriter};
 use bitsmith_formats::packed::{PackedFormat, PackedStore, PackedWriter};
 use bitsmith_formats::safetensors::{SafetensorsStore, ShardedWriter, TensorPlan, plan_shards};
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Micro, Result, TensorStore};
-use bitsmith_runtime::Role;
+use bitsmith_runtime::arch::vision::TowerTensor;
+use bitsmith_runtime::{ContainerKind, HostTensor, ModelSpec, Role};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint folder to be written.
@@ -26,9 +28,16 @@ pub struct FolderPlan {
     more: Vec<(&'static str, Value)>,
     card: String,
     layout: Layout,
+    /// Vision tower and projector.
+    carried: Vec<CarriedTensor>,
     scheme: Scheme,
     max_shard_bytes: u64,
+    /// Tensors that go to [`MTP_FILE`].
+    apart: HashSet<String>,
 }
+
+/// The file of layers for multi-token prediction that do not stand among the others.
+const MTP_FILE: &str = "mtp.safetensors";
 
 /// How weights are spread over tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +59,25 @@ impl FolderPlan {
         scheme: Scheme,
         kind: &Kind<'_>,
     ) -> Self {
-        let card = card(about, &layout, kind);
+        let card = card(about, &layout, kind, files.tower().is_some());
         let (files, config) = (files.clone(), config.into());
-        FolderPlan { files, config, more: Vec::new(), card, layout, scheme, max_shard_bytes: MAX_SHARD_BYTES }
+        FolderPlan {
+            files,
+            config,
+            more: Vec::new(),
+            card,
+            layout,
+            carried: Vec::new(),
+            scheme,
+            max_shard_bytes: MAX_SHARD_BYTES,
+            apart: HashSet::new(),
+        }
+    }
+
+    /// Adds vision tower and projector, where the source has them: in `dense`, or, for a quantized folder, in their own 16-bit type.
+    pub(crate) fn carrying(mut self, kind: ContainerKind, dense: Option<Float>) -> Self {
+        self.carried = self.files.tower().map(|tower| tower.plan(kind, dense)).unwrap_or_default();
+        self
     }
 
     /// Adds a JSON file of this name.
@@ -64,6 +89,13 @@ impl FolderPlan {
     /// Sets the most bytes of tensor data in one file. `None`: 5 GiB.
     pub fn shard_bytes(mut self, bytes: Option<u64>) -> Self {
         self.max_shard_bytes = bytes.unwrap_or(MAX_SHARD_BYTES);
+        self
+    }
+
+    /// Puts the layers after the last into a safetensors file of their own, which the index lists.
+    pub fn mtp_apart(mut self, spec: &ModelSpec) -> Self {
+        let extra = self.layout.tensors.iter().filter(|t| t.role.layer.is_some_and(|l| spec.is_extra(l)));
+        self.apart = extra.map(|t| t.name.clone()).collect();
         self
     }
 
@@ -107,7 +139,15 @@ impl FolderPlan {
             Scheme::Plain | Scheme::Mlx => Box::new(SafetensorsStore::open(folder)?),
         };
         let expected = self.layout.tensors.iter().map(|t| self.read_back(t)).collect::<Result<Vec<_>>>()?;
-        check::tensors(&*store, &expected, 0)
+        check::tensors(&*store, &expected, self.carried.len())?;
+        for t in &self.carried {
+            let shape = store.find(&t.name).map(|found| &found.shape);
+            if shape != Some(&t.shape) {
+                let message = format!("read back after writing: is {shape:?} instead of {:?}", t.shape);
+                return Err(Error::corrupt(message).file(folder).tensor(&t.name));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -120,29 +160,39 @@ enum Weights {
 
 impl Weights {
     fn create(folder: &Path, plan: &FolderPlan) -> Result<Self> {
-        let tensors: Vec<_> = plan.layout.tensors.iter().map(|t| (t.name.clone(), t.codec, t.shape.clone())).collect();
+        let mut tensors: Vec<_> = plan.layout.tensors.iter().map(|t| (t.name.clone(), t.codec, t.shape.clone())).collect();
+        tensors.extend(plan.carried.iter().map(|t| (t.name.clone(), t.codec, t.shape.clone())));
         let max = plan.max_shard_bytes;
         Ok(match plan.scheme {
             Scheme::Mlx => Weights::Mlx(MlxWriter::create(folder, &tensors, max)?),
-            Scheme::Packed(format) => Weights::Packed(PackedWriter::create(folder, format, &tensors, max)?),
+            Scheme::Packed(format) => {
+                let apart = (MTP_FILE, &plan.apart);
+                Weights::Packed(PackedWriter::create(folder, format, &tensors, max, Some(apart))?)
+            }
             Scheme::Plain => {
-                let plans = tensors.iter().map(|(name, codec, shape)| TensorPlan::float(name, *codec, shape));
+                let (apart, tensors): (Vec<_>, Vec<_>) = tensors.iter().partition(|(name, ..)| plan.apart.contains(name));
+                let plans = |list: Vec<&(String, CodecId, Vec<usize>)>| -> Result<Vec<TensorPlan>> {
+                    list.into_iter().map(|(name, codec, shape)| TensorPlan::float(name, *codec, shape)).collect()
+                };
                 // Transformers loads no file that does not name its framework.
                 let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-                let shards = plan_shards(plans.collect::<Result<_>>()?, max, &metadata, None, false)?;
+                let mut shards = plan_shards(plans(tensors)?, max, &metadata, None, false)?;
+                if !apart.is_empty() {
+                    shards = shards.with_file(MTP_FILE, plans(apart)?, &metadata)?;
+                }
                 Weights::Plain(ShardedWriter::create(folder, shards)?)
             }
         })
     }
 
-    fn write_rows(&self, planned: &PlannedTensor, first_row: usize, rows: &EncodedTensor) -> Result<()> {
+    fn write_rows(&self, name: &str, first_row: usize, rows: &EncodedTensor) -> Result<()> {
         match self {
             Weights::Plain(w) => {
-                let at = planned.bytes / planned.n_rows() * first_row;
-                w.write_at(&planned.name, at as u64, &rows.bytes)
+                let at = rows.bytes.len() / n_rows(&rows.shape).max(1) * first_row;
+                w.write_at(name, at as u64, &rows.bytes)
             }
-            Weights::Mlx(w) => w.write_rows(&planned.name, first_row, rows),
-            Weights::Packed(w) => w.write_rows(&planned.name, first_row, rows),
+            Weights::Mlx(w) => w.write_rows(name, first_row, rows),
+            Weights::Packed(w) => w.write_rows(name, first_row, rows),
         }
     }
 
@@ -172,16 +222,22 @@ impl ArtifactWriter for Writing {
     fn put_rows(&self, role: Role, first_row: usize, rows: &EncodedTensor) -> Result<()> {
         let pieces = self.plan.layout.accept_rows(role, first_row, rows).map_err(|e| e.file(self.dir.target()))?;
         if self.plan.layout.joint(role).is_none() {
-            return pieces.iter().try_for_each(|p| self.weights.write_rows(p.tensor, p.first_row, &p.rows));
+            return pieces.iter().try_for_each(|p| self.weights.write_rows(&p.tensor.name, p.first_row, &p.rows));
         }
         for piece in &pieces {
             if let Some((index, bytes)) = self.joints.add(&self.plan.layout, role, first_row, &piece.rows)? {
                 let planned = &self.plan.layout.tensors[index];
                 let whole = EncodedTensor::new(&planned.shape, planned.codec, bytes);
-                self.weights.write_rows(planned, 0, &whole)?;
+                self.weights.write_rows(&planned.name, 0, &whole)?;
             }
         }
         Ok(())
+    }
+
+    fn put_tower(&self, tensor: &TowerTensor, values: &HostTensor) -> Result<()> {
+        let planned = self.plan.carried.iter().find(|t| t.is(tensor));
+        let planned = planned.ok_or_else(|| Error::failed("is not in the plan").file(self.dir.target()).tensor(&tensor.name))?;
+        self.weights.write_rows(&planned.name, 0, &planned.encode(values)?)
     }
 
     /// Packed planes mix rows: such tensors come whole.
@@ -228,6 +284,21 @@ pub(crate) fn set_dtype(config: &mut Map<String, Value>, float: Float) {
     if !newer || config.contains_key("torch_dtype") {
         config.insert("torch_dtype".into(), dtype(float).into());
     }
+    for part in ["text_config", "vision_config"] {
+        let Some(Value::Object(part)) = config.get_mut(part) else { continue };
+        for key in ["dtype", "torch_dtype"] {
+            if let Some(value) = part.get_mut(key) {
+                *value = dtype(float).into();
+            }
+        }
+    }
+}
+
+/// Says how many layers for multi-token prediction the folder has, where the configuration says so.
+pub(crate) fn set_mtp(config: &mut Map<String, Value>, spec: &ModelSpec) {
+    if let Some(layers) = config.get_mut("num_nextn_predict_layers") {
+        *layers = spec.mtp_layers.into();
+    }
 }
 
 /// The name of a type in `config.json`.
@@ -272,9 +343,10 @@ pub(crate) struct Kind<'a> {
 }
 
 /// The `README.md` of a folder.
-fn card(about: &ModelAbout, layout: &Layout, kind: &Kind<'_>) -> String {
+fn card(about: &ModelAbout, layout: &Layout, kind: &Kind<'_>, sees: bool) -> String {
+    let task = if sees { "image-text-to-text" } else { "text-generation" };
     let mut lines = vec!["---".to_string(), format!("library_name: {}", kind.library)];
-    lines.push(format!("pipeline_tag: {}", yaml(about.pipeline_tag.as_deref().unwrap_or("text-generation"))));
+    lines.push(format!("pipeline_tag: {}", yaml(about.pipeline_tag.as_deref().unwrap_or(task))));
     lines.extend(about.card_lines(layout.tensors.iter().any(|t| t.codec.float().is_none())));
     lines.push("tags:".into());
     lines.push(format!("- {}", kind.tag));

@@ -38,7 +38,7 @@ impl GgufPlan {
             return Err(Error::failed(message));
         }
         let mut metadata = Metadata::new();
-        general(&mut metadata, spec, about);
+        general(&mut metadata, (spec.arch.gguf, "model"), about, spec.n_weights());
         spec.gguf_metadata()?.into_iter().for_each(|(key, value)| metadata.set(key, value));
         metadata.set("general.file_type", file_type(encoding).unwrap_or_else(|| common_file_type(&layout.tensors)));
         metadata.set("general.quantization_version", 2u32);
@@ -192,10 +192,11 @@ impl ArtifactWriter for Writing {
     }
 }
 
-fn general(m: &mut Metadata, spec: &ModelSpec, about: &ModelAbout) {
+/// The keys that every file has, of this architecture and type.
+pub(crate) fn general(m: &mut Metadata, (architecture, kind): (&str, &str), about: &ModelAbout, n_weights: usize) {
     let parts = names::name_parts(&about.name);
-    m.set("general.architecture", spec.arch.gguf);
-    m.set("general.type", "model");
+    m.set("general.architecture", architecture);
+    m.set("general.type", kind);
     m.set("general.name", about.name.as_str());
     let optional = [("version", parts.version), ("finetune", parts.finetune), ("basename", parts.basename)];
     for (key, value) in optional {
@@ -204,7 +205,7 @@ fn general(m: &mut Metadata, spec: &ModelSpec, about: &ModelAbout) {
         }
     }
     m.set("general.quantized_by", concat!("bitsmith ", env!("CARGO_PKG_VERSION")));
-    m.set("general.size_label", parts.size_label.unwrap_or_else(|| names::size_label(spec.n_weights())));
+    m.set("general.size_label", parts.size_label.unwrap_or_else(|| names::size_label(n_weights)));
     let licence = [("license", &about.license), ("license.name", &about.license_name), ("license.link", &about.license_link)];
     for (key, value) in licence {
         if let Some(value) = value {

@@ -17,14 +17,15 @@ impl FolderPlan {
         dense: Float,
         codecs: &[(Role, CodecId)],
     ) -> Result<Self> {
-        let layout = Layout::new(spec, ContainerKind::Hf, codecs, dense)?;
+        let layout = Layout::new(spec, ContainerKind::Hf, codecs, dense)?.wrapped(files.wrapper(), ContainerKind::Hf);
         if let Some(t) = layout.tensors.iter().find(|t| t.codec.float().is_none()) {
             return Err(Error::unsupported(format!("a plain folder has no codec {}", t.codec)).tensor(&t.name));
         }
         let mut config = files.config();
         folder::set_dtype(&mut config, dense);
+        folder::set_mtp(&mut config, spec);
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: "safetensors", format: "Hugging Face", commands };
-        Ok(FolderPlan::new(files, about, config, layout, Scheme::Plain, &kind))
+        Ok(FolderPlan::new(files, about, config, layout, Scheme::Plain, &kind).carrying(ContainerKind::Hf, Some(dense)))
     }
 }

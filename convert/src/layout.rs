@@ -1,6 +1,7 @@
 //! Which tensors an artifact has, in which codec, under which name.
 
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Result};
+use bitsmith_runtime::arch::vision::Wrapper;
 use bitsmith_runtime::arch::{Order, Place};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
 use std::borrow::Cow;
@@ -111,6 +112,14 @@ impl Layout {
             layout.by_role.insert(role, (spec.shape(role.part), start..layout.tensors.len()));
         }
         Ok(layout)
+    }
+
+    /// The same, with the names that the text model's tensors have in a wrapper's folders.
+    pub fn wrapped(mut self, wrapper: Option<&Wrapper>, kind: ContainerKind) -> Self {
+        if let Some(wrapper) = wrapper {
+            self.tensors.iter_mut().for_each(|t| t.name = wrapper.text_name(kind, &t.name));
+        }
+        self
     }
 
     /// The tensor that holds a place, planned now if it is the first in it.

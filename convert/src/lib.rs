@@ -14,18 +14,23 @@ mod hf;
 mod joint;
 mod layout;
 mod mlx;
+mod mmproj;
 pub mod names;
 mod packed;
 mod sidecars;
+mod tower;
 
 pub use about::ModelAbout;
 pub use files::FolderFiles;
 pub use folder::FolderPlan;
 pub use gguf::GgufPlan;
 pub use layout::PlannedTensor;
+pub use mmproj::MmprojPlan;
+pub use tower::TowerFiles;
 
-use bitsmith_formats::{EncodedTensor, Result};
-use bitsmith_runtime::Role;
+use bitsmith_formats::{EncodedTensor, Error, Result};
+use bitsmith_runtime::arch::vision::TowerTensor;
+use bitsmith_runtime::{HostTensor, Role};
 use std::path::PathBuf;
 
 /// An artifact that is being written.
@@ -44,6 +49,11 @@ pub trait ArtifactWriter: Send + Sync {
     fn holds_scale(&self, role: Role) -> bool {
         let _ = role;
         false
+    }
+    /// Writes a tensor of the vision tower or projector, which folders carry beside the text model's tensors; each exactly once.
+    fn put_tower(&self, tensor: &TowerTensor, values: &HostTensor) -> Result<()> {
+        let _ = values;
+        Err(Error::failed("the artifact has no place for a vision tower").tensor(&tensor.name))
     }
     /// Completes the artifact: checks that nothing is missing, writes what belongs beside the tensors, reads the headers back, and
     /// gives it its final name.

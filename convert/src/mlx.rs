@@ -6,8 +6,8 @@ use crate::folder::{self, FolderPlan, Kind};
 use crate::layout::{Layout, PlannedTensor};
 use bitsmith_formats::mlx::{Scheme, quantization_block};
 use bitsmith_formats::{CodecId, Error, Float, Result};
-use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
-use serde_json::{Map, Value};
+use bitsmith_runtime::{ContainerKind, ModelSpec, Role, RopeScaling};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 impl FolderPlan {
@@ -20,42 +20,77 @@ impl FolderPlan {
         dense: Float,
         codecs: &[(Role, CodecId)],
     ) -> Result<Self> {
-        let layout = Layout::new(spec, ContainerKind::Mlx, codecs, dense)?;
+        let layout = Layout::new(spec, ContainerKind::Mlx, codecs, dense)?.wrapped(files.wrapper(), ContainerKind::Mlx);
         if let Some(t) = layout.tensors.iter().find(|t| t.codec.float().is_none() && Scheme::of(t.codec).is_none()) {
             return Err(Error::unsupported(format!("MLX has no codec {}", t.codec)).tensor(&t.name));
         }
-        let config = config(spec, files, dense, &layout.tensors)?;
-        let commands = "pip install mlx-lm\nmlx_lm.generate --model <this folder> --prompt \"hello\"";
+        let plain = layout.tensors.iter().all(|t| t.codec.float().is_some());
+        let tower = if plain { Some(dense) } else { None };
+        let config = config(spec, files, dense, &layout.tensors, tower)?;
+        let commands = match files.tower() {
+            None => "pip install mlx-lm\nmlx_lm.generate --model <this folder> --prompt \"hello\"",
+            Some(_) => {
+                "pip install mlx-vlm\nmlx_vlm.generate --model <this folder> --image <a picture> --prompt \"what is this?\""
+            }
+        };
         let kind = Kind { library: "mlx", tag: "mlx", format: "MLX", commands };
-        Ok(FolderPlan::new(files, about, config, layout, folder::Scheme::Mlx, &kind))
+        Ok(FolderPlan::new(files, about, config, layout, folder::Scheme::Mlx, &kind).carrying(ContainerKind::Mlx, tower))
     }
 }
 
 /// The model's configuration with the `quantization` block, keys sorted as mlx-lm sorts them.
-fn config(spec: &ModelSpec, files: &FolderFiles, dense: Float, tensors: &[PlannedTensor]) -> Result<Map<String, Value>> {
-    let mut config: BTreeMap<String, Value> = files.config().into_iter().collect();
-    complete(&mut config, spec);
-    let dtype = folder::dtype(dense);
-    // mlx-lm reads the older key only.
-    config.insert("torch_dtype".into(), dtype.into());
-    if let Some(newer) = config.get_mut("dtype") {
-        *newer = dtype.into();
+fn config(
+    spec: &ModelSpec,
+    files: &FolderFiles,
+    dense: Float,
+    tensors: &[PlannedTensor],
+    tower: Option<Float>,
+) -> Result<Map<String, Value>> {
+    let mut config = files.config();
+    match files.wrapper() {
+        None => complete(&mut config, spec),
+        Some(wrapper) => {
+            if let Some(Value::Object(text)) = config.get_mut("text_config") {
+                complete(text, spec);
+            }
+            if wrapper.flat_in_mlx {
+                complete(&mut config, spec);
+            }
+            if let RopeScaling::Sections(sections) = &spec.rope.scaling {
+                config.insert("rope_scaling".into(), json!({ "mrope_section": sections, "type": "mrope" }));
+            }
+            // mlx-lm does not look for it in the text model's configuration.
+            config.entry("vocab_size").or_insert(spec.vocab_size.into());
+        }
     }
+    folder::set_mtp(&mut config, spec);
+    folder::set_dtype(&mut config, dense);
+    // mlx-lm reads the older key only.
+    config.insert("torch_dtype".into(), folder::dtype(dense).into());
     if let Some(eos) = files.generation_eos() {
         config.insert("eos_token_id".into(), eos.clone());
     }
-    if let Some(block) = quantization(tensors)? {
+    if let Some(mut block) = quantization(tensors)? {
+        // Some readers take every linear layer that has no entry for a quantized one.
+        let carried = files.tower().map(|t| t.plan(ContainerKind::Mlx, tower)).unwrap_or_default();
+        for t in carried.iter().filter(|t| t.linear) {
+            block[t.name.trim_end_matches(".weight")] = false.into();
+        }
         config.insert("quantization".into(), block.clone());
         config.insert("quantization_config".into(), block);
     }
-    Ok(config.into_iter().collect())
+    config.sort_keys();
+    Ok(config)
 }
 
 /// Spells out what mlx-lm requires, or has other defaults for than transformers, and what it does not find where transformers 5
 /// puts it: for most architectures it ignores `rope_parameters`.
-fn complete(config: &mut BTreeMap<String, Value>, spec: &ModelSpec) {
+fn complete(config: &mut Map<String, Value>, spec: &ModelSpec) {
+    let named = config.contains_key("model_type");
     for (key, value) in spec.to_config().unwrap_or_default() {
-        if !value.is_null() && config.get(&key).is_none_or(Value::is_null) {
+        // A text model inside another has no class of its own.
+        let of_class = named && key == "architectures";
+        if !of_class && !value.is_null() && config.get(&key).is_none_or(Value::is_null) {
             config.insert(key, value);
         }
     }

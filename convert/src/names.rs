@@ -27,6 +27,16 @@ pub fn gguf_file(model: &str, encoding: &str) -> String {
     format!("{model}-{}.gguf", plain(encoding).to_uppercase())
 }
 
+/// `lab-5m`, `bf16` → `mmproj-lab-5m-BF16.gguf`.
+pub fn mmproj_file(model: &str, encoding: &str) -> String {
+    format!("mmproj-{}", gguf_file(model, encoding))
+}
+
+/// `lab-5m-Q4_K_M.gguf` → `mtp-lab-5m-Q4_K_M.gguf`.
+pub fn mtp_file(model_file: &str) -> String {
+    format!("mtp-{model_file}")
+}
+
 /// `lab-5m`, `4bit` → `lab-5m-4bit`; the default group size (`4bit-g64`) is not spelled out.
 pub fn mlx_folder(model: &str, encoding: &str) -> String {
     let encoding = plain(encoding).to_lowercase();

@@ -11,6 +11,7 @@ use crate::folder::{self, FolderPlan, Kind, Scheme};
 use crate::layout::{Layout, PlannedTensor};
 use bitsmith_formats::packed::{Described, PackedFormat, ZeroPoints, compressed_tensors_config, modelopt_config};
 use bitsmith_formats::{CodecId, Error, Float, Result};
+use bitsmith_runtime::arch::vision::Wrapper;
 use bitsmith_runtime::{ContainerKind, ModelSpec, Part, Role};
 use serde_json::{Map, Value, json};
 
@@ -41,11 +42,19 @@ impl FolderPlan {
         }
         // Loaders make an output matrix of a tied embedding, and would look for its planes.
         let tied = if spec.tied { spec.arch.hf_name(Part::Output) } else { None };
-        let config = config(files, format, default, dense, &layout.tensors, tied)?;
-        let own = (format == PackedFormat::ModelOpt).then(|| modelopt_config(&dense_modules(&layout.tensors, tied)).1);
+        // What is listed in the configuration is called as in the model that readers make, whatever the files call it.
+        let wrapper = files.wrapper();
+        let mut listed = layout.tensors.clone();
+        listed.iter_mut().for_each(|t| t.name = module_name(wrapper, &t.name));
+        let tied = tied.map(|name| module_name(wrapper, name));
+        let roots = files.tower().map(|t| t.wrapper.roots()).unwrap_or_default();
+        let mut config = config(files, format, default, dense, &listed, tied.as_deref(), &roots)?;
+        folder::set_mtp(&mut config, spec);
+        let own = (format == PackedFormat::ModelOpt).then(|| modelopt_block(&listed, tied.as_deref(), &roots).1);
+        let layout = layout.wrapped(wrapper, ContainerKind::Hf);
         let commands = "pip install vllm\nvllm serve <this folder>";
         let kind = Kind { library: "transformers", tag: format.method(), format: &name, commands };
-        let plan = FolderPlan::new(files, about, config, layout, Scheme::Packed(format), &kind);
+        let plan = FolderPlan::new(files, about, config, layout, Scheme::Packed(format), &kind).carrying(ContainerKind::Hf, None);
         Ok(match own {
             Some(config) => plan.beside(MODELOPT_FILE, config),
             None => plan,
@@ -56,7 +65,13 @@ impl FolderPlan {
 /// Where ModelOpt looks for its configuration.
 const MODELOPT_FILE: &str = "hf_quant_config.json";
 
-/// The model's configuration with the `quantization_config` block. `tied` is the output matrix that is no tensor of its own.
+/// A tensor's name in the model that readers make.
+fn module_name(wrapper: Option<&Wrapper>, name: &str) -> String {
+    wrapper.map_or(name.to_string(), |w| w.module_name(name))
+}
+
+/// The model's configuration with the `quantization_config` block. `tied` is the output matrix that is no tensor of its own, `roots`
+/// are the modules of a vision tower, which stay dense.
 fn config(
     files: &FolderFiles,
     format: PackedFormat,
@@ -64,6 +79,7 @@ fn config(
     dense: Float,
     tensors: &[PlannedTensor],
     tied: Option<&str>,
+    roots: &[&str],
 ) -> Result<Map<String, Value>> {
     let mut config = files.config();
     folder::set_dtype(&mut config, dense);
@@ -89,7 +105,8 @@ fn config(
                 "quant_method": "gptq",
                 "sym": symmetric,
             });
-            let rules = rules(default, tensors);
+            let mut rules = rules(default, tensors);
+            rules.extend(roots.iter().map(|root| (format!("-:^(model\\.)?{root}\\."), json!({}))));
             if !rules.is_empty() {
                 block["dynamic"] = rules.into();
             }
@@ -97,7 +114,10 @@ fn config(
         }
         PackedFormat::Awq => {
             let (bits, group, _) = integers()?;
-            let dense: Vec<&str> = linears(tensors).filter(|t| t.codec.float().is_some()).map(module).collect();
+            let mut dense: Vec<String> =
+                linears(tensors).filter(|t| t.codec.float().is_some()).map(|t| module(t).to_string()).collect();
+            // Some readers compare beginnings of names, others look for these anywhere.
+            dense.extend(roots.iter().flat_map(|root| [root.to_string(), format!("model.{root}")]));
             json!({
                 "bits": bits,
                 "group_size": group,
@@ -118,9 +138,13 @@ fn config(
                 })
                 .chain(tied.map(|name| Described { name, codec: dense.codec(), row_len: 1, linear: true }))
                 .collect();
-            compressed_tensors_config(&described)?
+            let mut block = compressed_tensors_config(&described)?;
+            if let Some(ignored) = block["ignore"].as_array_mut() {
+                ignored.extend(roots.iter().map(|root| format!("re:.*{root}\\..*").into()));
+            }
+            block
         }
-        PackedFormat::ModelOpt => modelopt_config(&dense_modules(tensors, tied)).0,
+        PackedFormat::ModelOpt => modelopt_block(tensors, tied, roots).0,
     };
     config.insert("quantization_config".into(), block);
     Ok(config)
@@ -141,6 +165,13 @@ fn linears(tensors: &[PlannedTensor]) -> impl Iterator<Item = &PlannedTensor> {
 fn dense_modules<'a>(tensors: &'a [PlannedTensor], tied: Option<&'a str>) -> Vec<&'a str> {
     let dense = tensors.iter().filter(|t| is_linear(t)).filter(|t| t.codec.float().is_some());
     dense.map(module).chain(tied.map(module_of)).collect()
+}
+
+/// ModelOpt's two configurations.
+fn modelopt_block(tensors: &[PlannedTensor], tied: Option<&str>, roots: &[&str]) -> (Value, Value) {
+    let patterns: Vec<String> = roots.iter().map(|root| format!("*{root}*")).collect();
+    let dense: Vec<&str> = dense_modules(tensors, tied).into_iter().chain(patterns.iter().map(String::as_str)).collect();
+    modelopt_config(&dense)
 }
 
 fn module(tensor: &PlannedTensor) -> &str {

@@ -125,7 +125,7 @@ fn planes_are_written_as_the_packages_write_them() {
 fn round_trip(format: PackedFormat, tensors: &[(&str, EncodedTensor)], config: Value) {
     let dir = tempfile::tempdir().unwrap();
     let plans: Vec<_> = tensors.iter().map(|(n, t)| (n.to_string(), t.codec, t.shape.clone())).collect();
-    let writer = PackedWriter::create(dir.path(), format, &plans, 1 << 30).unwrap();
+    let writer = PackedWriter::create(dir.path(), format, &plans, 1 << 30, None).unwrap();
     for (name, tensor) in tensors {
         writer.write_rows(name, 0, tensor).unwrap();
     }

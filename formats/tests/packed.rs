@@ -136,7 +136,7 @@ fn what_is_read_is_written_again_unchanged() {
         let tensor = EncodedTensor::new(&info.shape, codec, store.bytes(WEIGHT).unwrap().into_owned());
         let out = tempfile::tempdir().unwrap();
         let plan = [(WEIGHT.to_string(), codec, info.shape.clone())];
-        let writer = PackedWriter::create(out.path(), format(config), &plan, 1 << 30).unwrap();
+        let writer = PackedWriter::create(out.path(), format(config), &plan, 1 << 30, None).unwrap();
         let block = codec.codec().block_bytes();
         let has_zero = tensor.bytes.chunks_exact(block).any(|b| b[block - 1] == 0);
         assert!(!(has_zero && case.starts_with("autogptq")));

@@ -3,12 +3,12 @@
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_convert::{ArtifactWriter, FolderPlan, GgufPlan, names};
+use bitsmith_convert::{ArtifactWriter, FolderPlan, GgufPlan, MmprojPlan, names};
 use bitsmith_formats::gguf::set_paths;
 use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
-use bitsmith_runtime::{Tokenizer, WeightSource};
+use bitsmith_runtime::{ModelSpec, Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
 
 /// Where the user wants artifacts.
@@ -92,6 +92,7 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
     match target {
         Target::Gguf(_) => {
             model.checkpoint.spec().gguf_metadata().map_err(|e| e.file(model.checkpoint.path()))?;
+            MmprojPlan::new(&model.checkpoint, &model.about)?;
             // What llama.cpp will make of the vocabulary must be what the source's tokenizer does.
             let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;
             verify_roundtrip(&model.tokenizer()?, &rebuilt, PROBES).map(|_| ())
@@ -103,11 +104,18 @@ pub fn check(model: &Opened, target: Target) -> Result<()> {
 
 /// The name under which an artifact called `name` can be opened: that itself, or the first file of a split set. Nothing of the
 /// source may be overwritten.
-pub fn first_file(model: &Opened, target: Target, plan: &Plan, name: &Path, shard_size: Option<u64>) -> Result<PathBuf> {
+pub fn first_file(
+    model: &Opened,
+    spec: &ModelSpec,
+    target: Target,
+    plan: &Plan,
+    name: &Path,
+    shard_size: Option<u64>,
+) -> Result<PathBuf> {
     if !matches!(target, Target::Gguf(_)) || shard_size.is_none() {
         return Ok(name.to_path_buf());
     }
-    let files = gguf_plan(model, target, plan, shard_size)?.paths(name)?;
+    let files = gguf_plan(model, spec, target, plan, shard_size)?.paths(name)?;
     refuse_source(&files, &set_paths(model.checkpoint.path()))?;
     Ok(files[0].clone())
 }
@@ -124,24 +132,32 @@ pub fn refuse_source(files: &[PathBuf], source: &[PathBuf]) -> Result<()> {
     }
 }
 
-fn gguf_plan(model: &Opened, target: Target, plan: &Plan, shard_size: Option<u64>) -> Result<GgufPlan> {
-    let (spec, vocab) = (model.checkpoint.spec(), model.vocab()?);
+fn gguf_plan(model: &Opened, spec: &ModelSpec, target: Target, plan: &Plan, shard_size: Option<u64>) -> Result<GgufPlan> {
+    let vocab = model.vocab()?;
     Ok(GgufPlan::new(spec, &vocab, &model.about, &target.encoding(), &plan.pairs())?.shard_bytes(shard_size))
 }
 
+/// What to write.
+pub struct Writing<'a> {
+    /// The tensors.
+    pub spec: &'a ModelSpec,
+    /// Their formats.
+    pub plan: &'a Plan,
+    /// The type of what is not quantized, where the target leaves a choice.
+    pub dense: Float,
+    /// Largest file of a set in bytes.
+    pub shard_size: Option<u64>,
+    /// Whether a folder has layers after the last in a file of their own.
+    pub mtp_apart: bool,
+}
+
 /// Plans the artifact, claims its disk space and opens it for its tensors. It appears under its name when it is whole.
-pub fn start(
-    model: &Opened,
-    target: Target,
-    plan: &Plan,
-    dense: Float,
-    path: &Path,
-    shard_size: Option<u64>,
-) -> Result<Box<dyn ArtifactWriter>> {
+pub fn start(model: &Opened, target: Target, what: &Writing<'_>, path: &Path) -> Result<Box<dyn ArtifactWriter>> {
+    let &Writing { spec, plan, dense, shard_size, mtp_apart } = what;
     if let Target::Gguf(_) = target {
-        return gguf_plan(model, target, plan, shard_size)?.start(path);
+        return gguf_plan(model, spec, target, plan, shard_size)?.start(path);
     }
-    let (spec, about, files, codecs) = (model.checkpoint.spec(), &model.about, model.folder_files()?, plan.pairs());
+    let (about, files, codecs) = (&model.about, model.folder_files()?, plan.pairs());
     let vectors = target.vector_type(dense);
     let folder = match (target, target.packed()) {
         (_, Some(format)) => {
@@ -150,5 +166,10 @@ pub fn start(
         (Target::Hf(_), _) => FolderPlan::hf(spec, &files, about, vectors, &codecs)?,
         _ => FolderPlan::mlx(spec, &files, about, vectors, &codecs)?,
     };
-    folder.shard_bytes(shard_size).start(path)
+    let folder = if mtp_apart { folder.mtp_apart(spec) } else { folder };
+    let writer = folder.shard_bytes(shard_size).start(path)?;
+    for tensor in model.checkpoint.tower().into_iter().flat_map(|t| &t.tensors) {
+        writer.put_tower(tensor, &model.checkpoint.read_tower(tensor)?)?;
+    }
+    Ok(writer)
 }

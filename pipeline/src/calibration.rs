@@ -127,7 +127,7 @@ impl CalibrationOptions {
     }
 
     fn check_stats(&self, stats: &Stats, path: &PathBuf, spec: &ModelSpec, method: &Method) -> Result<()> {
-        for role in spec.roles() {
+        for role in spec.without_mtp().roles() {
             let Some(site) = role.site() else { continue };
             let width = *spec.shape(role.part).last().expect("tensors have dimensions");
             let fits = stats.sites.get(&site).is_some_and(|s| s.width() == width);

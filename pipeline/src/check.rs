@@ -4,6 +4,7 @@ use crate::artifact;
 use crate::carry;
 use crate::context::Context;
 use crate::model::{Located, ModelRef, resolve};
+use crate::mtp::Mtp;
 use crate::opened::Opened;
 use crate::problem::Problem;
 use crate::pull::{Peeked, peek};
@@ -147,7 +148,7 @@ fn check_targets(opened: &Opened, targets: &[Target], problem: &dyn Fn(Error) ->
 }
 
 fn sized(opened: &Opened, target: Target, dense: Float) -> Result<TargetCheck> {
-    let spec = opened.checkpoint.spec();
+    let spec = &Mtp::resolve(None, target, opened.checkpoint.spec())?.whole(opened.checkpoint.spec());
     // As the default method has it.
     let options = PlanOptions { importance: true, ..PlanOptions::default() };
     let mut plan = target.plan(spec, dense, &options)?;

@@ -70,6 +70,7 @@ impl Encoder<'_> {
             Evidence::Windows { windows, sequential } => self.run_windows(windows, *sequential, &mut notes)?,
             _ => self.run_given(&mut notes)?,
         }
+        self.encode_extra(&mut notes)?;
         progress.finish();
         Ok(notes)
     }
@@ -169,6 +170,21 @@ impl Encoder<'_> {
         }
         let dense = self.read_group(&roles)?;
         self.encode_group(None, dense, stats, notes)
+    }
+
+    /// Layers after the last, which the model does not run: without statistics, and as they are.
+    fn encode_extra(&self, notes: &mut Vec<String>) -> Result<()> {
+        let spec = self.source.spec();
+        for layer in spec.n_layers..spec.n_layers + spec.mtp_layers {
+            let roles = layer_roles(self.source, layer).into_iter().filter(|r| self.plan.codec(*r).is_some());
+            for role in roles.filter(|r| !self.spool.has(*r)) {
+                let dense = self.read_group(&[role])?;
+                let scale = self.scales(Some(layer), &dense).get(&role).copied().unwrap_or(1.0);
+                let tensor = self.solve(role, &dense[&role.part], scale, None, None, notes)?;
+                self.spool.put(role, &tensor)?;
+            }
+        }
+        Ok(())
     }
 
     /// An embedding that is only a table.

@@ -95,6 +95,11 @@ impl Estimate {
         }
     }
 
+    /// With so many more bytes of tensors that are written as they are.
+    pub fn with_more(self, bytes: u64) -> Estimate {
+        Estimate { bytes: self.bytes + bytes, disk_bytes: self.disk_bytes + bytes, ..self }
+    }
+
     /// Refuses work that needs more memory than allowed.
     pub fn check_ram(&self, max_ram: Option<u64>) -> Result<()> {
         check_ram(&self.target, self.ram_bytes, max_ram)

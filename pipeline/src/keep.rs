@@ -70,7 +70,8 @@ impl Homes {
         let width = |t: &Target| t.base(dense, TYPICAL_ROW).bits_per_weight();
         candidates.sort_by(|a, b| width(a).total_cmp(&width(b)));
         let mut homes = Homes { candidates, formats: Vec::new(), weights: BTreeMap::new(), homeless: None, exact: true };
-        for role in source.spec().roles().into_iter().filter(|r| r.part.is_matrix()) {
+        let spec = if container == "mlx" { source.spec().without_mtp() } else { source.spec().clone() };
+        for role in spec.roles().into_iter().filter(|r| r.part.is_matrix()) {
             let codec = homes.add(source, role, container, dense)?;
             homes.formats.push((role.to_string(), codec));
         }

@@ -37,12 +37,43 @@ pub struct Recipe {
     /// Largest file of a set in bytes, where the container is written in several files and a size was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard_size: Option<u64>,
+    /// `split` where layers for multi-token prediction have a file of their own; the plan tells the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtp: Option<String>,
 }
 
 impl Recipe {
     /// sha256 of the recipe's canonical JSON.
     pub fn key(&self) -> Result<String> {
         Ok(sha256_bytes(&serde_json::to_vec(self).map_err(|e| Error::failed(e.to_string()))?))
+    }
+}
+
+/// A file that lies beside an artifact and belongs to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Companion {
+    /// What it is for: `mmproj`.
+    pub kind: String,
+    /// Its name.
+    pub file: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// sha256, lower-case hex.
+    pub sha256: String,
+}
+
+impl Companion {
+    /// A finished file, which is read once to hash it.
+    pub fn of(kind: &str, path: &Path) -> Result<Companion> {
+        let (sha256, bytes) = sha256_file(path)?;
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Companion { kind: kind.into(), file, bytes, sha256 })
+    }
+
+    /// Whether it lies unchanged beside its artifact.
+    pub fn is_beside(&self, artifact: &Path) -> bool {
+        let path = artifact.with_file_name(&self.file);
+        path.is_file() && sha256_file(&path).is_ok_and(|(sha256, _)| sha256 == self.sha256)
     }
 }
 
@@ -65,6 +96,12 @@ pub struct Manifest {
     pub seconds: f64,
     /// What transforms, solvers and fallbacks reported.
     pub notes: Vec<String>,
+    /// Files that belong to the artifact without being part of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub companions: Vec<Companion>,
+    /// Tensors of the source that the artifact does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<String>,
     /// Measured quality, once evaluated.
     pub quality: Option<Value>,
 }
@@ -78,7 +115,9 @@ impl Manifest {
     /// A manifest for a finished artifact, which is read once to hash it.
     pub fn new(artifact: &Path, recipe: Recipe, bpw: f64, seconds: f64, notes: Vec<String>) -> Result<Manifest> {
         let (sha256, bytes) = hash_artifact(artifact)?;
-        Ok(Manifest { schema: SCHEMA, key: recipe.key()?, recipe, bytes, sha256, bpw, seconds, notes, quality: None })
+        let (companions, dropped) = (Vec::new(), Vec::new());
+        let key = recipe.key()?;
+        Ok(Manifest { schema: SCHEMA, key, recipe, bytes, sha256, bpw, seconds, notes, companions, dropped, quality: None })
     }
 
     /// Where an artifact's manifest lies: inside a folder, beside a file.
@@ -104,9 +143,11 @@ impl Manifest {
         serde_json::from_slice(&json).ok().filter(|m: &Manifest| m.schema == SCHEMA)
     }
 
-    /// Whether the artifact is the finished result of `recipe`, unchanged since.
+    /// Whether the artifact and all that belongs to it are the finished result of `recipe`, unchanged since.
     pub fn proves(&self, artifact: &Path, recipe: &Recipe) -> bool {
-        recipe.key().is_ok_and(|k| k == self.key) && hash_artifact(artifact).is_ok_and(|(sha, _)| sha == self.sha256)
+        recipe.key().is_ok_and(|k| k == self.key)
+            && hash_artifact(artifact).is_ok_and(|(sha, _)| sha == self.sha256)
+            && self.companions.iter().all(|c| c.is_beside(artifact))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::model::{Located, resolve};
 use bitsmith_convert::names::model_name;
-use bitsmith_convert::{FolderFiles, ModelAbout};
+use bitsmith_convert::{FolderFiles, ModelAbout, TowerFiles};
 use bitsmith_formats::Result;
 use bitsmith_runtime::{CacheType, Checkpoint, ComputeMode, GgufVocab, Tokenizer, WeightSource};
 use std::sync::OnceLock;
@@ -74,7 +74,7 @@ impl Opened {
         }
         let files = match self.checkpoint.gguf() {
             Some(_) => FolderFiles::made(self.checkpoint.spec(), &self.vocab()?, self.checkpoint.path())?,
-            None => FolderFiles::of_folder(self.checkpoint.folder())?,
+            None => FolderFiles::of_folder(self.checkpoint.folder())?.with_tower(TowerFiles::of(&self.checkpoint)?),
         };
         Ok(self.folder_files.get_or_init(|| files).clone())
     }

@@ -1,22 +1,25 @@
 //! One model in, one artifact per target out.
 
-use crate::artifact::{self, Output};
+use crate::artifact::{self, Output, Writing};
 use crate::calibration::{CalibrationOptions, Loaded};
 use crate::carry::{self, Account, Tally};
+use crate::companions::Companions;
 use crate::context::Context;
 use crate::encode::{Encoder, Evidence, gather, importance};
 use crate::estimate::Estimate;
-use crate::manifest::{InputFile, Manifest, Recipe, hash_inputs};
+use crate::manifest::{Companion, InputFile, Manifest, Recipe, hash_inputs};
 use crate::memory;
+use crate::mtp::Mtp;
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::stream;
 use crate::target::Target;
 use bitsmith_calibrate::Detail;
+use bitsmith_convert::{ArtifactWriter, names};
 use bitsmith_formats::{Error, Float, Result};
 use bitsmith_quantize::Method;
 use bitsmith_quantize::plan::{Plan, PlanOptions};
-use bitsmith_runtime::{Role, WeightSource};
+use bitsmith_runtime::{ModelSpec, Role, WeightSource};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -42,6 +45,8 @@ pub struct QuantizeOptions {
     pub shard_size: Option<u64>,
     /// Whether weights that are quantized already may be quantized a second time.
     pub allow_requantize: bool,
+    /// What becomes of layers for multi-token prediction; what the target can carry if `None`.
+    pub mtp: Option<Mtp>,
 }
 
 /// A finished artifact.
@@ -67,12 +72,22 @@ pub struct Artifact {
     pub reused: bool,
     /// What transforms, solvers and fallbacks reported.
     pub notes: Vec<String>,
+    /// Files that lie beside it and belong to it: the projector of a model with a vision tower.
+    pub companions: Vec<Companion>,
+    /// Tensors of the source that are in no file of it.
+    pub dropped: Vec<String>,
 }
 
 /// One target of a job, planned.
 struct Work<'a> {
     target: Target,
+    mtp: Mtp,
+    /// The formats of all tensors.
     plan: &'a Plan,
+    /// The tensors of the artifact itself and their formats.
+    own: (ModelSpec, Plan),
+    /// Those of the file beside it that has the layers for multi-token prediction.
+    beside: Option<(ModelSpec, Plan)>,
     /// What the artifact is called.
     name: &'a Path,
     /// What it is opened by: the same, or the first file of a split set.
@@ -89,6 +104,7 @@ pub struct Job<'a> {
     dense: Float,
     /// Known once the job runs: finding it may take running the model.
     mlx_dtype: OnceLock<Float>,
+    companions: Companions<'a>,
 }
 
 /// MLX computes in the type of the scales. F16 resolves eight times finer than BF16 in the same space, but ends at 65504: it is
@@ -106,6 +122,7 @@ impl<'a> Job<'a> {
         }
         let dense = carry::dense_type(&model.checkpoint)?;
         for &target in &options.targets {
+            Mtp::resolve(options.mtp, target, model.checkpoint.spec())?;
             artifact::check(model, target)?;
         }
         let method = &options.method;
@@ -115,7 +132,8 @@ impl<'a> Job<'a> {
             true => options.calibration.load(method, model, context)?,
             false => (Loaded::None, None),
         };
-        Ok(Job { model, options, context, evidence, calibration, dense, mlx_dtype: OnceLock::new() })
+        let companions = Companions::new(model, context)?;
+        Ok(Job { model, options, context, evidence, calibration, dense, mlx_dtype: OnceLock::new(), companions })
     }
 
     /// What is not quantized in this target is stored in this type. Until the job runs the source's type stands in for MLX's,
@@ -130,12 +148,17 @@ impl<'a> Job<'a> {
     pub fn plan(&self, target: Target) -> Result<Plan> {
         let options = PlanOptions { importance: self.is_weighted(), ..self.options.plan.clone() };
         let (source, dense) = (&self.model.checkpoint, self.dense_for(target));
-        let mut plan = target.plan(source.spec(), dense, &options)?;
+        let mut plan = target.plan(&self.mtp(target)?.whole(source.spec()), dense, &options)?;
         carry::settle(&mut plan, |row_len| target.base(dense, row_len), source, &options)?;
         if !self.options.allow_requantize {
             carry::check(&plan, source, &target.to_string(), !self.streams())?;
         }
         Ok(plan)
+    }
+
+    /// What becomes of layers for multi-token prediction.
+    fn mtp(&self, target: Target) -> Result<Mtp> {
+        Mtp::resolve(self.options.mtp, target, self.model.checkpoint.spec())
     }
 
     /// Whether importance guides the encoders.
@@ -146,7 +169,8 @@ impl<'a> Job<'a> {
     fn has_importance(&self, role: Role) -> bool {
         match &self.evidence {
             Loaded::Importance(by_role) => self.is_weighted() && by_role.contains_key(&role),
-            _ => self.is_weighted(),
+            // Nothing is observed in layers that are not run.
+            _ => self.is_weighted() && !role.layer.is_some_and(|l| self.model.checkpoint.spec().is_extra(l)),
         }
     }
 
@@ -158,8 +182,10 @@ impl<'a> Job<'a> {
         };
         let estimate = |&target: &Target| {
             let plan = self.plan(target)?;
-            let (spec, method, threads) = (self.model.checkpoint.spec(), &self.options.method, self.context.threads);
-            Ok(Estimate::new(&target.to_string(), spec, &plan, method, tokens, eval_tokens, threads))
+            let (method, threads) = (&self.options.method, self.context.threads);
+            let spec = self.mtp(target)?.whole(self.model.checkpoint.spec());
+            let estimate = Estimate::new(&target.to_string(), &spec, &plan, method, tokens, eval_tokens, threads);
+            Ok(estimate.with_more(self.companions.bytes(target)?))
         };
         self.options.targets.iter().map(estimate).collect()
     }
@@ -172,6 +198,9 @@ impl<'a> Job<'a> {
         if let Some(line) = carry::released_in_fp8(&self.model.checkpoint)? {
             self.context.progress.note(&line);
         }
+        for &target in &self.options.targets {
+            self.companions.tell_dropped(target, self.mtp(target)?);
+        }
         let paths = self.options.out.paths(&self.model.about.name, &self.options.targets, self.model.checkpoint.path())?;
         if self.mlx_dtype.get().is_none() {
             let found = mlx_dtype(self.model, self.options, &self.evidence, self.dense, self.context)?;
@@ -183,8 +212,15 @@ impl<'a> Job<'a> {
         }
         let mut works = Vec::new();
         for ((&target, plan), name) in self.options.targets.iter().zip(&plans).zip(&paths) {
-            let path = artifact::first_file(self.model, target, plan, name, self.options.shard_size)?;
-            works.push(Work { target, plan, name, path });
+            let mtp = self.mtp(target)?;
+            let (own, beside) = mtp.files(target, self.model.checkpoint.spec());
+            let with_plan = |spec: ModelSpec| {
+                let plan = plan.restricted(&spec);
+                (spec, plan)
+            };
+            let (own, beside) = (with_plan(own), beside.map(with_plan));
+            let path = artifact::first_file(self.model, &own.0, target, &own.1, name, self.options.shard_size)?;
+            works.push(Work { target, mtp, plan, own, beside, name, path });
         }
         if self.streams() {
             return self.stream(&works);
@@ -222,14 +258,14 @@ impl<'a> Job<'a> {
             return Ok(finished.into_iter().flatten().collect());
         }
         let mut outputs = Vec::new();
-        for Work { target, plan, name, .. } in &todo {
-            for line in plan.fallbacks() {
-                self.context.progress.warn(&format!("{target}: {line}"));
+        for work in &todo {
+            for line in work.plan.fallbacks() {
+                self.context.progress.warn(&format!("{}: {line}", work.target));
             }
-            let shard_size = self.options.shard_size;
-            let writer = artifact::start(self.model, *target, plan, self.dense_for(*target), name, shard_size)?;
-            let scales = stream::scales(&self.model.checkpoint, plan, self.context)?;
-            outputs.push(stream::Output { plan, scales, writer, allow_requantize: self.options.allow_requantize });
+            for (plan, writer) in self.writers(work)? {
+                let scales = stream::scales(&self.model.checkpoint, plan, self.context)?;
+                outputs.push(stream::Output { plan, scales, writer, allow_requantize: self.options.allow_requantize });
+            }
         }
         let (inputs, passed) = std::thread::scope(|scope| {
             let hashing = scope.spawn(|| known.map_or_else(|| hash_inputs(model), Ok));
@@ -239,14 +275,31 @@ impl<'a> Job<'a> {
         let accounts = passed?;
         let inputs = inputs?;
         let mut made = Vec::new();
-        for ((work, output), account) in todo.iter().zip(outputs).zip(accounts) {
-            output.writer.finish()?;
-            let recipe = self.recipe(work, &inputs)?;
-            let notes = [work.plan.fallbacks(), self.tell(work.target, &account)].concat();
-            made.push(self.record(work, recipe, start, notes)?);
+        let mut written = outputs.into_iter().zip(accounts);
+        for work in &todo {
+            let mut notes = work.plan.fallbacks();
+            for (output, account) in written.by_ref().take(1 + usize::from(work.beside.is_some())) {
+                output.writer.finish()?;
+                notes.extend(self.tell(work.target, &account));
+            }
+            made.push(self.record(work, self.recipe(work, &inputs)?, start, notes)?);
         }
         let mut made = made.into_iter();
         Ok(finished.into_iter().filter_map(|f| f.or_else(|| made.next())).collect())
+    }
+
+    /// Opens the files of a target: the artifact, and that of layers for multi-token prediction if they have one.
+    fn writers<'w>(&self, work: &'w Work<'_>) -> Result<Vec<(&'w Plan, Box<dyn ArtifactWriter>)>> {
+        let open = |(spec, plan): &'w (ModelSpec, Plan), shard_size, path: &Path| {
+            let dense = self.dense_for(work.target);
+            let what = Writing { spec, plan, dense, shard_size, mtp_apart: work.mtp == Mtp::Split };
+            Ok::<_, Error>((plan, artifact::start(self.model, work.target, &what, path)?))
+        };
+        let mut writers = vec![open(&work.own, self.options.shard_size, work.name)?];
+        if let Some(beside) = &work.beside {
+            writers.push(open(beside, None, &mtp_path(&work.path))?);
+        }
+        Ok(writers)
     }
 
     /// Says what became of quantized weights; the lines go to the manifest too.
@@ -289,6 +342,7 @@ impl<'a> Job<'a> {
             plan: serde_json::to_value(work.plan).map_err(|e| Error::failed(e.to_string()))?,
             calibration: self.calibration.clone(),
             shard_size: self.options.shard_size,
+            mtp: (work.mtp == Mtp::Split).then(|| work.mtp.to_string()),
         })
     }
 
@@ -301,9 +355,14 @@ impl<'a> Job<'a> {
 
     /// Writes the manifest of an artifact that has just been finished.
     fn record(&self, work: &Work<'_>, recipe: Recipe, start: Instant, notes: Vec<String>) -> Result<Artifact> {
-        let spec = self.model.checkpoint.spec();
-        let bpw = work.plan.bytes(spec) as f64 * 8.0 / spec.n_weights() as f64;
-        let manifest = Manifest::new(&work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
+        let (spec, plan) = &work.own;
+        let bpw = plan.bytes(spec) as f64 * 8.0 / spec.n_weights() as f64;
+        let mut companions = self.companions.make(work.target, &work.path)?;
+        if work.beside.is_some() {
+            companions.push(Companion::of("mtp", &mtp_path(&work.path))?);
+        }
+        let mut manifest = Manifest::new(&work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
+        (manifest.companions, manifest.dropped) = (companions, self.companions.dropped(work.target, work.mtp));
         manifest.save(&work.path)?;
         Ok(self.artifact(work.target, &work.path, manifest, memory::peak_bytes(), false))
     }
@@ -315,7 +374,7 @@ impl<'a> Job<'a> {
         if let Some(artifact) = self.reused(work, &recipe) {
             return Ok(artifact);
         }
-        let Work { target, plan, name, path } = work;
+        let Work { target, plan, path, .. } = work;
         let target = *target;
         for line in plan.fallbacks() {
             self.context.progress.warn(&format!("{target}: {line}"));
@@ -342,11 +401,13 @@ impl<'a> Job<'a> {
         }
         notes.extend(found);
         self.context.progress.start("write", 1);
-        let writer = artifact::start(self.model, target, plan, self.dense_for(target), name, self.options.shard_size)?;
         let mut account = Account::default();
+        let writers = self.writers(work)?;
         for entry in &plan.entries {
             let encoded = encoder.encoded(entry.role)?;
-            writer.put(entry.role, &encoded)?;
+            for (_, writer) in writers.iter().filter(|(plan, _)| plan.codec(entry.role).is_some()) {
+                writer.put(entry.role, &encoded)?;
+            }
             let from = self.model.checkpoint.codec(entry.role)?;
             // Transforms change what the weights are, so that there is nothing to compare with.
             if carry::is_quantized(&from) && self.options.method.transforms.is_empty() {
@@ -354,7 +415,9 @@ impl<'a> Job<'a> {
                 account.add(entry.role, &from, entry.codec, &Tally::encoded(&weights, &encoded));
             }
         }
-        writer.finish()?;
+        for (_, writer) in writers {
+            writer.finish()?;
+        }
         self.context.progress.finish();
         notes.extend(self.tell(target, &account));
         let artifact = self.record(work, recipe, start, notes)?;
@@ -391,8 +454,15 @@ impl<'a> Job<'a> {
             method: m.recipe.method,
             reused,
             notes: m.notes,
+            companions: m.companions,
+            dropped: m.dropped,
         }
     }
+}
+
+/// Where layers for multi-token prediction go beside a GGUF.
+fn mtp_path(artifact: &Path) -> PathBuf {
+    artifact.with_file_name(names::mtp_file(&artifact.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 /// The type of a quantized MLX folder's scales: the source's, as mlx-lm has it, unless F16 is as safe and better.

@@ -103,6 +103,8 @@ impl Repack {
             method: "copy".into(),
             reused: false,
             notes: Vec::new(),
+            companions: Vec::new(),
+            dropped: Vec::new(),
             path,
         })
     }

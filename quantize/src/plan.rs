@@ -75,6 +75,10 @@ impl Plan {
         let wanted = |role: Role| {
             if !role.part.is_matrix() {
                 CodecId::F32
+            } else if extra(spec, role) {
+                // Nobody knows which of their weights matter: no model runs them for calibration.
+                let codec = if options.pure { preset.base() } else { preset.choose(spec, role, false) };
+                if preset.needs_importance(role.part, codec) { CodecId::Q4K } else { codec }
             } else if options.pure {
                 preset.base()
             } else {
@@ -105,7 +109,9 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Plan> {
         let row = |role: Role| spec.shape(role.part).last().copied().unwrap_or(1);
-        let wanted = |role: Role| if role.part.is_linear() { choose(role, row(role)) } else { dense.codec() };
+        // Servers have the projection of layers for multi-token prediction dense, and these layers decide speed, not content.
+        let packed = |role: Role| role.part.is_linear() && !extra(spec, role);
+        let wanted = |role: Role| if packed(role) { choose(role, row(role)) } else { dense.codec() };
         let fits = |codec: CodecId, shape: &[usize]| codec.float().is_some() || matches!(shape, &[.., r, c] if fits(codec, r, c));
         Self::build(spec, options, wanted, fits, |_, _| dense.codec())
     }
@@ -156,6 +162,12 @@ impl Plan {
             return Err(Error::usage(format!("--tensor-type {name}: the model has no such tensor")));
         }
         Ok(Plan { entries, tensor_scales: false })
+    }
+
+    /// The choices for the tensors that this model has.
+    pub fn restricted(&self, spec: &ModelSpec) -> Plan {
+        let entries = self.entries.iter().filter(|e| spec.has_role(e.role)).cloned().collect();
+        Plan { entries, ..*self }
     }
 
     /// The codec of one tensor.
@@ -211,6 +223,11 @@ impl Plan {
         };
         kinds.into_iter().map(line).collect()
     }
+}
+
+/// Whether a tensor belongs to a layer after the last (MTP).
+fn extra(spec: &ModelSpec, role: Role) -> bool {
+    role.layer.is_some_and(|layer| spec.is_extra(layer))
 }
 
 fn names(name: &str, role: Role) -> bool {

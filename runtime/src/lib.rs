@@ -26,6 +26,7 @@ pub mod sweep;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
+mod tower;
 
 pub use arch::{ARCHITECTURES, Architecture, Client, ContainerKind};
 pub use block::Observer;

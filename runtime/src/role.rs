@@ -28,6 +28,8 @@ enum Scope {
     Dense,
     /// In layers whose feed-forward block is a mixture of experts.
     Mixture,
+    /// In layers after the last, which predict further tokens.
+    Extra,
 }
 
 macro_rules! parts {
@@ -126,6 +128,12 @@ parts! {
     FfnPostNorm "post_ffw_norm" Layer Plain "Norm of the feed-forward block's output, `(hidden)`."
     LayerOutputNorm "layer_output_norm" Layer Plain "Norm after the feed-forward block has been added, `(hidden)`."
     LayerOutputNormBias "layer_output_norm.bias" Layer Plain "Its bias."
+    NextnProj "nextn.eh_proj" Extra Matrix "Prediction of further tokens: a token's embedding and the hidden state before it to one hidden state, `(hidden, 2 × hidden)`."
+    NextnEmbdNorm "nextn.enorm" Extra Plain "Norm of that embedding, `(hidden)`."
+    NextnHiddenNorm "nextn.hnorm" Extra Plain "Norm of that hidden state, `(hidden)`."
+    NextnEmbd "nextn.embed_tokens" Extra Table "Its own token embedding, mostly a copy."
+    NextnOutput "nextn.shared_head_head" Extra Table "Its own output matrix, mostly a copy."
+    NextnOutputNorm "nextn.shared_head_norm" Extra Plain "Norm before the output matrix, `(hidden)`."
 }
 
 impl Part {
@@ -136,11 +144,15 @@ impl Part {
     /// Whether layers whose feed-forward block is a mixture of experts (`true`) or dense (`false`) may have this part.
     pub const fn in_layer(self, mixture: bool) -> bool {
         match self.scope() {
-            Scope::Model => false,
+            Scope::Model | Scope::Extra => false,
             Scope::Layer => true,
             Scope::Dense => !mixture,
             Scope::Mixture => mixture,
         }
+    }
+    /// Whether only layers after the last have this part, which predict further tokens (MTP).
+    pub const fn in_extra_layer(self) -> bool {
+        matches!(self.scope(), Scope::Extra)
     }
     /// Whether this is a weight matrix that may be quantized.
     pub const fn is_matrix(self) -> bool {

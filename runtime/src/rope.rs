@@ -24,7 +24,7 @@ impl Rope {
             .map(|i| {
                 let f = base(i);
                 match &self.scaling {
-                    RopeScaling::None | RopeScaling::Dynamic { .. } => f,
+                    RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::Sections(_) => f,
                     RopeScaling::Linear { factor } => f / factor,
                     RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                         f / llama3_divisor(f, *factor, *low_freq_factor, *high_freq_factor, *original_context as f64)

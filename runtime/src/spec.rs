@@ -19,6 +19,10 @@ pub struct ModelSpec {
     pub hidden_size: usize,
     /// Decoder layers.
     pub n_layers: usize,
+    /// Layers after the last, by which the model was trained to predict further tokens (MTP). They are carried and not run.
+    pub mtp_layers: usize,
+    /// Whether the decoder layers are left out: a file of [`ModelSpec::mtp_layers`] alone, with what stands outside the layers.
+    pub mtp_only: bool,
     /// Query heads.
     pub n_heads: usize,
     /// Key and value heads.
@@ -59,7 +63,7 @@ pub struct ModelSpec {
     pub qk_unit_norm: bool,
     /// What makes queries of layers without rotation larger the further they are in a text.
     pub temperature: Option<Temperature>,
-    /// What differs between layers, one entry each.
+    /// What differs between layers, one entry each; those of [`ModelSpec::mtp_layers`] last.
     pub layers: Vec<LayerSpec>,
     /// Constant factors.
     pub scales: Scales,
@@ -221,7 +225,7 @@ pub struct Latent {
 impl ModelSpec {
     /// The tensors this model must have, in GGUF's customary order.
     pub fn roles(&self) -> Vec<Role> {
-        Role::all(self.n_layers).filter(|r| self.has_role(*r)).collect()
+        Role::all(self.n_layers + self.mtp_layers).filter(|r| self.has_role(*r)).collect()
     }
     /// The parts of one decoder layer.
     pub fn layer_parts(&self, layer: usize) -> impl Iterator<Item = Part> + '_ {
@@ -236,9 +240,33 @@ impl ModelSpec {
     pub fn has_role(&self, role: Role) -> bool {
         self.has(role.part)
             && match role.layer {
+                Some(layer) if self.mtp_only && layer < self.n_layers => false,
+                Some(layer) if role.part.in_extra_layer() => self.is_extra(layer),
                 Some(layer) => self.layers.get(layer).is_some_and(|l| role.part.in_layer(l.mixture)),
                 None => !role.part.per_layer(),
             }
+    }
+    /// Whether this is a layer after the last.
+    pub fn is_extra(&self, layer: usize) -> bool {
+        (self.n_layers..self.n_layers + self.mtp_layers).contains(&layer)
+    }
+    /// The same model with so many layers after the last, like the last but for these parts.
+    pub fn with_mtp(&self, layers: usize, parts: &[Part]) -> ModelSpec {
+        let mut spec = self.without_mtp();
+        if let Some(last) = spec.layers.last().copied().filter(|_| layers > 0) {
+            spec.layers.extend(std::iter::repeat_n(last, layers));
+            spec.mtp_layers = layers;
+            spec.add(parts);
+        }
+        spec
+    }
+    /// The same model without layers after the last.
+    pub fn without_mtp(&self) -> ModelSpec {
+        let mut spec = self.clone();
+        spec.layers.truncate(self.n_layers);
+        spec.mtp_layers = 0;
+        spec.parts.retain(|p| !p.in_extra_layer());
+        spec
     }
     /// Adds these parts.
     pub fn add(&mut self, parts: &[Part]) {
@@ -298,11 +326,13 @@ impl ModelSpec {
             FfnDownExps => vec![experts, h, ef],
             FfnGateExpsBias | FfnUpExpsBias => vec![experts, ef],
             FfnDownExpsBias => vec![experts, h],
+            NextnProj => vec![h, 2 * h],
+            NextnEmbd | NextnOutput => vec![self.vocab_size, h],
             FfnGateShexp | FfnUpShexp => vec![sf, h],
             FfnDownShexp => vec![h, sf],
             EmbdNorm | EmbdNormBias | OutputNorm | OutputNormBias | AttnNorm | AttnNormBias | AttnOutputBias | AttnPostNorm
             | AttnResidualNorm | AttnResidualNormBias | FfnNorm | FfnNormBias | FfnDownBias | FfnPostNorm | LayerOutputNorm
-            | LayerOutputNormBias => vec![h],
+            | LayerOutputNormBias | NextnEmbdNorm | NextnHiddenNorm | NextnOutputNorm => vec![h],
         }
     }
     fn qk_norm_shape(&self, heads: usize) -> Vec<usize> {
@@ -349,7 +379,7 @@ impl ModelSpec {
     }
     /// Whether every layer has a window (`Some(true)`), none (`Some(false)`), or only some (`None`).
     pub fn windows_everywhere(&self) -> Option<bool> {
-        let n = self.layers.iter().filter(|l| l.window).count();
+        let n = self.layers.iter().take(self.n_layers).filter(|l| l.window).count();
         if n == 0 || self.sliding_window.is_none() {
             Some(false)
         } else if n == self.n_layers {
@@ -388,12 +418,9 @@ impl ModelSpec {
             let (q, kv) = (self.n_heads, self.n_kv_heads);
             return Err(Error::corrupt(format!("{q} attention heads cannot share {kv} key and value heads evenly")));
         }
-        if self.layers.len() != self.n_layers {
-            return Err(Error::corrupt(format!(
-                "{} layers are described, but the model has {}",
-                self.layers.len(),
-                self.n_layers
-            )));
+        if self.layers.len() != self.n_layers + self.mtp_layers {
+            let (n, all) = (self.layers.len(), self.n_layers + self.mtp_layers);
+            return Err(Error::corrupt(format!("{n} layers are described, but the model has {all}")));
         }
         let rotated = self.latent.map_or(self.head_dim, |l| l.rope_dim);
         for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {

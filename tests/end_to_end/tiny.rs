@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 /// Rows of 128 do not fit the 256-wide formats, those of `ffn_down` do.
-const HIDDEN: usize = 128;
+pub const HIDDEN: usize = 128;
 const FFN: usize = 256;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
@@ -39,7 +39,7 @@ impl Family {
     }
 
     /// Names, shapes, and the range of values: centre and half width.
-    fn tensors(self) -> Vec<(String, Vec<usize>, f32, f32)> {
+    pub fn tensors(self) -> Vec<(String, Vec<usize>, f32, f32)> {
         let (q, kv) = (HEADS * self.head_dim, KV_HEADS * self.head_dim);
         let mut list = vec![("model.embed_tokens".to_string(), vec![VOCAB, HIDDEN], 0.0, 0.3)];
         for layer in 0..LAYERS {
@@ -79,7 +79,7 @@ impl Family {
         list
     }
 
-    fn config(self) -> Value {
+    pub fn config(self) -> Value {
         let mut config: Value = serde_json::from_slice(&fs::read(demo().join("config.json")).unwrap()).unwrap();
         let changes = json!({
             "model_type": self.name, "hidden_size": HIDDEN, "intermediate_size": FFN, "num_attention_heads": HEADS,

@@ -80,8 +80,13 @@ else
   printf '\n-- lm_eval_parity.py\nskipped: LM_EVAL_VENV does not name an environment with lm-eval[api], torch and transformers\n'
 fi
 # Every architecture as transformers has it, which needs torch and, beside it, the clients above.
-if [ -n "${TRANSFORMERS_VENV:-}" ]; then venv=$TRANSFORMERS_VENV check transformers_models.py datasets/demo; else
-  printf '\n-- transformers_models.py\nskipped: TRANSFORMERS_VENV does not name an environment with torch, transformers and the clients above\n'
+# A source tree of llama.cpp has a converter to compare with, and a folder with mlx-vlm its loader.
+if [ -n "${TRANSFORMERS_VENV:-}" ]; then
+  venv=$TRANSFORMERS_VENV check transformers_models.py datasets/demo
+  venv=$TRANSFORMERS_VENV check vision_models.py datasets/demo ${LLAMA_CPP:+--llama-cpp "$LLAMA_CPP"} ${MLX_VLM:+--mlx-vlm "$MLX_VLM"}
+  venv=$TRANSFORMERS_VENV check mtp_models.py datasets/demo ${LLAMA_CPP:+--llama-cpp "$LLAMA_CPP"}
+else
+  printf '\n-- transformers_models.py, vision_models.py, mtp_models.py\nskipped: TRANSFORMERS_VENV does not name an environment with torch, transformers and the clients above\n'
 fi
 # Real tokenizers and llama.cpp's test vectors, which are too large to be part of this project.
 if [ -n "${TOKENIZERS:-}" ]; then

@@ -181,6 +181,10 @@ def logprobs(model, sequences):
     return out
 
 
+# Text models that transformers has inside others only: vision_models.py.
+ELSEWHERE = {"qwen2_5_vl_text"}
+
+
 class Checks:
     def __init__(self, verbose):
         self.verbose = verbose
@@ -331,6 +335,8 @@ def main():
                 checks.note(False, f"{name}: {type(e).__name__}: {e}")
     if not args.only:
         for arch in Bitsmith(args.bitsmith).json("archs")["architectures"]:
+            if set(arch["model_types"]) <= ELSEWHERE:
+                continue
             proved = set().union(*(checks.proved.get(t, ()) for t in arch["model_types"]))
             checks.note(proved == set(arch["proof"]), f"{arch['name']}: archs says that it is compared with {arch['proof']}, and so it was")
     print(f"{checks.passed} comparisons passed, {checks.failed} failed")

@@ -38,6 +38,10 @@ pub struct Arguments {
     /// Quantize weights a second time that are quantized already; otherwise they must have a place in the target's grid
     #[arg(long)]
     pub allow_requantize: bool,
+    /// Layers for multi-token prediction: keep them after the others, split them off into a file of their own, or drop them [default:
+    /// keep, and drop in MLX folders, which have no place for them]
+    #[arg(long, value_name = "keep|split|drop")]
+    pub mtp: Option<String>,
     /// Only say what it would cost in time, memory and disk
     #[arg(long)]
     pub dry_run: bool,
@@ -55,6 +59,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         method: Some("reference".into()),
         shard_size: args.shard_size.clone(),
         allow_requantize: args.allow_requantize,
+        mtp: args.mtp.clone(),
         ..JobArgs::default()
     };
     let options = job.resolve(Output::from_argument(&args.out, &job.targets()?))?;
@@ -75,6 +80,7 @@ fn keep(args: &Arguments, container: &str, app: &App) -> Result<()> {
         method: Some("reference".into()),
         shard_size: args.shard_size.clone(),
         allow_requantize: args.allow_requantize,
+        mtp: args.mtp.clone(),
         ..JobArgs::default()
     };
     let mut options = job.resolve(Output::from_argument(&args.out, &[kept.target]))?;

@@ -71,6 +71,10 @@ pub struct JobArgs {
     /// Quantize weights a second time that are quantized already; otherwise they must have a place in the target's grid
     #[arg(long)]
     pub allow_requantize: bool,
+    /// Layers for multi-token prediction: keep them after the others, split them off into a file of their own, or drop them [default:
+    /// keep, and drop in MLX folders, which have no place for them]
+    #[arg(long, value_name = "keep|split|drop")]
+    pub mtp: Option<String>,
 }
 
 impl JobArgs {
@@ -97,6 +101,7 @@ impl JobArgs {
             mlx_dtype: self.mlx_dtype.or(other.mlx_dtype),
             shard_size: self.shard_size.or(other.shard_size),
             allow_requantize: self.allow_requantize || other.allow_requantize,
+            mtp: self.mtp.or(other.mtp),
         }
     }
 
@@ -137,6 +142,7 @@ impl JobArgs {
             mlx_dtype: self.mlx_dtype.as_deref().map(float).transpose()?.flatten(),
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
             allow_requantize: self.allow_requantize,
+            mtp: self.mtp.as_deref().map(str::parse).transpose()?,
         })
     }
 }

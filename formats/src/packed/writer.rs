@@ -7,7 +7,7 @@ use crate::codec::{CodecId, EncodedTensor};
 use crate::error::{Error, Result};
 use crate::safetensors::{ShardedWriter, TensorPlan, plan_shards};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A layout that can be written.
@@ -79,20 +79,25 @@ pub struct PackedWriter {
 
 impl PackedWriter {
     /// Plans shards of at most `max_shard_bytes` and claims their disk space in `folder`, which must exist. Each tensor is given
-    /// as name, codec and logical shape (outermost first).
+    /// as name, codec and logical shape (outermost first). Those that `apart` names go to a file of their own of that name.
     pub fn create(
         folder: impl AsRef<Path>,
         format: PackedFormat,
         tensors: &[(String, CodecId, Vec<usize>)],
         max_shard_bytes: u64,
+        apart: Option<(&str, &HashSet<String>)>,
     ) -> Result<Self> {
         let folder = folder.as_ref();
-        let mut planes = Vec::new();
+        let (mut planes, mut planes_apart) = (Vec::new(), Vec::new());
         for (name, codec, shape) in tensors {
-            planes.extend(format.plan_planes(name, *codec, shape)?);
+            let to = if apart.is_some_and(|(_, names)| names.contains(name)) { &mut planes_apart } else { &mut planes };
+            to.extend(format.plan_planes(name, *codec, shape)?);
         }
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        let shards = plan_shards(planes, max_shard_bytes, &metadata, None, false)?;
+        let mut shards = plan_shards(planes, max_shard_bytes, &metadata, None, false)?;
+        if let Some((file, _)) = apart.filter(|_| !planes_apart.is_empty()) {
+            shards = shards.with_file(file, planes_apart, &metadata)?;
+        }
         let inner = ShardedWriter::create(folder, shards)?;
         let plans = tensors.iter().map(|(name, codec, shape)| (name.clone(), (*codec, shape.clone()))).collect();
         Ok(PackedWriter { inner, format, plans, folder: folder.to_path_buf() })

@@ -113,6 +113,19 @@ impl ShardPlan {
         self.files.iter().map(|(name, plan)| (name.clone(), plan.file_len)).chain(index).collect()
     }
 
+    /// The same with a further file of this name, which the index lists.
+    pub fn with_file(mut self, file: &str, tensors: Vec<TensorPlan>, metadata: &BTreeMap<String, String>) -> Result<Self> {
+        if let [(only, _)] = &mut self.files[..]
+            && only == SINGLE_FILE
+        {
+            // Readers would take a file of this name for all there is.
+            *only = "model-00001-of-00001.safetensors".into();
+        }
+        self.files.push((file.to_string(), plan(tensors, metadata)?));
+        self.index = Some(index(&self.files, None)?);
+        Ok(self)
+    }
+
     /// Bytes of all files together.
     pub fn total_bytes(&self) -> u64 {
         self.files().iter().map(|(_, bytes)| bytes).sum()
@@ -132,7 +145,7 @@ pub fn plan_shards(
     always_index: bool,
 ) -> Result<ShardPlan> {
     let mut shards: Vec<Vec<TensorPlan>> = vec![Vec::new()];
-    let (mut filled, mut total) = (0u64, 0u64);
+    let mut filled = 0u64;
     for t in tensors {
         let bytes = t.n_bytes as u64;
         if filled + bytes > max_bytes && shards.last().is_some_and(|s| !s.is_empty()) {
@@ -140,35 +153,38 @@ pub fn plan_shards(
             filled = 0;
         }
         filled += bytes;
-        total += bytes;
         if let Some(shard) = shards.last_mut() {
             shard.push(t);
         }
     }
     let n = shards.len();
-    let mut weight_map = BTreeMap::new();
     let mut files = Vec::with_capacity(n);
     for (i, shard) in shards.into_iter().enumerate() {
         let file = if n == 1 { SINGLE_FILE.to_string() } else { format!("model-{:05}-of-{n:05}.safetensors", i + 1) };
-        for t in &shard {
-            if weight_map.insert(t.name.clone(), file.clone()).is_some() {
-                return Err(Error::failed("this name is taken").tensor(&t.name));
-            }
-        }
         files.push((file, plan(shard, metadata)?));
     }
-    let index = (n > 1 || always_index).then(|| {
-        let mut about = Map::new();
-        about.insert("total_size".into(), total.into());
-        if let Some(parameters) = total_parameters {
-            about.insert("total_parameters".into(), parameters.into());
+    let index = index(&files, total_parameters)?;
+    Ok(ShardPlan { files, index: (n > 1 || always_index).then_some(index) })
+}
+
+/// The index of these files. An error names a tensor that is in two of them.
+fn index(files: &[(String, FilePlan)], total_parameters: Option<u64>) -> Result<String> {
+    let mut weight_map = BTreeMap::new();
+    for (file, slot) in files.iter().flat_map(|(file, plan)| plan.slots.iter().map(move |slot| (file, slot))) {
+        if weight_map.insert(&slot.name, file).is_some() {
+            return Err(Error::failed("this name is taken").tensor(&slot.name));
         }
-        // Pretty-printing a `Value` cannot fail.
-        let mut json = serde_json::to_string_pretty(&json!({ "metadata": about, "weight_map": weight_map })).unwrap_or_default();
-        json.push('\n');
-        json
-    });
-    Ok(ShardPlan { files, index })
+    }
+    let mut about = Map::new();
+    let total: u64 = files.iter().flat_map(|(_, plan)| &plan.slots).map(|slot| slot.len).sum();
+    about.insert("total_size".into(), total.into());
+    if let Some(parameters) = total_parameters {
+        about.insert("total_parameters".into(), parameters.into());
+    }
+    // Pretty-printing a `Value` cannot fail.
+    let mut json = serde_json::to_string_pretty(&json!({ "metadata": about, "weight_map": weight_map })).unwrap_or_default();
+    json.push('\n');
+    Ok(json)
 }
 
 /// Lays out one file named `file`.

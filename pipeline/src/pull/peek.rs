@@ -15,13 +15,15 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// Files that say what a model is and how it reads text.
-const SMALL: [&str; 6] = [
+const SMALL: [&str; 8] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 ];
 /// Bytes of the length that starts a safetensors file.
 const LENGTH_FIELD: u64 = 8;

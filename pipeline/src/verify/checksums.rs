@@ -30,6 +30,10 @@ fn manifest(artifact: &Path, verified: &mut Verified) -> Result<()> {
         verified.problems.push(Error::corrupt("the manifest cannot be read").file(path).hint(AGAIN).into());
         return Ok(());
     };
+    for companion in manifest.companions.iter().filter(|c| !c.is_beside(artifact)) {
+        let message = format!("the {} file that belongs to the artifact is missing or has changed", companion.kind);
+        verified.problems.push(Error::corrupt(message).file(artifact.with_file_name(&companion.file)).hint(AGAIN).into());
+    }
     let (sha256, bytes) = hash_artifact(artifact)?;
     if bytes != manifest.bytes {
         let message = format!("{bytes} bytes, the manifest says {}", manifest.bytes);

@@ -23,7 +23,8 @@ const MAX_LIMIT: f64 = 0.9;
 pub(super) fn verify(artifact: &Checkpoint, source: &Checkpoint, max_error: Option<f64>, verified: &mut Verified) -> Result<()> {
     let (spec, other) = (artifact.spec(), source.spec());
     let shapes = |a: &Checkpoint| -> Vec<(Role, Vec<usize>)> {
-        a.spec().roles().into_iter().filter(|r| r.part != Part::Output).map(|r| (r, a.spec().shape(r.part))).collect()
+        let spec = a.spec().without_mtp();
+        spec.roles().into_iter().filter(|r| r.part != Part::Output).map(|r| (r, spec.shape(r.part))).collect()
     };
     // By shapes: containers call the same architecture by different names.
     if shapes(artifact) != shapes(source) || spec.tied && !other.tied {
@@ -34,7 +35,7 @@ pub(super) fn verify(artifact: &Checkpoint, source: &Checkpoint, max_error: Opti
     let pair = Pair { artifact, source, folded: false };
     let folded = is_transformed(artifact) || pair.norms_differ();
     let pair = Pair { folded, ..pair };
-    for role in spec.roles() {
+    for role in spec.roles().into_iter().filter(|r| other.has_role(*r) || !r.part.per_layer()) {
         let name = artifact.tensor_name(role)?;
         // A tensor with values that cannot be read is reported already.
         if verified.problems.iter().any(|p| p.tensor.as_deref() == Some(name)) || pair.folded && !role.part.is_matrix() {

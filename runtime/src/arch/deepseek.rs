@@ -78,7 +78,7 @@ pub static DEEPSEEK_V3: Architecture = Architecture {
         }
         let (mut config, experts) = to_config(&DEEPSEEK_V3, spec, Scoring::Sigmoid)?;
         config.insert("norm_topk_prob".into(), json!(experts.normalize));
-        config.insert("num_nextn_predict_layers".into(), json!(0));
+        config.insert("num_nextn_predict_layers".into(), json!(spec.mtp_layers));
         config.insert("scoring_func".into(), json!("sigmoid"));
         config.insert("topk_method".into(), json!("noaux_tc"));
         let groups = experts.groups.unwrap_or(Groups { count: 1, used: 1, ranked_by: 2 });
@@ -307,6 +307,12 @@ const NAMES: &[(Part, &str)] = &[
     (Part::FfnGateShexp, "model.layers.{}.mlp.shared_experts.gate_proj.weight"),
     (Part::FfnUpShexp, "model.layers.{}.mlp.shared_experts.up_proj.weight"),
     (Part::FfnDownShexp, "model.layers.{}.mlp.shared_experts.down_proj.weight"),
+    (Part::NextnProj, "model.layers.{}.eh_proj.weight"),
+    (Part::NextnEmbdNorm, "model.layers.{}.enorm.weight"),
+    (Part::NextnHiddenNorm, "model.layers.{}.hnorm.weight"),
+    (Part::NextnEmbd, "model.layers.{}.embed_tokens.weight"),
+    (Part::NextnOutput, "model.layers.{}.shared_head.head.weight"),
+    (Part::NextnOutputNorm, "model.layers.{}.shared_head.norm.weight"),
 ];
 
 const V3_MLX_NAMES: &[(Part, &str)] = &[

@@ -85,6 +85,8 @@ pub(super) fn base_of(arch: &'static Architecture, c: Config<'_>, layers: Option
         arch,
         hidden_size,
         n_layers,
+        mtp_layers: 0,
+        mtp_only: false,
         n_heads,
         n_kv_heads: c.opt_usize("num_key_value_heads")?.unwrap_or(n_heads),
         head_dim,
@@ -217,7 +219,7 @@ fn scaling(s: Config<'_>, c: Config<'_>) -> Result<RopeScaling> {
         (None, None) => c.usize("max_position_embeddings"),
     };
     match kind {
-        "default" => Ok(RopeScaling::None),
+        "default" | "mrope" => Ok(super::qwen2_vl::sections(s)?.map_or(RopeScaling::None, RopeScaling::Sections)),
         "linear" => Ok(RopeScaling::Linear { factor: s.f64("factor")? }),
         "dynamic" => Ok(RopeScaling::Dynamic { factor: s.f64("factor")?, original_context: original()? }),
         "llama3" => Ok(RopeScaling::Llama3 {

@@ -47,6 +47,12 @@ impl GgufKeys<'_> {
         let all: Option<Vec<bool>> = list.iter().map(Value::as_bool).collect();
         all.map(Some).ok_or_else(|| Error::corrupt(format!("key `{key}` is not a list of truth values")))
     }
+    /// A list of whole numbers that must be there.
+    pub fn usizes(self, name: &str) -> Result<Vec<usize>> {
+        let key = self.key(name);
+        let list = self.metadata.get(&key).and_then(|list| serde_json::from_value(list.clone()).ok());
+        list.ok_or_else(|| Error::corrupt(format!("key `{key}` is missing or not a list of whole numbers")))
+    }
     /// A string.
     pub fn opt_str(self, name: &str) -> Result<Option<String>> {
         Ok(Config(self.metadata).opt_str(&self.key(name))?.map(String::from))
@@ -111,6 +117,8 @@ impl ModelSpec {
             arch,
             hidden_size,
             n_layers,
+            mtp_layers: 0,
+            mtp_only: false,
             n_heads,
             n_kv_heads: keys.opt_usize("attention.head_count_kv")?.unwrap_or(n_heads),
             head_dim,

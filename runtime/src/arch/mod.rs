@@ -24,12 +24,14 @@ mod phi2;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
+mod qwen2_vl;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
 mod stablelm;
 mod to_config;
 mod to_gguf;
+pub mod vision;
 
 pub use from_gguf::GgufKeys;
 
@@ -48,6 +50,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &mixtral::MIXTRAL,
     &qwen2::QWEN2,
     &qwen2_moe::QWEN2_MOE,
+    &qwen2_vl::QWEN2_VL,
     &qwen3::QWEN3,
     &qwen3_moe::QWEN3_MOE,
     &gemma::GEMMA,
@@ -135,7 +138,7 @@ pub struct Architecture {
     pub aliases: &'static [(&'static str, &'static str)],
     /// Ends of the names of tensors that carry nothing the model needs.
     pub superfluous: &'static [&'static str],
-    /// Whether checkpoints may have layers after the last one, by which several tokens are predicted at once. They are dropped.
+    /// Whether checkpoints may have layers after the last one, by which several tokens are predicted at once.
     pub extra_layers: bool,
     /// What a container does to a part's rows.
     pub order: fn(&ModelSpec, ContainerKind, Part) -> Order,
@@ -186,7 +189,7 @@ pub fn find_by_config(config: &Value) -> Result<&'static Architecture> {
         .iter()
         .copied()
         .find(|a| a.model_types.contains(&model_type))
-        .ok_or_else(|| unknown(model_type).hint(format!("supported `model_type`s: {}", list(|a| a.model_types.join(", ")))))
+        .ok_or_else(|| unknown(model_type).hint(format!("supported `model_type`s: {}", model_types())))
 }
 
 /// The architecture of a GGUF file, by its `general.architecture`.
@@ -202,6 +205,11 @@ fn unknown(name: &str) -> Error {
     Error::unsupported(format!("architecture `{name}` is not supported"))
 }
 
+fn model_types() -> String {
+    let wrapped: Vec<&str> = vision::WRAPPERS.iter().flat_map(|w| w.model_types).copied().collect();
+    format!("{}, {}", list(|a| a.model_types.join(", ")), wrapped.join(", "))
+}
+
 fn list(f: impl Fn(&Architecture) -> String) -> String {
     let mut names: Vec<String> = ARCHITECTURES.iter().map(|a| f(a)).collect();
     names.dedup();
@@ -209,8 +217,14 @@ fn list(f: impl Fn(&Architecture) -> String) -> String {
 }
 
 impl ModelSpec {
-    /// Reads `config.json`. Errors name the key.
+    /// Reads `config.json`, of a wrapped model what it says of the text model. Errors name the key.
     pub fn from_config(config: &Value) -> Result<ModelSpec> {
+        if let Some(wrapper) = vision::Wrapper::of(config) {
+            let text = wrapper.text_config(config)?;
+            let arch = find_by_config(&text)?;
+            return (arch.from_config)(arch, &text)
+                .map_err(|e| Error { message: format!("in the text model's configuration: {}", e.message), ..e });
+        }
         let arch = find_by_config(config)?;
         (arch.from_config)(arch, config)
     }

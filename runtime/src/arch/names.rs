@@ -195,6 +195,16 @@ pub struct TensorMap {
 }
 
 impl TensorMap {
+    /// Gives the tensors the names that they have in a checkpoint: by the names that they have without wrapper.
+    pub(crate) fn rename(&mut self, names: &BTreeMap<String, String>) {
+        let places = self.roles.values_mut().flatten().map(|p| &mut p.name);
+        for name in places.chain(&mut self.dropped) {
+            if let Some(own) = names.get(name) {
+                name.clone_from(own);
+            }
+        }
+    }
+
     /// The role of each tensor that has one.
     pub fn by_name(&self) -> BTreeMap<&str, Role> {
         self.roles.iter().flat_map(|(role, places)| places.iter().map(|p| (p.name.as_str(), *role))).collect()

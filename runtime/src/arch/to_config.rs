@@ -142,7 +142,7 @@ pub(super) fn scaling(rope: &Rope, context: usize) -> Result<Value> {
         known => known,
     };
     Ok(match known {
-        RopeScaling::None | RopeScaling::Factors(_) => Value::Null,
+        RopeScaling::None | RopeScaling::Factors(_) | RopeScaling::Sections(_) => Value::Null,
         RopeScaling::Dynamic { factor, original_context } => json!({
             "factor": decimal(*factor), "original_max_position_embeddings": original_context, "rope_type": "dynamic", "type": "dynamic",
         }),

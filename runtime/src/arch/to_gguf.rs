@@ -43,7 +43,10 @@ impl ModelSpec {
         refuse_scaling(self)?;
         let mut keys: Vec<(&'static str, Value)> = Vec::new();
         let mut number = |name, value: usize| keys.push((name, Value::U32(value.min(u32::MAX as usize) as u32)));
-        number("block_count", self.n_layers);
+        number("block_count", self.n_layers + self.mtp_layers);
+        if self.mtp_layers > 0 {
+            number("nextn_predict_layers", self.mtp_layers);
+        }
         number("context_length", self.context_length);
         number("embedding_length", self.hidden_size);
         number("feed_forward_length", self.ffn_size);
@@ -110,6 +113,8 @@ fn scaling(scaling: &RopeScaling) -> Vec<(&'static str, Value)> {
     match scaling {
         // llama.cpp has no dynamic base: within the original context, which is what a GGUF names, there is no difference.
         RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => Vec::new(),
+        // A key of the architecture that has them.
+        RopeScaling::Sections(_) => Vec::new(),
         RopeScaling::Linear { factor } => vec![kind("linear"), float("rope.scaling.factor", *factor)],
         RopeScaling::Yarn(y) => {
             let mut keys = vec![kind("yarn"), float("rope.scaling.factor", y.factor), original(y.original_context)];

@@ -52,6 +52,9 @@ pub enum RopeScaling {
     Yarn(Yarn),
     /// LongRoPE (Ding et al., 2024): one divisor per frequency, others for texts longer than the original context.
     Long(LongRope),
+    /// So many frequencies turn by the position in time, so many by height and by width in an image (M-RoPE). In text all three are the
+    /// position of the token.
+    Sections([usize; 3]),
     /// One divisor per frequency, as GGUF's `rope_freqs.weight` gives them, `dims / 2` values.
     Factors(Vec<f32>),
 }
@@ -97,7 +100,7 @@ impl RopeScaling {
             }
             RopeScaling::Yarn(y) => Some(y.original_context),
             RopeScaling::Long(l) => Some(l.original_context),
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Factors(_) => None,
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Sections(_) | RopeScaling::Factors(_) => None,
         }
     }
 }
@@ -119,6 +122,13 @@ impl Rope {
         positive("rope base frequency", self.theta)?;
         match &self.scaling {
             RopeScaling::None => Ok(()),
+            RopeScaling::Sections(sections) if sections.iter().fold(0usize, |sum, n| sum.saturating_add(*n)) == self.dims / 2 => {
+                Ok(())
+            }
+            RopeScaling::Sections(sections) => Err(Error::corrupt(format!(
+                "sections {sections:?} of the rotary embedding, which has {} frequencies",
+                self.dims / 2
+            ))),
             RopeScaling::Linear { factor } => positive("rope scaling factor", *factor),
             RopeScaling::Dynamic { factor, original_context } => {
                 positive("rope scaling factor", *factor)?;
