@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct EvalResult {
     /// The model's name.
     pub model: String,
-    /// How its keys and values were rounded: as a cache of this type stores them.
-    #[serde(default)]
+    /// How its keys and values were rounded: as a cache of this type stores them. Not written where they were exact.
+    #[serde(default, skip_serializing_if = "CacheType::is_exact")]
     pub kv: CacheType,
     /// Perplexity, by data.
     pub perplexity: Vec<Perplexity>,

@@ -38,6 +38,11 @@ pub enum CacheType {
 }
 
 impl CacheType {
+    /// Whether keys and values stay as they are.
+    pub fn is_exact(&self) -> bool {
+        *self == CacheType::F32
+    }
+
     /// All types, widest first.
     pub const ALL: [CacheType; 5] = [CacheType::F32, CacheType::F16, CacheType::Q8_0, CacheType::Fp8, CacheType::Q4_0];
 

@@ -7,6 +7,7 @@ use bitsmith_formats::gguf::{Metadata, write_gguf};
 use bitsmith_formats::safetensors::{SafetensorsWriter, TensorPlan};
 use bitsmith_formats::{CodecId, EncodedTensor, ErrorKind};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
