@@ -29,15 +29,16 @@ impl Processor {
     }
 }
 
-/// Asks for `len` bytes from `start` on, as far as there are any, to be fetched into the cache: hardware stops at every page.
-#[inline]
-pub(crate) fn prefetch(bytes: &[u8], start: usize, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (start..(start + len).min(bytes.len())).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: within the slice, and fetching reads nothing anyway.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().add(line).cast()) };
+/// Asks for what stands some way behind these bytes to be fetched into the cache: rows of weights follow each other, and hardware stops
+/// fetching ahead at every page.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn fetch_behind(bytes: &[u8]) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    /// How far: what a core computes while memory answers.
+    const AHEAD: usize = 2048;
+    for line in (0..bytes.len()).step_by(64) {
+        // SAFETY: fetching reads nothing, so that an address after the weights' end does no harm.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD + line).cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, start, len);
 }

@@ -2,6 +2,8 @@
 
 use super::FEW;
 use crate::product::processor::Processor;
+#[cfg(target_arch = "x86_64")]
+use crate::product::processor::fetch_behind;
 use bitsmith_formats::CodecId;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -96,6 +98,7 @@ fn avx2_words(weights: &[u8], x: &[f32]) -> f32 {
     let mut acc = [_mm256_setzero_ps(); 4];
     let ((w, w_rest), (x, x_rest)) = (weights.as_chunks::<{ 4 * LANES }>(), x.as_chunks::<LANES>());
     for (w, x) in w.iter().zip(x) {
+        fetch_behind(w);
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: a quarter of the arrays each.
             let (w, x) =
@@ -114,6 +117,7 @@ fn avx2_halves<const F16: bool>(weights: &[u8], x: &[f32]) -> f32 {
     let mut acc = [_mm256_setzero_ps(); 4];
     let ((w, w_rest), (x, x_rest)) = (weights.as_chunks::<{ 2 * LANES }>(), x.as_chunks::<LANES>());
     for (w, x) in w.iter().zip(x) {
+        fetch_behind(w);
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: a quarter of the arrays each.
             let (w, x) =

@@ -3,13 +3,11 @@
 use super::activations::Activations;
 use super::{Form, PANEL_ROWS, PANELS, rows, tile, unpack};
 use crate::product::Output;
-use crate::product::processor::{Processor, prefetch};
+use crate::product::processor::Processor;
 use rayon::prelude::*;
 
 /// Groups of panels that one task takes: while it goes through them, a part of the activations stays in the second-level cache.
 const GROUPS: usize = 2;
-/// Bytes before those being multiplied that are fetched from memory.
-const AHEAD: usize = 1024;
 /// Bytes of weights that one task takes without panels.
 const ROW_TASK: usize = 64 * 1024;
 
@@ -31,7 +29,6 @@ pub(crate) fn product(
         let per_task = (ROW_TASK / row_bytes).max(1);
         weights.par_chunks(per_task * row_bytes).enumerate().for_each(|(task, weights)| {
             for (i, blocks) in weights.chunks_exact(row_bytes).enumerate() {
-                prefetch(weights, (i + 1) * row_bytes + AHEAD, row_bytes);
                 for (row, value) in rows.dot(processor, blocks)[..x.rows].iter().enumerate() {
                     // SAFETY: no other task has these rows of weights.
                     unsafe { result.write(row, task * per_task + i, &[factor * value]) };

@@ -7,6 +7,7 @@ macro_rules! loops {
     ($features:literal, $dot:ident, $dot16:ident) => {
         use super::super::Row;
         use crate::product::integer::unpack::{six_bits, word};
+        use crate::product::processor::fetch_behind;
         use bitsmith_formats::CodecId;
         use std::arch::x86_64::*;
 
@@ -94,6 +95,7 @@ macro_rules! loops {
             let n = 2 * pairs.len() + last.len();
             let x = x.map(|x| (&x.codes.as_chunks::<32>().0[..n], &x.scales[..n], &x.starts[..n]));
             let one = |sums: &mut [__m256; N], b: &[u8; BYTES], i: usize| {
+                fetch_behind(b);
                 let (step, codes) = decode(b);
                 for (sum, (x, scales, starts)) in sums.iter_mut().zip(x) {
                     let start = _mm256_zextsi128_si256(_mm_cvtsi32_si128(starts[i]));
@@ -119,6 +121,7 @@ macro_rules! loops {
             let n = 2 * pairs.len() + last.len();
             let x = x.map(|x| (&x.codes.as_chunks::<32>().0[..n], &x.scales[..n]));
             let one = |sums: &mut [__m256; N], b: &[u8; 34], i: usize| {
+                fetch_behind(b);
                 // SAFETY: 32 bytes of the block, from the third.
                 let codes = unsafe { _mm256_loadu_si256(b[2..].as_ptr().cast()) };
                 let (magnitudes, step) = (_mm256_abs_epi8(codes), half([b[0], b[1]]));
@@ -149,6 +152,7 @@ macro_rules! loops {
             let n = blocks.len();
             let x = x.map(|x| (&x.codes.as_chunks::<256>().0[..n], &x.scales[..n], &x.sums.as_chunks::<16>().0[..n]));
             for (i, b) in blocks.enumerate() {
+                fetch_behind(b);
                 let (head, codes) = b.split_at(if FIVE { 48 } else { 16 });
                 let (scales, mins) = six_bits([word(head, 4), word(head, 8), word(head, 12)]);
                 let wide = |[low, high]: [u32; 2]| _mm_cvtepu8_epi16(_mm_set_epi32(0, 0, high.cast_signed(), low.cast_signed()));
@@ -204,6 +208,7 @@ macro_rules! loops {
             let n = blocks.len();
             let x = x.map(|x| (&x.codes.as_chunks::<256>().0[..n], &x.scales[..n], &x.sums.as_chunks::<16>().0[..n]));
             for (i, b) in blocks.iter().enumerate() {
+                fetch_behind(b);
                 // SAFETY: sixteen bytes of the block, from byte 192.
                 let scales = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(b[192..].as_ptr().cast()) });
                 let mut whole = [_mm256_setzero_si256(); N];
