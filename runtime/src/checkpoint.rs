@@ -1,10 +1,11 @@
 //! A model on disk, in any container, as weights by role.
 
-use crate::arch::vision::{Sorted, Tower, Wrapper};
+use crate::arch::vision::{Tower, Wrapper};
 use crate::arch::{ContainerKind, Place, TensorMap};
 use crate::ops;
 use crate::product::{Blocks, ComputeMode, Weight};
 use crate::role::{Part, Role};
+use crate::sorting::{Names, with_extra_layers};
 use crate::spec::{ModelSpec, Pooling};
 use bitsmith_formats::gguf::GgufStore;
 use bitsmith_formats::mlx::MlxStore;
@@ -15,7 +16,6 @@ use bitsmith_formats::torch::TorchStore;
 use bitsmith_formats::{Encoding, Error, Result, TensorStore};
 use candle_core::Device;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A tensor on the host, row-major f32.
@@ -99,7 +99,7 @@ impl Checkpoint {
                 let store = GgufStore::open(path)?;
                 let spec = ModelSpec::from_gguf(&scalars(&store), &store).map_err(|e| e.file(path))?;
                 let store = Store::Gguf(store);
-                let names = Names::of(&store, None)?;
+                let names = Names::of(store.as_dyn(), None)?;
                 (ContainerKind::Gguf, None, store, spec, names)
             }
             container => {
@@ -126,7 +126,7 @@ impl Checkpoint {
                 };
                 // Writers differ on the meaning of an absent key, but not on whether there is an output matrix.
                 let wrapper = Wrapper::of(&config);
-                let names = Names::of(&store, wrapper).map_err(|e| e.file(path))?;
+                let names = Names::of(store.as_dyn(), wrapper).map_err(|e| e.file(path))?;
                 let head = spec.arch.hf_name(Part::Output);
                 // The configurations of a wrapped model and of its text model may say one and the other.
                 let unsure = wrapper.is_some() || config.get("tie_word_embeddings").is_none();
@@ -269,51 +269,6 @@ impl WeightSource for Checkpoint {
     }
 }
 
-/// Sorts the tensors of the text model, layers after the last included, if they are all there.
-fn with_extra_layers(spec: ModelSpec, kind: ContainerKind, names: &BTreeMap<String, String>) -> Result<(ModelSpec, TensorMap)> {
-    use Part::{NextnEmbd, NextnEmbdNorm, NextnHiddenNorm, NextnOutput, NextnOutputNorm, NextnProj};
-    const PARTS: [Part; 6] = [NextnProj, NextnEmbdNorm, NextnHiddenNorm, NextnEmbd, NextnOutput, NextnOutputNorm];
-    let map = |spec: &ModelSpec| spec.arch.map_tensors(spec, kind, names.keys().map(String::as_str));
-    let has = |layer: usize, part| {
-        let places = spec.arch.places(&spec, kind, Role::layer(layer, part));
-        places.is_some_and(|places| names.contains_key(&places[0].name))
-    };
-    let extra = (spec.n_layers..).take_while(|l| spec.arch.extra_layers && has(*l, NextnProj)).count();
-    if extra > 0 {
-        let parts: Vec<Part> = PARTS.into_iter().filter(|p| has(spec.n_layers, *p)).collect();
-        let whole = spec.with_mtp(extra, &parts);
-        // Copies of a model may have lost some of their tensors; what is left is of no use.
-        if let Ok(found) = map(&whole) {
-            return Ok((whole, found));
-        }
-    }
-    let found = map(&spec)?;
-    Ok((spec, found))
-}
-
-/// The names in a checkpoint.
-struct Names {
-    /// The text model's tensors: as it has them by itself, and as the checkpoint has them.
-    text: BTreeMap<String, String>,
-    tower: Option<Tower>,
-    dropped: Vec<String>,
-}
-
-impl Names {
-    fn of(store: &Store, wrapper: Option<&'static Wrapper>) -> Result<Names> {
-        let all = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
-        Ok(match wrapper {
-            None => Names { text: all.map(|n| (n.to_string(), n.to_string())).collect(), tower: None, dropped: Vec::new() },
-            Some(wrapper) => {
-                let Sorted { text, tower, dropped } = wrapper.sort(all)?;
-                // Some copies of wrapped models are of the text model alone.
-                let tower = (!tower.tensors.is_empty()).then_some(tower);
-                Names { text, tower, dropped }
-            }
-        })
-    }
-}
-
 /// Checks a tensor's shape against the model.
 pub(crate) fn check_shape(spec: &ModelSpec, role: Role, shape: &[usize]) -> Result<()> {
     let want = spec.shape(role.part);
@@ -389,6 +344,7 @@ mod tests {
     use bitsmith_formats::safetensors::{SafetensorsWriter, TensorPlan};
     use bitsmith_formats::{CodecId, EncodedTensor, ErrorKind};
     use serde_json::json;
+    use std::collections::BTreeMap;
 
     type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 

@@ -20,6 +20,7 @@ pub mod role;
 pub mod rope;
 mod rows;
 pub mod sampler;
+mod sorting;
 pub mod spec;
 pub mod sweep;
 #[cfg(test)]
