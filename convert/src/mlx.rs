@@ -55,6 +55,10 @@ fn config(
             }
             if wrapper.flat_in_mlx {
                 complete(&mut config, spec);
+                // Transformers 5 has a name of its own for the tower.
+                if let Some(kind) = config.get_mut("vision_config").and_then(|v| v.get_mut("model_type")) {
+                    *kind = wrapper.model_types[0].into();
+                }
             }
             if let RopeScaling::Sections(sections) = &spec.rope.scaling {
                 config.insert("rope_scaling".into(), json!({ "mrope_section": sections, "type": "mrope" }));

@@ -108,7 +108,7 @@ impl Checkpoint {
                 let store = GgufStore::open(path)?;
                 let spec = ModelSpec::from_gguf(&scalars(&store), &store).map_err(|e| e.file(path))?;
                 let store = Store::Gguf(store);
-                let names = Names::of(&store, None)?;
+                let names = Names::of(store.as_dyn(), None)?;
                 (ContainerKind::Gguf, None, store, spec, names)
             }
             container => {
@@ -135,7 +135,7 @@ impl Checkpoint {
                 };
                 // Writers differ on the meaning of an absent key, but not on whether there is an output matrix.
                 let wrapper = Wrapper::of(&config);
-                let names = Names::of(&store, wrapper).map_err(|e| e.file(path))?;
+                let names = Names::of(store.as_dyn(), wrapper).map_err(|e| e.file(path))?;
                 let head = spec.arch.hf_name(Part::Output);
                 // The configurations of a wrapped model and of its text model may say one and the other.
                 let unsure = wrapper.is_some() || config.get("tie_word_embeddings").is_none();

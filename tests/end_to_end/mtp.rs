@@ -130,9 +130,11 @@ fn kept_where_there_is_a_place() {
     }
     // And out of a GGUF again.
     work.ok("convert out/ds-BF16.gguf --to hf:bf16 -o back");
-    let (ours, theirs) =
-        (read_safetensors(&work.path("back/model.safetensors")), read_safetensors(&work.path("ds/model.safetensors")));
-    assert_eq!(ours.0.keys().collect::<std::collections::BTreeSet<_>>(), theirs.0.keys().collect());
+    let names = |folder: &str| {
+        let (header, _) = read_safetensors(&work.path(folder).join("model.safetensors"));
+        header.keys().filter(|n| *n != "__metadata__").cloned().collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names("back"), names("ds"));
 }
 
 #[test]
@@ -193,19 +195,17 @@ fn calibrated_without_evidence_of_their_own() {
     deepseek(&work, "ds");
     work.ok("quantize ds --to gguf:iq2_xs,gguf:q4_k_m --method awq+gptq --samples 2 --ctx 64 -o out");
     let (tensors, _) = inspect(&work, "out/ds-IQ2_XS.gguf");
-    assert_eq!(codec(&tensors, "blk.2.ffn_up_exps.weight"), codec(&tensors, "blk.1.ffn_up_exps.weight"), "rows of 128");
-    assert_eq!(codec(&tensors, "blk.2.ffn_gate_shexp.weight"), codec(&tensors, "blk.1.ffn_gate_shexp.weight"));
     let down = |layer: usize| codec(&tensors, &format!("blk.{layer}.ffn_down_exps.weight")).unwrap();
     assert!(down(1).starts_with("iq2") || down(1).starts_with("q2"), "{}", down(1));
     assert_eq!(codec(&tensors, "blk.2.nextn.eh_proj.weight").as_deref(), Some("q4_k"));
-    // The same as without calibration.
+    // Transforms leave them alone.
     work.ok("quantize ds --to gguf:q4_k_m --method reference -o plain.gguf");
     let open = |name: &str| bitsmith_formats::gguf::GgufStore::open(work.path(name)).unwrap();
     let (calibrated, plain) = (open("out/ds-Q4_K_M.gguf"), open("plain.gguf"));
     let bytes = |store: &bitsmith_formats::gguf::GgufStore, name: &str| {
         bitsmith_formats::TensorStore::bytes(store, name).unwrap().to_vec()
     };
-    for name in ["blk.2.nextn.eh_proj.weight", "blk.2.attn_output.weight", "blk.2.attn_norm.weight"] {
+    for name in ["blk.2.nextn.enorm.weight", "blk.2.ffn_norm.weight", "blk.2.attn_norm.weight"] {
         assert!(bytes(&calibrated, name) == bytes(&plain, name), "{name}");
     }
 }

@@ -94,6 +94,7 @@ MODELS = {
     },
 }
 NOT_IN_MLX_VLM = {
+    "gemma3": "it pools to 256 patches, whatever the configuration says, and a tiny tower has fewer",
     "llava-mistral": "it has no Mistral in Llava",
     "smolvlm": "it wants an output matrix where the embedding stands for it",
 }

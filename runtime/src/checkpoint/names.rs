@@ -1,11 +1,10 @@
-//! Whose the tensors of a checkpoint are: the text model's, a vision tower's, or nobody's.
+//! Which of a checkpoint's tensors are the text model's, which belong to a vision tower, and which to layers after the last.
 
-use super::Store;
 use crate::arch::vision::{Sorted, Tower, Wrapper};
 use crate::arch::{ContainerKind, TensorMap};
 use crate::role::{Part, Role};
 use crate::spec::ModelSpec;
-use bitsmith_formats::Result;
+use bitsmith_formats::{Result, TensorStore};
 use std::collections::BTreeMap;
 
 /// Sorts the tensors of the text model, layers after the last included, if they are all there.
@@ -31,7 +30,7 @@ pub(super) fn with_extra_layers(
         }
     }
     let found = map(&spec)?;
-    Ok((spec, found))
+    Ok((spec.without_mtp(), found))
 }
 
 /// The names in a checkpoint.
@@ -39,12 +38,14 @@ pub(super) struct Names {
     /// The text model's tensors: as it has them by itself, and as the checkpoint has them.
     pub text: BTreeMap<String, String>,
     pub tower: Option<Tower>,
+    /// What carries nothing.
     pub dropped: Vec<String>,
 }
 
 impl Names {
-    pub fn of(store: &Store, wrapper: Option<&'static Wrapper>) -> Result<Names> {
-        let all = store.as_dyn().tensors().iter().map(|t| t.name.as_str());
+    /// The names in a container, of a wrapped model if there is a wrapper.
+    pub fn of(store: &dyn TensorStore, wrapper: Option<&'static Wrapper>) -> Result<Names> {
+        let all = store.tensors().iter().map(|t| t.name.as_str());
         Ok(match wrapper {
             None => Names { text: all.map(|n| (n.to_string(), n.to_string())).collect(), tower: None, dropped: Vec::new() },
             Some(wrapper) => {
