@@ -48,13 +48,13 @@ fn config(
 ) -> Result<Map<String, Value>> {
     let mut config = files.config();
     match files.wrapper() {
-        None => complete(&mut config, spec),
+        None => complete(&mut config, spec, false),
         Some(wrapper) => {
             if let Some(Value::Object(text)) = config.get_mut("text_config") {
-                complete(text, spec);
+                complete(text, spec, true);
             }
             if wrapper.flat_in_mlx {
-                complete(&mut config, spec);
+                complete(&mut config, spec, true);
                 // Transformers 5 has a name of its own for the tower.
                 if let Some(kind) = config.get_mut("vision_config").and_then(|v| v.get_mut("model_type")) {
                     *kind = wrapper.model_types[0].into();
@@ -88,12 +88,10 @@ fn config(
 }
 
 /// Spells out what mlx-lm requires, or has other defaults for than transformers, and what it does not find where transformers 5
-/// puts it: for most architectures it ignores `rope_parameters`.
-fn complete(config: &mut Map<String, Value>, spec: &ModelSpec) {
-    let named = config.contains_key("model_type");
+/// puts it: for most architectures it ignores `rope_parameters`. A text model that is part of another has no class of its own.
+fn complete(config: &mut Map<String, Value>, spec: &ModelSpec, part: bool) {
     for (key, value) in spec.to_config().unwrap_or_default() {
-        // A text model inside another has no class of its own.
-        let of_class = named && key == "architectures";
+        let of_class = part && key == "architectures";
         if !of_class && !value.is_null() && config.get(&key).is_none_or(Value::is_null) {
             config.insert(key, value);
         }
