@@ -48,11 +48,15 @@ pub(super) fn product(
             |buffer, (task, weights)| {
                 for (i, row) in weights.chunks_exact(row_bytes).enumerate() {
                     let mut sums = [0f32; FEW];
-                    for (blocks, first) in row.chunks(part_bytes).zip((0..columns).step_by(part)) {
-                        let w = &mut buffer[..blocks.len() / bytes * len];
-                        codec.codec().decode(blocks, w);
-                        for (sum, x) in sums.iter_mut().zip(x.chunks_exact(columns)) {
-                            *sum += rows::dot(processor, w, &x[first..][..w.len()]);
+                    if rows::has(codec) {
+                        sums = rows::dot_floats(processor, codec, row, x);
+                    } else {
+                        for (blocks, first) in row.chunks(part_bytes).zip((0..columns).step_by(part)) {
+                            let w = &mut buffer[..blocks.len() / bytes * len];
+                            codec.codec().decode(blocks, w);
+                            for (sum, x) in sums.iter_mut().zip(x.chunks_exact(columns)) {
+                                *sum += rows::dot(processor, w, &x[first..][..w.len()]);
+                            }
                         }
                     }
                     for (row, sum) in sums[..rows].iter().enumerate() {

@@ -12,6 +12,7 @@ mod tile;
 mod unpack;
 mod whole;
 
+use crate::product::processor::Processor;
 #[cfg(test)]
 pub(crate) use activations::Activations;
 use bitsmith_formats::{CodecId, Micro};
@@ -19,6 +20,9 @@ pub(crate) use whole::product;
 
 /// Rows of weights in a panel: one AVX-512 register of four-byte columns, or two of AVX2.
 pub(crate) const PANEL_ROWS: usize = 16;
+
+/// Panels that are multiplied together.
+pub(crate) const PANELS: usize = 2;
 
 /// Columns that a panel holds at most, unless one block has more: 16 KiB of codes or less, which stay in the first-level cache.
 const PANEL_COLUMNS: usize = 512;
@@ -38,6 +42,8 @@ pub(crate) struct Form {
     pub bits: u32,
     /// What is subtracted.
     pub offset: Offset,
+    /// Whether the processor sums products of bytes in 32 bits at once, so that no sum can overflow.
+    pub wide: bool,
 }
 
 /// What is subtracted from a segment's sum.
@@ -55,9 +61,9 @@ impl Form {
     pub fn of(codec: CodecId, row_len: usize) -> Option<Form> {
         use CodecId::*;
         use Offset::*;
-        let flat = |bits, offset| Form { codec, block: 32, segment: 32, group: 32, bits, offset };
-        let nested = |group, bits, offset| Form { codec, block: 256, segment: 256, group, bits, offset };
-        let per_group = |group, bits, zero| Form { codec, block: 256, segment: group, group, bits, offset: Zero(zero) };
+        let flat = |bits, offset| Form { codec, block: 32, segment: 32, group: 32, bits, offset, wide: false };
+        let nested = |group, bits, offset| Form { codec, block: 256, segment: 256, group, bits, offset, wide: false };
+        let per_group = |group, bits, zero| Form { segment: group, offset: Zero(zero), ..nested(group, bits, Min) };
         let form = match codec {
             Q4_0 => flat(4, Zero(8)),
             Q4_1 => flat(4, Min),
@@ -88,9 +94,16 @@ impl Form {
         whole.then_some(form)
     }
 
-    /// Columns of four whose 16-bit sums of products cannot overflow: 2 · 127 · (2^bits − 1) each.
+    /// The same form as this processor's kernels have it.
+    pub fn on(self, processor: Processor) -> Form {
+        Form { wide: processor == Processor::Avx512, ..self }
+    }
+
+    /// Columns of four that are summed before they are scaled: with 16-bit sums, so many that these of products cannot overflow, 2 · 127 · (2^bits − 1)
+    /// each.
     pub fn steps(&self) -> usize {
         let most = match self.bits {
+            _ if self.wide => 8,
             0..=4 => 8,
             5 => 4,
             6 => 2,
@@ -99,9 +112,9 @@ impl Form {
         };
         most.min(self.group / 4)
     }
-    /// Planes of codes: those wider than 6 bits are split in two of 4 bits, the higher first.
+    /// Planes of codes: for sums of 16 bits, those wider than 6 bits are split in two of 4 bits, the higher first.
     pub fn planes(&self) -> usize {
-        if self.bits > 6 { 2 } else { 1 }
+        if self.bits > 6 && !self.wide { 2 } else { 1 }
     }
     /// Runs in a segment: columns summed in 16 bits, once per plane.
     pub fn runs(&self) -> usize {

@@ -1,11 +1,12 @@
-//! Products of single rows of weights with single rows of activations, straight from the blocks: for one or two rows of activations,
-//! where a panel would cost more than it saves. For the commonest formats only; the others go through panels.
+//! Products of single rows of weights with few rows of activations, straight from the blocks, where a panel would cost more than it
+//! saves. For the commonest formats only; the others go through panels.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
-use super::activations::Activations;
+use super::Form;
+use super::activations::{Activations, SUM};
 use crate::product::processor::Processor;
 use bitsmith_formats::CodecId;
 
@@ -17,27 +18,72 @@ struct Row<'a> {
     scales: &'a [f32],
     /// One per 16 columns.
     sums: &'a [i16],
+    /// One per block, what its sum of products starts with: less the code that means zero for every activation.
+    starts: &'a [i32],
 }
 
-/// Whether [`dot`] has a loop for this format.
+/// Most rows of activations for which this is worth it.
+pub(crate) const FEW: usize = 4;
+
+/// Whether there is a loop for this format.
 pub(crate) fn has(codec: CodecId) -> bool {
-    matches!(codec, CodecId::Q4_0 | CodecId::Q8_0 | CodecId::Q4K | CodecId::Q5K | CodecId::Q6K)
+    matches!(codec, CodecId::Q4_0 | CodecId::Q5_0 | CodecId::Q8_0 | CodecId::Q4K | CodecId::Q5K | CodecId::Q6K)
 }
 
-/// The product of a row of blocks with row `row` of the activations. The format must be one that [`has`] has, and the blocks a whole row
-/// of as many columns.
-pub(crate) fn dot(processor: Processor, codec: CodecId, blocks: &[u8], x: &Activations, row: usize) -> f32 {
-    let (columns, per_row, sums) = (x.columns, x.columns / x.block, x.columns / super::activations::SUM);
-    let x = Row {
-        codes: &x.codes[row * columns..][..columns],
-        scales: &x.scales[row * per_row..][..per_row],
-        sums: &x.sums[row * sums..][..sums],
-    };
-    let c = codec.codec();
-    assert_eq!(blocks.len() / c.block_bytes() * c.block_len(), columns, "columns of a row");
-    match processor {
-        #[cfg(target_arch = "x86_64")]
-        Processor::Avx2 | Processor::Avx512 => avx2::dot(codec, blocks, x),
-        _ => scalar::dot(codec, blocks, x),
+/// Rows of activations for products with rows of weights.
+#[derive(Debug)]
+pub(crate) struct Rows<'a> {
+    codec: CodecId,
+    x: &'a Activations,
+    /// As [`Row::starts`], row by row.
+    starts: Vec<i32>,
+}
+
+impl<'a> Rows<'a> {
+    /// For weights of a format that [`has`] has, at most [`FEW`] rows.
+    pub fn new(form: &Form, x: &'a Activations) -> Self {
+        let per_block = x.sums.chunks_exact(x.block / SUM);
+        let starts = per_block.map(|sums| -i32::from(form.zero()) * sums.iter().map(|s| i32::from(*s)).sum::<i32>()).collect();
+        Rows { codec: form.codec, x, starts }
+    }
+
+    /// The products of a row of weights with all of them; those beyond are 0.
+    pub fn dot(&self, processor: Processor, blocks: &[u8]) -> [f32; FEW] {
+        let c = self.codec.codec();
+        assert_eq!(blocks.len() / c.block_bytes() * c.block_len(), self.x.columns, "columns of a row");
+        let mut products = [0f32; FEW];
+        match self.x.rows {
+            1 => products[..1].copy_from_slice(&self.some::<1>(processor, blocks)),
+            2 => products[..2].copy_from_slice(&self.some::<2>(processor, blocks)),
+            3 => products[..3].copy_from_slice(&self.some::<3>(processor, blocks)),
+            _ => products = self.some(processor, blocks),
+        }
+        products
+    }
+
+    fn some<const N: usize>(&self, processor: Processor, blocks: &[u8]) -> [f32; N] {
+        let rows = std::array::from_fn(|i| self.row(i));
+        match processor {
+            // SAFETY: the processor has these instructions wherever it is said to be `Processor::Avx512`.
+            #[cfg(target_arch = "x86_64")]
+            Processor::Avx512 => unsafe { x86::vnni::dot(self.codec, blocks, rows) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            Processor::Avx2 => unsafe { x86::avx2::dot(self.codec, blocks, rows) },
+            _ => rows.map(|row| scalar::dot(self.codec, blocks, row)),
+        }
+    }
+
+    fn row(&self, index: usize) -> Row<'_> {
+        fn part<T>(all: &[T], index: usize, len: usize) -> &[T] {
+            &all[index * len..][..len]
+        }
+        let (x, blocks) = (self.x, self.x.columns / self.x.block);
+        Row {
+            codes: part(&x.codes, index, x.columns),
+            scales: part(&x.scales, index, blocks),
+            sums: part(&x.sums, index, x.columns / SUM),
+            starts: part(&self.starts, index, blocks),
+        }
     }
 }

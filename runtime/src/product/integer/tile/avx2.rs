@@ -1,34 +1,34 @@
 //! The inner loop in AVX2: sums of byte products stay in 16 bits for a run, then widen as they are multiplied with its scale.
 
 use super::{Parts, Sums};
-use crate::product::integer::{Form, Offset};
+use crate::product::integer::{Form, Offset, PANEL_ROWS};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Rows of activations in a tile.
 const WIDTH: usize = 4;
 
-/// Adds the products of a part to the sums.
-pub(super) fn tile(form: &Form, p: &Parts<'_>, sums: &mut Sums) {
+/// Adds the products of a part of panel `panel` to the sums.
+pub(super) fn tile(form: &Form, p: &Parts<'_>, panel: usize, sums: &mut Sums) {
     let min = form.offset == Offset::Min;
     // Segments of a single run of columns are worth a loop of their own.
     let one = p.runs == form.planes();
     // SAFETY: the processor has AVX2 and FMA wherever it is said to be `Processor::Avx2`, and the bounds of `Parts` were checked.
     unsafe {
         match (form.steps(), form.planes(), min, one) {
-            (8, 1, false, true) => run::<8, 1, false, true>(p, sums),
-            (8, 1, false, false) => run::<8, 1, false, false>(p, sums),
-            (8, 1, true, true) => run::<8, 1, true, true>(p, sums),
-            (8, 1, true, false) => run::<8, 1, true, false>(p, sums),
-            (4, 1, false, true) => run::<4, 1, false, true>(p, sums),
-            (4, 1, false, false) => run::<4, 1, false, false>(p, sums),
-            (4, 1, true, _) => run::<4, 1, true, false>(p, sums),
-            (8, 2, false, _) => run::<8, 2, false, false>(p, sums),
-            (8, 2, true, _) => run::<8, 2, true, false>(p, sums),
-            (4, 2, false, _) => run::<4, 2, false, false>(p, sums),
-            (4, 2, true, _) => run::<4, 2, true, false>(p, sums),
-            (_, _, false, _) => run::<2, 1, false, false>(p, sums),
-            (_, _, true, _) => run::<2, 1, true, false>(p, sums),
+            (8, 1, false, true) => run::<8, 1, false, true>(p, panel, sums),
+            (8, 1, false, false) => run::<8, 1, false, false>(p, panel, sums),
+            (8, 1, true, true) => run::<8, 1, true, true>(p, panel, sums),
+            (8, 1, true, false) => run::<8, 1, true, false>(p, panel, sums),
+            (4, 1, false, true) => run::<4, 1, false, true>(p, panel, sums),
+            (4, 1, false, false) => run::<4, 1, false, false>(p, panel, sums),
+            (4, 1, true, _) => run::<4, 1, true, false>(p, panel, sums),
+            (8, 2, false, _) => run::<8, 2, false, false>(p, panel, sums),
+            (8, 2, true, _) => run::<8, 2, true, false>(p, panel, sums),
+            (4, 2, false, _) => run::<4, 2, false, false>(p, panel, sums),
+            (4, 2, true, _) => run::<4, 2, true, false>(p, panel, sums),
+            (_, _, false, _) => run::<2, 1, false, false>(p, panel, sums),
+            (_, _, true, _) => run::<2, 1, true, false>(p, panel, sums),
         }
     }
 }
@@ -38,11 +38,16 @@ pub(super) fn tile(form: &Form, p: &Parts<'_>, sums: &mut Sums) {
 /// # Safety
 /// Needs AVX2 and FMA, and `Parts` whose lengths fit the form.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ONE: bool>(p: &Parts<'_>, out: &mut Sums) {
+unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ONE: bool>(
+    p: &Parts<'_>,
+    index: usize,
+    out: &mut Sums,
+) {
+    let panel = &p.panels[index];
     let zero = _mm256_setzero_si256();
-    let mut w = p.panel.codes.as_ptr().cast::<__m256i>();
-    let mut run_scales = p.panel.scales.as_ptr().cast::<__m256i>();
-    let mut offsets = p.panel.offsets.as_ptr().cast::<__m256i>();
+    let mut w = panel.codes.as_ptr().cast::<__m256i>();
+    let mut run_scales = panel.scales.as_ptr().cast::<__m256i>();
+    let mut offsets = panel.offsets.as_ptr().cast::<__m256i>();
     let mut x = p.codes.as_ptr().cast::<i32>();
     let mut x_sums = p.sums.as_ptr().cast::<i32>();
     let mut x_scales = p.scales.as_ptr();
@@ -93,7 +98,7 @@ unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ON
                 }
             }
         }
-        let (steps, mins) = (&p.panel.steps[segment], &p.panel.mins[segment]);
+        let (steps, mins) = (&panel.steps[segment], &panel.mins[segment]);
         // SAFETY: both halves of columns of 16, `WIDTH` scales and sums.
         unsafe {
             let halves = |of: &[f32; 16]| [_mm256_loadu_ps(of.as_ptr()), _mm256_loadu_ps(of.as_ptr().add(8))];
@@ -101,7 +106,7 @@ unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ON
             for a in 0..WIDTH {
                 let scale = _mm256_broadcast_ss(&*x_scales.add(a));
                 for half in 0..2 {
-                    let to = out[a].as_mut_ptr().add(8 * half);
+                    let to = out[a].as_mut_ptr().add(PANEL_ROWS * index + 8 * half);
                     let step = _mm256_mul_ps(steps[half], scale);
                     let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[a][half]), step, _mm256_loadu_ps(to));
                     if MIN {

@@ -11,19 +11,19 @@ mod scalar;
 
 use super::activations::Packed;
 use super::panel::Panel;
-use super::{Form, PANEL_ROWS};
+use super::{Form, PANEL_ROWS, PANELS};
 use crate::product::processor::Processor;
 
 /// The most rows of activations in a tile.
-pub(crate) const MAX_WIDTH: usize = 8;
+pub(crate) const MAX_WIDTH: usize = 6;
 
-/// Sums of a tile: `(row of activations, row of the panel)`.
-pub(crate) type Sums = [[f32; PANEL_ROWS]; MAX_WIDTH];
+/// Sums of a tile: `(row of activations, row of the panels)`.
+pub(crate) type Sums = [[f32; PANELS * PANEL_ROWS]; MAX_WIDTH];
 
-/// A part of a panel's columns and the activations for them.
+/// A part of the panels' columns and the activations for them.
 pub(crate) struct Job<'a> {
     pub form: &'a Form,
-    pub panel: &'a Panel,
+    pub panels: &'a [Panel; PANELS],
     pub activations: &'a Packed,
     /// Columns before this part, in parts.
     pub part: usize,
@@ -36,7 +36,7 @@ pub(crate) struct Job<'a> {
 /// Rows of activations in a tile.
 pub(crate) fn width(processor: Processor) -> usize {
     match processor {
-        Processor::Avx512 => 8,
+        Processor::Avx512 => 6,
         _ => 4,
     }
 }
@@ -48,9 +48,9 @@ pub(crate) fn halves(processor: Processor) -> bool {
 
 /// What a tile reads, with bounds checked once. All pointers advance by fixed counts from segment to segment.
 struct Parts<'a> {
-    /// `segments × runs × steps` columns of codes, `segments × runs` of scales, `segments × pairs` of offsets, `segments` of steps
-    /// and mins.
-    panel: &'a Panel,
+    /// In each `segments × runs × steps` columns of codes, `segments × runs` of scales, `segments × pairs` of offsets, `segments` of
+    /// steps and mins.
+    panels: &'a [Panel; PANELS],
     segments: usize,
     runs: usize,
     pairs: usize,
@@ -69,7 +69,7 @@ impl<'a> Parts<'a> {
         let (runs, pairs, segments, stride) = (form.runs(), form.pairs(), job.segments, x.padded);
         let per_part = form.panel_columns() / form.segment;
         let parts = Parts {
-            panel: job.panel,
+            panels: job.panels,
             segments,
             runs,
             pairs,
@@ -78,9 +78,10 @@ impl<'a> Parts<'a> {
             sums: if pairs == 0 { &[] } else { &x.sums[job.part * per_part * pairs * stride + job.tile * width..] },
             stride,
         };
-        let p = job.panel;
-        assert!(p.codes.len() >= segments * runs * form.steps() && p.scales.len() >= segments * runs);
-        assert!(p.offsets.len() >= segments * pairs && p.steps.len() >= segments && p.mins.len() >= segments);
+        for p in job.panels {
+            assert!(p.codes.len() >= segments * runs * form.steps() && p.scales.len() >= segments * runs);
+            assert!(p.offsets.len() >= segments * pairs && p.steps.len() >= segments && p.mins.len() >= segments);
+        }
         assert!(parts.codes.len() == segments * runs / form.planes() * (form.steps() + 1) * width && segments > 0);
         assert!(parts.scales.len() >= (segments - 1) * stride + width);
         assert!(pairs == 0 || parts.sums.len() >= (segments * pairs - 1) * stride + width);
@@ -95,7 +96,7 @@ pub(crate) fn tile(processor: Processor, job: &Job<'_>, sums: &mut Sums) {
         #[cfg(target_arch = "x86_64")]
         Processor::Avx512 => avx512::tile(job.form, &parts, sums),
         #[cfg(target_arch = "x86_64")]
-        Processor::Avx2 => avx2::tile(job.form, &parts, sums),
-        _ => scalar::tile(job.form, &parts, sums),
+        Processor::Avx2 => (0..PANELS).for_each(|panel| avx2::tile(job.form, &parts, panel, sums)),
+        _ => (0..PANELS).for_each(|panel| scalar::tile(job.form, &parts, panel, sums)),
     }
 }

@@ -11,8 +11,9 @@ fn halves(word: u32) -> [i32; 2] {
     [i32::from(word as i16), i32::from((word >> 16) as i16)]
 }
 
-/// Adds the products of a part to the sums.
-pub(super) fn tile(form: &Form, p: &Parts<'_>, sums: &mut Sums) {
+/// Adds the products of a part of panel `index` to the sums.
+pub(super) fn tile(form: &Form, p: &Parts<'_>, index: usize, sums: &mut Sums) {
+    let panel = &p.panels[index];
     let (steps, planes) = (form.steps(), form.planes());
     for segment in 0..p.segments {
         let mut whole = [[0i32; PANEL_ROWS]; WIDTH];
@@ -26,11 +27,11 @@ pub(super) fn tile(form: &Form, p: &Parts<'_>, sums: &mut Sums) {
                 for (row, whole) in whole.iter_mut().enumerate() {
                     let mut sum = start;
                     for step in 0..steps {
-                        let w = p.panel.codes[at * steps + step][row].to_le_bytes();
+                        let w = panel.codes[at * steps + step][row].to_le_bytes();
                         let x = x[(step + 1) * WIDTH + a].to_le_bytes();
                         sum += w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x.cast_signed())).sum::<i32>();
                     }
-                    *whole += sum * halves(p.panel.scales[at][row])[0];
+                    *whole += sum * halves(panel.scales[at][row])[0];
                 }
             }
         }
@@ -39,14 +40,14 @@ pub(super) fn tile(form: &Form, p: &Parts<'_>, sums: &mut Sums) {
             for row in 0..PANEL_ROWS {
                 let offset: i32 = (segment * p.pairs..(segment + 1) * p.pairs)
                     .map(|pair| {
-                        let ([w0, w1], [x0, x1]) = (halves(p.panel.offsets[pair][row]), halves(p.sums[pair * p.stride + a]));
+                        let ([w0, w1], [x0, x1]) = (halves(panel.offsets[pair][row]), halves(p.sums[pair * p.stride + a]));
                         w0 * x0 + w1 * x1
                     })
                     .sum();
-                let sum = &mut sums[a][row];
-                *sum = (whole[row] as f32).mul_add(p.panel.steps[segment][row] * scale, *sum);
+                let sum = &mut sums[a][PANEL_ROWS * index + row];
+                *sum = (whole[row] as f32).mul_add(panel.steps[segment][row] * scale, *sum);
                 if form.offset == Offset::Min {
-                    *sum = (-(p.panel.mins[segment][row] * scale)).mul_add(offset as f32, *sum);
+                    *sum = (-(panel.mins[segment][row] * scale)).mul_add(offset as f32, *sum);
                 }
             }
         }
