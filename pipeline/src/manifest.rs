@@ -37,6 +37,9 @@ pub struct Recipe {
     /// Largest file of a set in bytes, where the container is written in several files and a size was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard_size: Option<u64>,
+    /// The kind of device that calibration ran on, if not the CPU: others round differently.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 impl Recipe {

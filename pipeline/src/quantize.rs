@@ -16,7 +16,7 @@ use bitsmith_calibrate::Detail;
 use bitsmith_formats::{Error, Float, Result};
 use bitsmith_quantize::Method;
 use bitsmith_quantize::plan::{Plan, PlanOptions};
-use bitsmith_runtime::{Role, WeightSource};
+use bitsmith_runtime::{Role, WeightSource, device};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -289,6 +289,7 @@ impl<'a> Job<'a> {
             plan: serde_json::to_value(work.plan).map_err(|e| Error::failed(e.to_string()))?,
             calibration: self.calibration.clone(),
             shard_size: self.options.shard_size,
+            device: self.calibration.as_ref().and_then(|_| device::kind(&self.context.device)).map(String::from),
         })
     }
 
