@@ -2,6 +2,7 @@
 
 mod collector;
 pub mod imatrix;
+mod on_device;
 mod stats;
 mod store;
 

@@ -8,6 +8,7 @@ use crate::output::{Output, is_closed_pipe};
 use bitsmith_formats::{Error, ErrorKind, Result};
 use bitsmith_pipeline::Context;
 use bitsmith_pipeline::progress::Progress;
+use bitsmith_runtime::device;
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, FromArgMatches};
 use std::any::Any;
@@ -55,9 +56,9 @@ fn start(cli: Cli, output: Output, console: Arc<Console>) -> Result<Status> {
 }
 
 fn context(global: &Global, console: Arc<Console>) -> Result<Context> {
-    global.check_device()?;
     global.start_threads()?;
     let mut context = Context::from_env();
+    context.device = device::open(&global.device)?;
     context.progress = console as Arc<dyn Progress>;
     context.max_ram = global.max_ram;
     context.seed = global.seed;

@@ -6,7 +6,7 @@ use crate::commands::{
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
-use bitsmith_runtime::{CacheType, ComputeMode};
+use bitsmith_runtime::{CacheType, ComputeMode, Device};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -60,7 +60,7 @@ pub struct Global {
     /// Use no network: models come from the cache only.
     #[arg(long, global = true)]
     pub offline: bool,
-    /// Where to compute: cpu.
+    /// Where models run and solvers multiply: cpu, cuda[:N] or metal, if this build has them.
     #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
     /// Whether to colour messages. NO_COLOR counts as `never` unless this is given.
@@ -99,20 +99,6 @@ impl Global {
         i16::from(self.verbose) - i16::from(self.quiet)
     }
 
-    /// Refuses devices that this build cannot use.
-    pub fn check_device(&self) -> Result<()> {
-        let (kind, number) = match self.device.split_once(':') {
-            Some((kind, number)) => (kind, Some(number)),
-            None => (self.device.as_str(), None),
-        };
-        match (kind, number) {
-            ("cpu", None) => Ok(()),
-            ("cuda", None) | ("metal", None) => Err(no_support(kind)),
-            ("cuda", Some(n)) if n.parse::<u32>().is_ok() => Err(no_support(kind)),
-            _ => Err(Error::usage(format!("`{}` is not a device", self.device)).hint("devices are cpu, cuda[:N] and metal")),
-        }
-    }
-
     /// Starts the thread pool that everything shares.
     pub fn start_threads(&self) -> Result<()> {
         let from_env = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|n| *n > 0);
@@ -131,11 +117,6 @@ impl Global {
 fn limit_tensor_library(threads: usize) {
     // SAFETY: called before any other thread is started, so nobody reads the environment at the same time.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-}
-
-fn no_support(kind: &str) -> Error {
-    let name = if kind == "cuda" { "CUDA" } else { "Metal" };
-    Error::unsupported(format!("this build has no {name} support")).hint("use --device cpu")
 }
 
 /// A size for clap.
@@ -237,13 +218,9 @@ mod tests {
     }
 
     #[test]
-    fn devices() {
-        let device =
-            |d: &str| parse(&format!("--device {d} targets")).unwrap().global.check_device().map_err(|e| e.kind.exit_code());
-        assert_eq!(device("cpu"), Ok(()));
-        assert_eq!(device("cuda:1"), Err(69));
-        assert_eq!(device("metal"), Err(69));
-        assert_eq!(device("tpu"), Err(2));
+    fn products_on_devices() {
+        let cpu = |given| Compute::mode(given, Compute::Int8, &Device::Cpu).unwrap();
+        assert_eq!((cpu(None), cpu(Some(Compute::F32))), (ComputeMode::Int8, ComputeMode::F32));
     }
 }
 
@@ -256,11 +233,19 @@ pub enum Compute {
     Int8,
 }
 
-impl From<Compute> for ComputeMode {
-    fn from(compute: Compute) -> Self {
-        match compute {
-            Compute::F32 => ComputeMode::F32,
-            Compute::Int8 => ComputeMode::Int8,
+impl Compute {
+    /// The mode that was asked for, or the default; on other devices than the CPU there is only f32.
+    pub fn mode(given: Option<Compute>, default: Compute, device: &Device) -> Result<ComputeMode> {
+        match (given, device.is_cpu()) {
+            (Some(Compute::Int8), false) => {
+                Err(Error::unsupported("products with 8-bit activations are computed on the CPU only")
+                    .hint("use --compute f32 or --device cpu"))
+            }
+            (_, false) => Ok(ComputeMode::F32),
+            (given, true) => Ok(match given.unwrap_or(default) {
+                Compute::F32 => ComputeMode::F32,
+                Compute::Int8 => ComputeMode::Int8,
+            }),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::progress::{Progress, Silent};
 use crate::pull::Hub;
+use bitsmith_runtime::Device;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ pub struct Context {
     pub progress: Arc<dyn Progress>,
     /// Threads in the global pool.
     pub threads: usize,
+    /// Where models run and solvers multiply.
+    pub device: Device,
     /// Most memory that a job may plan to use, in bytes.
     pub max_ram: Option<u64>,
     /// Where our own reusable files go: the unpacked demo model, stored statistics.
@@ -24,11 +27,12 @@ pub struct Context {
 }
 
 impl Context {
-    /// Surroundings as the environment sets them: silent, all threads, no limit on memory.
+    /// Surroundings as the environment sets them: silent, all threads, the CPU, no limit on memory.
     pub fn from_env() -> Self {
         Context {
             progress: Arc::new(Silent),
             threads: rayon::current_num_threads(),
+            device: Device::Cpu,
             max_ram: None,
             cache_dir: default_cache_dir(),
             hub: Hub::from_env(),
@@ -47,6 +51,7 @@ impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
             .field("threads", &self.threads)
+            .field("device", &self.device.location())
             .field("max_ram", &self.max_ram)
             .field("cache_dir", &self.cache_dir)
             .field("hub", &self.hub)

@@ -9,7 +9,6 @@ use bitsmith_quantize::transform::{self, DenseLayer};
 use bitsmith_quantize::{Hessian, Method, Plan, Problem};
 use bitsmith_runtime::role::PartKind;
 use bitsmith_runtime::{Embedding, Input, Layer, ModelSpec, Part, Role, Site, Sweep, WeightSource, ops};
-use candle_core::Device;
 use ndarray::{Array1, Array2, s};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,20 +102,20 @@ impl Encoder<'_> {
     /// Layer-major: observe a layer's inputs, encode it, and push the windows through the encoded layer.
     fn run_windows(&self, windows: &[Vec<u32>], sequential: bool, notes: &mut Vec<String>) -> Result<()> {
         let spec = self.source.spec();
-        let device = Device::Cpu;
+        let device = &self.context.device;
         let detail = if self.method.needs_hessian() { Detail::Gram } else { Detail::Channels };
-        let mut sweep = Sweep::new(spec, windows, &device)?;
+        let mut sweep = Sweep::new(spec, windows, device)?;
         let embedding = match sequential && !spec.tied {
             true => {
                 let data = self.decoded(Role::global(Part::TokenEmbd))?;
-                let table = ops::from_host(data, &spec.shape(Part::TokenEmbd), &device)?;
-                Embedding::with_table(self.source, table.into(), &device)?
+                let table = ops::from_host(data, &spec.shape(Part::TokenEmbd), device)?;
+                Embedding::with_table(self.source, table.into(), device)?
             }
-            false => Embedding::load(self.source, &device)?,
+            false => Embedding::load(self.source, device)?,
         };
         sweep.embed(&embedding)?;
         for index in 0..spec.n_layers {
-            let mut layer = Layer::load(self.source, index, &device)?;
+            let mut layer = Layer::load(self.source, index, device)?;
             if !self.layer_done(index) {
                 let collector = Collector::new(detail);
                 if sequential {
@@ -125,7 +124,7 @@ impl Encoder<'_> {
                 } else {
                     sweep.run_layer(&layer, index, Some(&collector))?;
                 }
-                let stats = collector.take().into_iter().map(|(site, s)| (site.input, s)).collect();
+                let stats = collector.take()?.into_iter().map(|(site, s)| (site.input, s)).collect();
                 let dense = self.read_group(&layer_roles(self.source, index))?;
                 self.encode_group(Some(index), dense, stats, notes)?;
             } else if !sequential {
@@ -143,7 +142,7 @@ impl Encoder<'_> {
         if !self.head_roles().iter().all(|r| self.spool.has(*r)) {
             let collector = Collector::new(detail);
             sweep.finish_from(self.source, Some(&collector))?;
-            let stats = collector.take().into_iter().map(|(site, s)| (site.input, s)).collect();
+            let stats = collector.take()?.into_iter().map(|(site, s)| (site.input, s)).collect();
             self.encode_head(stats, notes)?;
         }
         self.context.progress.advance(1);
@@ -349,7 +348,8 @@ impl Encoder<'_> {
         for i in 0..count {
             let importance = importance.map(|all| &all[i * weights.ncols()..(i + 1) * weights.ncols()]);
             let weights = weights.slice(s![i * each..(i + 1) * each, ..]);
-            let problem = Problem { weights, codec, scale, importance, hessian };
+            let device = &self.context.device;
+            let problem = Problem { weights, codec, scale, importance, hessian, device };
             let solution = self.method.solver.solve(&problem).map_err(|e| e.tensor(role.to_string()))?;
             bytes.extend(solution.tensor.bytes);
             said.extend(solution.notes);
@@ -409,20 +409,20 @@ pub struct Gathered {
 /// Gathers the statistics of a whole dense model: independent mode.
 pub fn gather(source: &dyn WeightSource, windows: &[Vec<u32>], detail: Detail, context: &Context) -> Result<Gathered> {
     let spec = source.spec();
-    let device = Device::Cpu;
+    let device = &context.device;
     let collector = Collector::new(detail);
     context.progress.start("calibrate", spec.n_layers as u64);
-    let mut sweep = Sweep::new(spec, windows, &device)?;
+    let mut sweep = Sweep::new(spec, windows, device)?;
     sweep.embed_from(source)?;
     let mut peak = sweep.hidden()?.max_abs()?;
     for index in 0..spec.n_layers {
-        sweep.run_layer(&Layer::load(source, index, &device)?, index, Some(&collector))?;
+        sweep.run_layer(&Layer::load(source, index, device)?, index, Some(&collector))?;
         peak = peak.max(sweep.hidden()?.max_abs()?);
         context.progress.advance(1);
     }
     sweep.finish_from(source, Some(&collector))?;
     context.progress.finish();
-    let sites = collector.take();
+    let sites = collector.take()?;
     let inputs = sites.values().flat_map(|s| &s.max_abs).fold(0f32, |m, v| m.max(*v));
     Ok(Gathered { sites, peak: peak.max(inputs) })
 }

@@ -7,7 +7,6 @@ use bitsmith_datasets::{DataSpec, Encoder, EvalWindows, Purpose, Style, evaluati
 use bitsmith_eval::{EvalResult, Reference, Stage, perplexity};
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::{Tokenizer, WeightSource};
-use candle_core::Device;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How text is evaluated.
@@ -77,7 +76,7 @@ pub fn evaluate(
     context: &Context,
 ) -> Result<EvalResult> {
     model.checkpoint.spec().require_head()?;
-    let device = Device::Cpu;
+    let device = &context.device;
     let tokenizer = model.text_tokenizer()?;
     let mut result = EvalResult { model: model.name.clone(), kv: model.checkpoint.cache(), ..EvalResult::default() };
     let data: Vec<&DataSpec> = ppl.iter().chain(kld).collect();
@@ -102,7 +101,7 @@ pub fn evaluate(
             &reference_model.name,
             &reference_model.checkpoint,
             windows,
-            &device,
+            device,
             &watch(context, &reference_model.name),
         )?;
         let comparison = reference.compare(&model.checkpoint, &watch(context, &model.name))?;
@@ -112,7 +111,7 @@ pub fn evaluate(
     }
     for data in ppl.iter().filter(|p| !kld.iter().any(|k| k.to_string() == p.to_string())) {
         let windows = options.windows(data, model, &tokenizer)?;
-        result.perplexity.push(perplexity(&model.checkpoint, &windows, &device, &watch(context, &model.name))?);
+        result.perplexity.push(perplexity(&model.checkpoint, &windows, device, &watch(context, &model.name))?);
     }
     Ok(result)
 }

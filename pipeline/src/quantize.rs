@@ -19,7 +19,7 @@ use bitsmith_convert::{ArtifactWriter, names};
 use bitsmith_formats::{Error, Float, Result};
 use bitsmith_quantize::Method;
 use bitsmith_quantize::plan::{Plan, PlanOptions};
-use bitsmith_runtime::{ModelSpec, Role, WeightSource};
+use bitsmith_runtime::{ModelSpec, Role, WeightSource, device};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -343,6 +343,7 @@ impl<'a> Job<'a> {
             calibration: self.calibration.clone(),
             shard_size: self.options.shard_size,
             mtp: (work.mtp == Mtp::Split).then(|| work.mtp.to_string()),
+            device: self.calibration.as_ref().and_then(|_| device::kind(&self.context.device)).map(String::from),
         })
     }
 

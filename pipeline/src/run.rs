@@ -11,7 +11,6 @@ use bitsmith_eval::{EvalResult, Gate, GateOutcome, Measured, Reference, Report, 
 use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::WeightSource;
-use candle_core::Device;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -97,7 +96,8 @@ impl<'a> Pipeline<'a> {
         let mut references = Vec::new();
         let mut source = EvalResult { model: model.name.clone(), ..EvalResult::default() };
         for windows in windows {
-            let reference = Reference::new(&model.name, &model.checkpoint, windows, &Device::Cpu, &watch(context, &model.name))?;
+            let reference =
+                Reference::new(&model.name, &model.checkpoint, windows, &context.device, &watch(context, &model.name))?;
             source.perplexity.push(reference.perplexity(&watch(context, &model.name))?);
             references.push(reference);
         }

@@ -11,7 +11,7 @@ use bitsmith_runtime::generate::{CacheType, Flow, Generate, Released, Stop, Stop
 use bitsmith_runtime::sampler::Sampling;
 use bitsmith_runtime::spec::Pooling;
 use bitsmith_runtime::{ChatMessage, Head, Layer, Model, Sweep, Tokenizer, WeightSource, sweep};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -74,7 +74,7 @@ pub struct Distributions {
 /// The `top` most likely next tokens after every position of every sequence, reading each sequence alone.
 pub fn logits(model: &Opened, input: &Sequences, top: usize, context: &Context) -> Result<Distributions> {
     model.checkpoint.spec().require_head()?;
-    let head = Head::load(&model.checkpoint, &Device::Cpu)?;
+    let head = Head::load(&model.checkpoint, &context.device)?;
     let of_window = |states: &Tensor| {
         let mut positions = Vec::new();
         head.for_each_chunk(states, |first, rows| {
@@ -137,14 +137,14 @@ fn for_each_sequence<T: Default>(
     }
     let mut results = Vec::with_capacity(windows.len());
     if !windows.is_empty() {
-        let device = Device::Cpu;
+        let device = &context.device;
         let (tokens, longest) = (windows.iter().map(Vec::len).sum(), windows.iter().map(Vec::len).max().unwrap_or(0));
         check_ram("running the sequences", sweep::peak_bytes(spec, tokens, longest, context.threads), context.max_ram)?;
-        let mut sweep = Sweep::new(spec, &windows, &device)?;
+        let mut sweep = Sweep::new(spec, &windows, device)?;
         context.progress.start("layers", spec.n_layers as u64);
         sweep.embed_from(source)?;
         for index in 0..spec.n_layers {
-            let layer = Layer::load(source, index, &device)?;
+            let layer = Layer::load(source, index, device)?;
             sweep.run_layer(&layer, index, None)?;
             context.progress.advance(1);
         }
@@ -216,19 +216,19 @@ pub struct Generation {
 }
 
 /// Loads a whole model for generation, if there is memory for it and for `cached` tokens.
-pub fn load(model: &Opened, cache: CacheType, cached: usize, max_ram: Option<u64>) -> Result<Model> {
+pub fn load(model: &Opened, cache: CacheType, cached: usize, context: &Context) -> Result<Model> {
     let spec = model.checkpoint.spec();
     // All layers are held as they are stored, for every token needs each of them.
     let weights = model.checkpoint.weight_bytes();
-    check_ram("generation", weights + cached as u64 * cache.bytes_per_token(spec)?, max_ram)?;
-    Model::load(&model.checkpoint, &Device::Cpu)
+    check_ram("generation", weights + cached as u64 * cache.bytes_per_token(spec)?, context.max_ram)?;
+    Model::load(&model.checkpoint, &context.device)
 }
 
 /// Generates text, giving it to `each` piece by piece.
 pub fn generate(
     model: &Opened,
     options: &GenerateOptions,
-    max_ram: Option<u64>,
+    context: &Context,
     mut each: impl FnMut(&str) -> Result<()>,
 ) -> Result<Generation> {
     let tokenizer = model.tokenizer()?;
@@ -240,7 +240,7 @@ pub fn generate(
         options.prompt.clone()
     };
     let ids = tokenizer.encode(&prompt, !options.chat)?;
-    let loaded = load(model, options.cache, ids.len() + options.max_tokens, max_ram)?;
+    let loaded = load(model, options.cache, ids.len() + options.max_tokens, context)?;
     let start = Instant::now();
     let mut first = None;
     let mut stream = tokenizer.stream(&ids);

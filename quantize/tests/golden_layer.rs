@@ -3,6 +3,7 @@
 use bitsmith_formats::safetensors::SafetensorsStore;
 use bitsmith_formats::{CodecId, Float, TensorStore};
 use bitsmith_quantize::{Hessian, Problem, solver};
+use bitsmith_runtime::Device;
 use ndarray::{Array2, ArrayView2};
 use std::path::PathBuf;
 
@@ -35,7 +36,14 @@ fn solve(method: &str, codec: CodecId) -> f64 {
     let (w, h) = layer();
     let hessian = Hessian::new(h.clone());
     let importance: Vec<f32> = h.diag().to_vec();
-    let problem = Problem { weights: w.view(), codec, scale: 1.0, importance: Some(&importance), hessian: Some(&hessian) };
+    let problem = Problem {
+        weights: w.view(),
+        codec,
+        scale: 1.0,
+        importance: Some(&importance),
+        hessian: Some(&hessian),
+        device: &Device::Cpu,
+    };
     let solution = solver::find(method).unwrap().solve(&problem).unwrap();
     assert!(solution.notes.is_empty(), "{:?}", solution.notes);
     let loss = loss(w.view(), &solution.tensor.decode(), &h);

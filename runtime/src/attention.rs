@@ -9,6 +9,7 @@
 //! A few queries over a long cache are cut into ranges of keys, each with an `(m, l, o)` of its own, put together in the order of
 //! the keys. How work is cut depends on shapes alone, so results do not depend on the number of threads.
 
+mod composed;
 mod decode;
 mod dots;
 #[cfg(test)]
@@ -17,7 +18,7 @@ mod tile;
 
 use crate::cache::{LayerCache, PAGE};
 use crate::kernels;
-use crate::ops::{OrFail, with_f32};
+use crate::ops::{self, OrFail, with_f32};
 use crate::product::{Output, Processor};
 use bitsmith_formats::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -133,6 +134,9 @@ impl Attention {
         {
             return Err(Error::failed(format!("attention: queries {:?} for {} heads over {heads:?}", q.dims(), self.n_heads)));
         }
+        if ops::composed::takes(q) {
+            return self.composed(q, spans);
+        }
         let out = Output::new(rows, self.n_heads * heads.v_dim);
         let tasks = self.tasks(Processor::detect(), spans, self.n_heads / heads.n);
         let work: usize = tasks.iter().map(|t| t.tokens * (t.high - t.low)).sum();
@@ -146,9 +150,7 @@ impl Attention {
                 false => tasks.par_iter().for_each_init(Scratch::default, one),
             }
         })?;
-        Tensor::from_vec(out.into_vec(), (rows, self.n_heads * heads.v_dim), &Device::Cpu)
-            .and_then(|t| t.to_device(q.device()))
-            .or_fail()
+        Tensor::from_vec(out.into_vec(), (rows, self.n_heads * heads.v_dim), &Device::Cpu).or_fail()
     }
 
     fn tasks<'a>(&self, processor: Processor, spans: &[Span<'a>], group: usize) -> Vec<Task<'a>> {

@@ -8,14 +8,18 @@
 //! [ head 0: 64 keys, 64 values | head 1: … ]    [ head 0: … ] …
 //! ```
 
+mod on_device;
+
 use crate::kernels;
-use crate::ops::{OrFail, with_f32};
+use crate::ops::{OrFail, composed, with_f32};
 use crate::spec::ModelSpec;
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+pub(crate) use on_device::Planes;
 
 /// Tokens of a page.
 pub(crate) const PAGE: usize = 64;
@@ -117,6 +121,8 @@ pub(crate) struct LayerCache {
     /// Bytes of one key and of one value.
     row: [usize; 2],
     pages: Vec<u8>,
+    /// What stands for the pages where attention is composed.
+    planes: Option<Planes>,
     len: usize,
 }
 
@@ -124,7 +130,7 @@ impl LayerCache {
     /// An empty cache.
     pub fn new(kind: CacheType, heads: KvHeads) -> Result<Self> {
         let row = [kind.head_bytes(heads.k_dim)?, kind.head_bytes(heads.v_dim)?];
-        Ok(LayerCache { kind, heads, row, pages: Vec::new(), len: 0 })
+        Ok(LayerCache { kind, heads, row, pages: Vec::new(), planes: None, len: 0 })
     }
 
     /// A cache of these keys and values alone, `(tokens, heads × k_dim)` and `(tokens, heads × v_dim)`.
@@ -157,14 +163,16 @@ impl LayerCache {
         if start > self.len || width != n * heads.k_dim || v.dims2().or_fail()? != (rows, n * heads.v_dim) {
             return Err(Error::failed(format!("{rows} keys after {start} do not fit a cache of {} for {heads:?}", self.len)));
         }
+        if composed::takes(k) {
+            return self.put_planes(k, v, start);
+        }
         with_f32(k, |k| with_f32(v, |v| self.put(k, v, start, rows)))??
     }
 
     fn put(&mut self, k: &[f32], v: &[f32], start: usize, rows: usize) -> Result<()> {
         // Block formats would hide them.
         if ![k, v].into_iter().all(kernels::all_finite) {
-            return Err(Error::corrupt("keys or values are not finite")
-                .hint("a weight of this layer or an earlier one is damaged, or the activations overflow"));
+            return Err(not_finite());
         }
         let heads = self.heads;
         let (end, page_bytes) = (start + rows, heads.n * self.head_bytes());
@@ -217,4 +225,9 @@ impl LayerCache {
         let first = (page * self.heads.n + head) * self.head_bytes() + plane;
         &self.pages[first + from * row..first + to * row]
     }
+}
+
+fn not_finite() -> Error {
+    Error::corrupt("keys or values are not finite")
+        .hint("a weight of this layer or an earlier one is damaged, or the activations overflow")
 }

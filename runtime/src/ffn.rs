@@ -58,7 +58,7 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
     let chosen = ops::with_f32(&logits, |values| {
         values.chunks_exact(experts.count).map(|row| route(experts, row, bias.as_deref())).collect::<Vec<_>>()
     })?;
-    let mut sum = vec![0f32; rows * width];
+    let sum = Tensor::zeros((rows, width), x.dtype(), x.device()).or_fail()?;
     let mut inners = Vec::new();
     for expert in 0..experts.count {
         let of = |row: &Vec<(usize, f32)>| row.iter().find(|(e, _)| *e == expert).map(|(_, weight)| *weight);
@@ -81,12 +81,9 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
         run.observe_matrix(Input::ExpertOut, expert, experts.count, &gate)?;
         if down {
             let out = project_expert(layer, Part::FfnDownExps, expert, &gate)?;
-            ops::with_f32(&out, |out| {
-                for ((row, weight), out) in mine.iter().zip(out.chunks_exact(width)) {
-                    let weight = if experts.weigh_input { 1.0 } else { *weight };
-                    sum[row * width..][..width].iter_mut().zip(out).for_each(|(s, o)| *s += weight * o);
-                }
-            })?;
+            let weight = |weight| if experts.weigh_input { 1.0 } else { weight };
+            let weighed: Vec<(usize, f32)> = mine.iter().map(|(row, w)| (*row, weight(*w))).collect();
+            ops::add_rows_in_place(&sum, &weighed, &out)?;
         }
         if run.observer.is_some() {
             inners.push(gate);
@@ -102,7 +99,6 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
     if !down {
         return Ok(None);
     }
-    let sum = ops::from_host(sum, &[rows, width], x.device())?;
     if let Some(shared) = shared {
         if let Some(gate) = layer.find(Part::FfnGateInpShexp) {
             ops::scale_rows_in_place(&shared, &ops::sigmoid(&linear(x, gate)?)?)?;

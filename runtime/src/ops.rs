@@ -1,5 +1,7 @@
 //! Operations on candle tensors that candle lacks or does slowly: CPU kernels behind candle's custom-op interface. On another
-//! device they fail with candle's own "no implementation" error.
+//! device they are [`composed`] of what candle has.
+
+pub(crate) mod composed;
 
 use crate::kernels;
 use crate::spec::{Activation, Norm, NormKind};
@@ -115,7 +117,10 @@ impl CustomOp2 for NormOp {
 /// A norm over the last dimension, or over groups of values within it (a norm per head): as many as the rows of `weight` have, which
 /// groups take in turn.
 pub fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, norm: Norm) -> Result<Tensor> {
-    let y = x.apply_op2_no_bwd(weight, &NormOp(norm)).or_fail()?;
+    let y = match composed::takes(x) {
+        true => composed::norm(x, weight, norm)?,
+        false => x.apply_op2_no_bwd(weight, &NormOp(norm)).or_fail()?,
+    };
     if let Some(bias) = bias {
         add_bias_in_place(&y, bias)?;
     }
@@ -156,21 +161,33 @@ fn add(a: &mut [f32], b: &[f32]) {
 
 /// `a ← a + b`, same shapes. `a` must not share its storage with a tensor still in use.
 pub(crate) fn add_in_place(a: &Tensor, b: &Tensor) -> Result<()> {
+    if composed::takes(a) {
+        return composed::add_in_place(a, b);
+    }
     a.inplace_op2(b, &InPlace { name: "add", shared_row: false, f: add }).or_fail()
 }
 
 /// Adds a bias to every row, in place.
 pub(crate) fn add_bias_in_place(a: &Tensor, bias: &Tensor) -> Result<()> {
+    if composed::takes(a) {
+        return composed::add_bias_in_place(a, bias);
+    }
     a.inplace_op2(bias, &InPlace { name: "add-bias", shared_row: true, f: add }).or_fail()
 }
 
 /// `gate ← act(gate) · up`.
 pub(crate) fn activate_in_place(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<()> {
+    if composed::takes(gate) {
+        return composed::activate_in_place(activation, gate, up);
+    }
     gate.inplace_op2(up, &InPlace { name: "gate", shared_row: false, f: gating(activation) }).or_fail()
 }
 
 /// `x ← act(x)`.
 pub(crate) fn activate_alone_in_place(activation: Activation, x: &Tensor) -> Result<()> {
+    if composed::takes(x) {
+        return composed::activate_alone_in_place(activation, x);
+    }
     static ONES: [f32; TASK] = [1.0; TASK];
     let f = |_, part: &mut [f32]| part.chunks_mut(TASK).for_each(|c| gating(activation)(c, &ONES));
     x.inplace_op1(&RowsInPlace { name: "activation", width: 1, f }).or_fail()
@@ -194,18 +211,27 @@ pub(crate) fn scale_in_place(x: &Tensor, factor: f32) -> Result<()> {
     if factor == 1.0 {
         return Ok(());
     }
+    if composed::takes(x) {
+        return composed::scale_in_place(x, factor);
+    }
     let f = |_, part: &mut [f32]| part.iter_mut().for_each(|v| *v *= factor);
     x.inplace_op1(&RowsInPlace { name: "scale", width: 1, f }).or_fail()
 }
 
 /// `x ← cap tanh(x / cap)`.
 pub(crate) fn softcap_in_place(x: &Tensor, cap: f32) -> Result<()> {
+    if composed::takes(x) {
+        return composed::softcap_in_place(x, cap);
+    }
     let f = |_, part: &mut [f32]| kernels::softcap(part, 1.0, cap);
     x.inplace_op1(&RowsInPlace { name: "softcap", width: 1, f }).or_fail()
 }
 
 /// Multiplies row `r` of `x` by `factors[r]`, `(rows, 1)`.
 pub(crate) fn scale_rows_in_place(x: &Tensor, factors: &Tensor) -> Result<()> {
+    if composed::takes(x) {
+        return composed::scale_rows_in_place(x, factors);
+    }
     let (_, width) = x.dims2().or_fail()?;
     let factors: Vec<f32> = factors.flatten_all().and_then(|t| t.to_vec1()).or_fail()?;
     let f = |first: usize, rows: &mut [f32]| {
@@ -216,8 +242,30 @@ pub(crate) fn scale_rows_in_place(x: &Tensor, factors: &Tensor) -> Result<()> {
     x.inplace_op1(&RowsInPlace { name: "scale-rows", width, f }).or_fail()
 }
 
+/// Adds rows, `(rows.len(), width)`, to some rows of `sum`, in place: row `i` times `rows[i].1` to row `rows[i].0`. Rows come in
+/// ascending order, each once.
+pub(crate) fn add_rows_in_place(sum: &Tensor, rows: &[(usize, f32)], x: &Tensor) -> Result<()> {
+    if composed::takes(sum) {
+        return composed::add_rows_in_place(sum, rows, x);
+    }
+    let (_, width) = sum.dims2().or_fail()?;
+    with_f32(x, |x| {
+        let f = |first: usize, part: &mut [f32]| {
+            let from = rows.partition_point(|(row, _)| *row < first);
+            let to = rows.partition_point(|(row, _)| *row < first + part.len() / width);
+            for ((row, weight), x) in rows[from..to].iter().zip(x[from * width..].chunks_exact(width)) {
+                part[(row - first) * width..][..width].iter_mut().zip(x).for_each(|(sum, v)| *sum += weight * v);
+            }
+        };
+        sum.inplace_op1(&RowsInPlace { name: "add-rows", width, f }).or_fail()
+    })?
+}
+
 /// `1 / (1 + exp(−x))`.
 pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    if composed::takes(x) {
+        return composed::sigmoid(x);
+    }
     let values: Vec<f32> = x.flatten_all().and_then(|t| t.to_vec1()).or_fail()?;
     from_host(values.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect(), x.dims(), x.device())
 }
@@ -248,6 +296,9 @@ impl<F: Fn(usize, &mut [f32]) + Sync> InplaceOp1 for RowsInPlace<F> {
 
 /// Whether every value of a contiguous f32 tensor is finite.
 pub fn all_finite(x: &Tensor) -> Result<bool> {
+    if composed::takes(x) {
+        return composed::all_finite(x);
+    }
     with_f32(x, |v| v.par_chunks(TASK).all(kernels::all_finite))
 }
 

@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al., 2021) and its variants for long contexts.
 
 use crate::kernels;
+use crate::ops::composed::{self, Turn};
 use crate::ops::{OrFail, RowsInPlace};
 use crate::spec::{Rope, RopeScaling, Yarn};
 use bitsmith_formats::Result;
@@ -154,6 +155,12 @@ impl RopeTable {
         };
         let (_, width) = x.dims2().or_fail()?;
         let half = self.half;
+        if composed::takes(x) {
+            let (Rotated { head, from }, at) = (part, start * half..(start + len) * half);
+            let interleaved = self.rope.interleaved;
+            let turn = Turn { cos: &table.cos[at.clone()], sin: &table.sin[at], half, head, from, interleaved };
+            return composed::rotate_in_place(x, &turn);
+        }
         let f = |first: usize, rows: &mut [f32]| {
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
                 let at = (start + (first + i) % len) * half;

@@ -44,9 +44,9 @@ pub struct Arguments {
     /// Use this many windows only
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// How to compute the model's matrix products; --against is always computed in f32
-    #[arg(long, value_enum, value_name = "MODE", default_value = "f32")]
-    pub compute: Compute,
+    /// How to compute the model's matrix products; --against is always computed in f32 [default: f32]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub compute: Option<Compute>,
     /// Round the model's keys and values as a cache of this type stores them; --against keeps its own exact
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
@@ -67,7 +67,8 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         ctx: args.ctx.map(|n| positive("--ctx", Some(n), n)).transpose()?,
         limit: args.limit.map(|n| positive("--limit", Some(n), n)).transpose()?,
     };
-    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into()).with_cache(args.kv.into())?;
+    let compute = Compute::mode(args.compute, Compute::F32, &app.context.device)?;
+    let model = Opened::find(&args.model, &app.context)?.with_compute(compute).with_cache(args.kv.into())?;
     let against = args.against.as_deref().map(|m| Opened::find(m, &app.context)).transpose()?;
     if args.dry_run {
         let data: Vec<&DataSpec> = ppl.iter().chain(&kld).collect();

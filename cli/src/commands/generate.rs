@@ -41,9 +41,9 @@ pub struct Arguments {
     /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
-    /// How to compute matrix products
-    #[arg(long, value_enum, value_name = "MODE", default_value = "int8")]
-    pub compute: Compute,
+    /// How to compute matrix products [default: int8 on the CPU, f32 on devices]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub compute: Option<Compute>,
     /// Use the model's chat template
     #[arg(long)]
     pub chat: bool,
@@ -78,14 +78,10 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         cache: args.kv.into(),
         stop: args.stop.clone(),
     };
-    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
+    let compute = Compute::mode(args.compute, Compute::Int8, &app.context.device)?;
+    let model = Opened::find(&args.model, &app.context)?.with_compute(compute);
     let generation =
-        generate(
-            &model,
-            &options,
-            app.context.max_ram,
-            |piece| if app.output.is_json() { Ok(()) } else { app.output.text(piece) },
-        )?;
+        generate(&model, &options, &app.context, |piece| if app.output.is_json() { Ok(()) } else { app.output.text(piece) })?;
     app.output.result(&generation, |_| "\n".into())?;
     let g = &generation;
     let (first, speed) = (g.seconds_to_first_token, g.tokens_per_second);

@@ -25,15 +25,16 @@ pub struct Arguments {
     /// How many of the most likely next tokens to give
     #[arg(long, value_name = "K", default_value_t = 10)]
     pub top: usize,
-    /// How to compute matrix products
-    #[arg(long, value_enum, value_name = "MODE", default_value = "f32")]
-    pub compute: Compute,
+    /// How to compute matrix products [default: f32]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub compute: Option<Compute>,
 }
 
 /// Prints distributions.
 pub fn run(args: &Arguments, app: &App) -> Result<()> {
     let sequences = Sequences::read(&args.tokens)?;
-    let model = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
+    let compute = Compute::mode(args.compute, Compute::F32, &app.context.device)?;
+    let model = Opened::find(&args.model, &app.context)?.with_compute(compute);
     let result = logits(&model, &sequences, args.top, &app.context)?;
     app.output.result(&result, |r| {
         let mut text = String::new();

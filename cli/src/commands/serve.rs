@@ -53,9 +53,9 @@ pub struct Arguments {
     /// How keys and values of tokens already read are stored
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
-    /// How to compute matrix products
-    #[arg(long, value_enum, value_name = "MODE", default_value = "int8")]
-    pub compute: Compute,
+    /// How to compute matrix products [default: int8 on the CPU, f32 on devices]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub compute: Option<Compute>,
     /// The model's name for clients [default: the name that artifacts of it would take]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -79,7 +79,8 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         Some(key) if key.is_empty() => return Err(Error::usage("the API key is empty")),
         key => key,
     };
-    let opened = Opened::find(&args.model, &app.context)?.with_compute(args.compute.into());
+    let compute = Compute::mode(args.compute, Compute::Int8, &app.context.device)?;
+    let opened = Opened::find(&args.model, &app.context)?.with_compute(compute);
     let longest = opened.checkpoint.spec().context_length;
     let context = match args.ctx {
         Some(n) if n as usize > longest => {
@@ -107,7 +108,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         grace: Duration::from_secs(args.grace),
     })?;
     let tokenizer = opened.tokenizer()?;
-    let loaded = load(&opened, args.kv.into(), args.slots as usize * context, app.context.max_ram)?;
+    let loaded = load(&opened, args.kv.into(), args.slots as usize * context, &app.context)?;
     drop(opened);
     let stopper = server.stopper();
     interrupt::instead(move || stopper.stop());

@@ -5,11 +5,13 @@
 //! value is the code nearest to `q_i − G_i / H_ii`; while `|G_i| / H_ii` is below half a step, that is the code there is.
 //! Changing a block's values by δ changes the loss by `2 δ G_b + δᵀ H_bb δ`: all that a refit of its scales needs to know.
 
-use super::gptq::Rows;
+use super::gptq::{Chunk, Rows};
+use super::products::{Products, Refits};
 use crate::hessian::Hessian;
 use crate::kernels::{add_scaled, nearest};
-use bitsmith_formats::{Gram, Grid};
-use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
+use bitsmith_formats::{Gram, Grid, Result};
+use ndarray::{Array2, ArrayView2, s};
+use rayon::prelude::*;
 
 /// Rounds of descent and refit, at most.
 const ROUNDS: usize = 3;
@@ -30,21 +32,6 @@ pub(super) struct Descent<'a> {
     blocks: Vec<Vec<f32>>,
 }
 
-/// `Δ H`, and the loss `Δ H Δᵀ` of each row.
-pub(super) fn gradients(values: ArrayView2<'_, f32>, weights: ArrayView2<'_, f32>, h: &Hessian) -> (Array2<f32>, Vec<f64>) {
-    let delta = &values - &weights;
-    let g = delta.dot(&h.damped);
-    let losses = losses(delta.view(), g.view());
-    (g, losses)
-}
-
-fn losses(delta: ArrayView2<'_, f32>, g: ArrayView2<'_, f32>) -> Vec<f64> {
-    let dot = |(d, g): (ndarray::ArrayView1<'_, f32>, ndarray::ArrayView1<'_, f32>)| {
-        d.iter().zip(g).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    delta.rows().into_iter().zip(g.rows()).map(dot).collect()
-}
-
 impl<'a> Descent<'a> {
     pub(super) fn new(hessian: &'a Hessian, block_len: usize) -> Self {
         let h = &hessian.damped;
@@ -57,31 +44,40 @@ impl<'a> Descent<'a> {
         Descent { hessian, diagonal: h.diag().to_vec(), blocks }
     }
 
-    /// Alternates descent and refits, at most [`ROUNDS`] times. `g` is `Δ H` to begin with, and no longer at the end.
-    pub(super) fn polish(&self, grid: &dyn Grid, rows: &mut Rows, weights: ArrayView2<'_, f32>, g: &mut Array2<f32>) {
-        let total = |rows: &Rows, g: &Array2<f32>| losses((&rows.values - &weights).view(), g.view()).iter().sum::<f64>();
-        let mut loss = total(rows, g);
+    /// Alternates descent and refits, in each chunk at most [`ROUNDS`] times. The chunks' gradients are `Δ H` to begin with, and no longer at
+    /// the end.
+    pub(super) fn polish(&self, grid: &dyn Grid, chunks: &mut [Chunk<'_>], products: &dyn Products) -> Result<()> {
+        let total = |chunk: &Chunk<'_>| chunk.losses().iter().sum::<f64>();
+        let mut losses: Vec<f64> = chunks.iter().map(total).collect();
         for round in 1..=ROUNDS {
             let last = round == ROUNDS;
-            let mut changed = 0;
-            for r in 0..rows.values.nrows() {
-                changed += self.descend_row(grid, rows, g, r);
-            }
-            for b in 0..self.blocks.len() {
-                changed += self.refit_blocks(grid, rows, g, b, last);
+            let descend = |chunk: &mut Chunk<'_>| match chunk.live {
+                true => (0..chunk.rows.values.nrows()).map(|r| self.descend_row(grid, chunk, r)).sum(),
+                false => 0,
+            };
+            let mut changed: Vec<usize> = chunks.par_iter_mut().map(descend).collect();
+            let refit = |rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>| self.refit_block(grid, rows, b, g);
+            let refits = Refits { blocks: self.blocks.len(), block_len: grid.block_len(), last, refit: &refit };
+            for (changed, refitted) in changed.iter_mut().zip(products.refit(chunks, &refits)?) {
+                *changed += refitted;
             }
             if last {
                 break;
             }
-            let before = std::mem::replace(&mut loss, total(rows, g));
-            if changed == 0 || before - loss < GAIN * before {
+            for ((chunk, loss), changed) in chunks.iter_mut().zip(&mut losses).zip(changed).filter(|((c, _), _)| c.live) {
+                let before = std::mem::replace(loss, total(chunk));
+                chunk.live = changed > 0 && before - *loss >= GAIN * before;
+            }
+            if !chunks.iter().any(|chunk| chunk.live) {
                 break;
             }
         }
+        Ok(())
     }
 
     /// Sweeps over a row's codes, most important column first. Returns the number of codes changed.
-    fn descend_row(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, r: usize) -> usize {
+    fn descend_row(&self, grid: &dyn Grid, chunk: &mut Chunk<'_>, r: usize) -> usize {
+        let (rows, g) = (&mut chunk.rows, &mut chunk.gradients);
         let (n, blocks, max) = (grid.block_len(), rows.blocks, f32::from(grid.max_code()));
         // Each column's step, offset, and the gradient that a change takes at least.
         let mut lines = Vec::with_capacity(blocks * n);
@@ -124,16 +120,16 @@ impl<'a> Descent<'a> {
         changed
     }
 
-    /// Refits the scales of the rows' block `b` where that lowers the loss. Returns in how many rows it did. In the `last` round,
-    /// only the blocks to come still read `g`.
-    fn refit_blocks(&self, grid: &dyn Grid, rows: &mut Rows, g: &mut Array2<f32>, b: usize, last: bool) -> usize {
+    /// Refits the scales of the rows' block `b` where that lowers the loss, given the block's columns of `Δ H`. Returns by how much its
+    /// values moved, `(rows, block)`, and in how many rows; nothing if none did.
+    fn refit_block(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<(Array2<f32>, usize)> {
         let n = grid.block_len();
         let range = b * n..(b + 1) * n;
         let mut moves = Array2::<f32>::zeros((rows.values.nrows(), n));
         let mut gradient = vec![0f64; n];
         let mut refitted = 0;
         for (r, mut moves) in moves.rows_mut().into_iter().enumerate() {
-            gradient.iter_mut().zip(g.slice(s![r, range.clone()])).for_each(|(to, &g)| *to = f64::from(g));
+            gradient.iter_mut().zip(g.row(r)).for_each(|(to, &g)| *to = f64::from(g));
             let codes = rows.codes.row(r);
             let codes = &codes.to_slice().expect("standard layout")[range.clone()];
             let scales = &mut rows.scales[r * rows.blocks + b];
@@ -149,11 +145,6 @@ impl<'a> Descent<'a> {
                 *value = new;
             }
         }
-        if refitted > 0 {
-            let from = if last { range.end } else { 0 };
-            let h = self.hessian.damped.slice(s![range, from..]);
-            general_mat_mul(1.0, &moves, &h, 1.0, &mut g.slice_mut(s![.., from..]));
-        }
-        refitted
+        (refitted > 0).then_some((moves, refitted))
     }
 }

@@ -2,11 +2,13 @@
 
 mod descent;
 pub mod gptq;
+mod products;
 mod reference;
 mod stepwise;
 
 use crate::hessian::Hessian;
 use bitsmith_formats::{CodecId, EncodedTensor, Result};
+use bitsmith_runtime::Device;
 use ndarray::ArrayView2;
 
 /// One matrix to encode.
@@ -22,6 +24,8 @@ pub struct Problem<'a> {
     pub importance: Option<&'a [f32]>,
     /// The curvature, if it was gathered.
     pub hessian: Option<&'a Hessian>,
+    /// Where large matrices are multiplied.
+    pub device: &'a Device,
 }
 
 /// An encoded matrix and what it lost.

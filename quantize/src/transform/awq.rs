@@ -17,6 +17,7 @@ use crate::hessian::Hessian;
 use crate::solver::Problem;
 use bitsmith_calibrate::SiteStats;
 use bitsmith_formats::{CodecId, Result};
+use bitsmith_runtime::Device;
 use bitsmith_runtime::role::{Input, Part};
 use bitsmith_runtime::spec::{Activation, ModelSpec};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
@@ -180,7 +181,9 @@ fn solved_error(
         let scaled = rows * &scales;
         let importance = Some(&hessian.importance[..]);
         let codec = (context.codec)(*part);
-        let problem = Problem { weights: scaled.view(), codec, scale: 1.0, importance, hessian: Some(&hessian) };
+        let problem =
+            Problem { weights: scaled.view(), codec, scale: 1.0, importance, hessian: Some(&hessian), device: &Device::Cpu };
+        // A few rows: not worth a device.
         let solution = context.solver.solve(&problem).ok()?;
         let decoded = Array2::from_shape_vec(rows.dim(), solution.tensor.decode()).ok()?;
         total += quadratic((decoded / scales - rows).view(), h);

@@ -122,6 +122,24 @@ fn every_flavour_follows_its_definition() {
     }
 }
 
+/// Attention for keys and values on a device, in every flavour.
+#[test]
+fn composed_attention_is_the_same() {
+    for (name, attention, heads) in flavours() {
+        for (queries, keys) in [(1, 1), (1, 400), (3, 130), (150, 150), (70, 200)] {
+            let run = || {
+                let cache = cache(CacheType::F32, heads, keys, 3);
+                let q = ramp(queries * attention.n_heads * heads.k_dim, 2);
+                let spans = [Span { cache: &cache, queries }];
+                values(&attention.run(&tensor(q, attention.n_heads * heads.k_dim), &spans).unwrap())
+            };
+            for (got, want) in ops::composed::testing::composed(run).iter().zip(run()) {
+                assert!((got - want).abs() < 2e-5, "{name} {queries} of {keys}: {got} {want}");
+            }
+        }
+    }
+}
+
 /// Every processor and every type of cache, with both kernels.
 #[test]
 fn every_type_and_processor_computes_the_same() {

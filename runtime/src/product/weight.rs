@@ -2,7 +2,7 @@
 
 use super::processor::Processor;
 use super::{ComputeMode, float, integer};
-use crate::ops::{self, OrFail};
+use crate::ops::{self, OrFail, composed};
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -133,6 +133,7 @@ impl Weight {
     pub fn product(&self, x: &Tensor, mode: ComputeMode) -> Result<Tensor> {
         let blocks = match self {
             Weight::Dense(t) => return ops::linear(x, t),
+            Weight::Blocks(_) if composed::takes(x) => return ops::linear(x, &self.to_tensor(x.device())?),
             Weight::Blocks(blocks) => blocks,
         };
         let (rows, columns) = x.dims2().or_fail()?;
