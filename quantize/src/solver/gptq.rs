@@ -377,7 +377,8 @@ mod tests {
             let want = solved(Box::new(Host(&hessian)), ROWS);
             let got = solved(Box::new(OnDevice::new(&hessian, &Device::Cpu).unwrap()), rows);
             // Sums are rounded differently, so that a weight between two codes may go the other way, and later ones of its row after it.
-            let differ = got.iter().zip(&want).filter(|(g, w)| g != w).count();
+            let most = want.iter().fold(0f32, |most, w| most.max(w.abs()));
+            let differ = got.iter().zip(&want).filter(|(g, w)| (*g - *w).abs() > 0.02 * most).count();
             assert!(differ * 20 < got.len(), "{codec}: {differ} of {} codes differ", got.len());
             let ratio = loss(&hessian, &got) / loss(&hessian, &want);
             assert!((ratio - 1.0).abs() < 1e-3, "{codec}: {ratio}");
