@@ -117,9 +117,9 @@ fn sigmoid_of(x: &Tensor) -> candle_core::Result<Tensor> {
     (x.neg()?.exp()? + 1.0)?.recip()
 }
 
-/// [`super::all_finite`]: `x − x` is 0 where it is, and not a number elsewhere.
+/// [`super::all_finite`]: `0 x` is 0 where it is, and not a number elsewhere.
 pub fn all_finite(x: &Tensor) -> Result<bool> {
-    let sum = (x - x).and_then(|zeros| zeros.sum_all()?.to_scalar::<f32>()).or_fail()?;
+    let sum = (x * 0.0).and_then(|zeros| zeros.sum_all()?.to_scalar::<f32>()).or_fail()?;
     Ok(sum == 0.0)
 }
 
