@@ -60,7 +60,7 @@ pub struct Global {
     /// Use no network: models come from the cache only.
     #[arg(long, global = true)]
     pub offline: bool,
-    /// Where models run and solvers multiply: cpu, cuda[:N] or metal, if this build has them.
+    /// Where models run and solvers multiply: cpu, or cuda, cuda:N, metal if this build has them.
     #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
     /// Whether to colour messages. NO_COLOR counts as `never` unless this is given.

@@ -1,5 +1,5 @@
 //! Operations on candle tensors that candle lacks or does slowly: CPU kernels behind candle's custom-op interface. On another
-//! device they are [`composed`] of what candle has.
+//! device they are composed of what candle has.
 
 pub(crate) mod composed;
 
