@@ -1,7 +1,7 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, check, completions, convert, datasets, embed, eval, generate, imatrix, inspect, logits, methods, pull,
+    archs, calibrate, check, completions, convert, datasets, embed, eval, generate, imatrix, inspect, logits, map, methods, pull,
     quantize, run, serve, targets, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
@@ -137,6 +137,8 @@ pub enum Command {
     Calibrate(calibrate::Arguments),
     /// Measure perplexity and KL divergence
     Eval(eval::Arguments),
+    /// Show where quality goes: what quantizing each tensor alone costs, by format and domain
+    Map(map::Arguments),
     /// Continue a text
     Generate(generate::Arguments),
     /// Serve a model over HTTP, as OpenAI's API

@@ -4,8 +4,10 @@
 //! compares any number of other models with it without running it again. [`Gate`]s judge the results, [`Report`] tabulates them.
 
 pub mod gate;
+pub mod map;
 pub mod metrics;
 pub mod perplexity;
+pub mod perturb;
 pub mod reference;
 pub mod report;
 pub mod results;
@@ -13,7 +15,9 @@ pub mod states;
 pub mod stats;
 
 pub use gate::{Gate, GateOutcome, Measured};
+pub use map::{MapEntry, Measured as MapMeasured, QualityMap};
 pub use perplexity::perplexity;
+pub use perturb::{Change, Perturber};
 pub use reference::{Comparison, Reference};
 pub use report::{Report, ReportRow};
 pub use results::{DomainKld, DomainPerplexity, EvalResult, Kld, KldSummary, Paired, Perplexity, TaskResult, WindowKld};

@@ -3,6 +3,7 @@
 
 use bitsmith_datasets::EvalWindows;
 use bitsmith_formats::{Error, Result};
+use bitsmith_runtime::sweep::Normed;
 use bitsmith_runtime::{Head, Layer, ModelSpec, Sweep, WeightSource, ops};
 use candle_core::{Device, Tensor};
 
@@ -36,7 +37,6 @@ impl States {
     pub fn run(source: &dyn WeightSource, eval: &EvalWindows, device: &Device, watch: Watch<'_>) -> Result<Self> {
         let spec = source.spec();
         spec.require_head()?;
-        let scored = eval.scored();
         let mut sweep = Sweep::new(spec, &eval.set.windows, device)?;
         watch(Stage::Layers, 0, spec.n_layers)?;
         sweep.embed_from(source)?;
@@ -46,15 +46,25 @@ impl States {
         }
         let normed = sweep.finish_from(source, None)?;
         drop(sweep);
+        Self::of_normed(&normed, eval, Head::load(source, device)?)
+    }
+
+    /// The scored states of a finished sweep over the windows, and an output matrix.
+    pub(crate) fn of_normed(normed: &Normed, eval: &EvalWindows, head: Head) -> Result<Self> {
+        let scored = eval.scored();
         // The state at position t predicts the token at t + 1. Copies, so that unscored states can go.
         let rows = |w| {
             let all = normed.window(w)?;
             failed(all.narrow(0, scored.start - 1, scored.len()).and_then(|t| t.force_contiguous()))
         };
         let windows = (0..normed.n_windows()).map(rows).collect::<Result<_>>()?;
-        Ok(States { windows, head: Head::load(source, device)? })
+        Ok(States { windows, head })
     }
 
+    /// The output matrix.
+    pub(crate) fn head(&self) -> &Head {
+        &self.head
+    }
     /// Number of windows.
     pub fn n_windows(&self) -> usize {
         self.windows.len()
@@ -82,13 +92,26 @@ impl States {
         window: usize,
         mut f: impl FnMut(usize, &[f32], &[f32]) -> Result<()>,
     ) -> Result<()> {
-        let (mine, theirs) = (&self.windows[window], &other.windows[window]);
+        self.for_each_of(&[other], window, |_, first, mine, theirs| f(first, mine, theirs))
+    }
+
+    /// As [`States::for_each_pair`], with several other models in turn: `f(model, first_row, logits, other_logits)`. Our logits are
+    /// computed once for all.
+    pub(crate) fn for_each_of(
+        &self,
+        others: &[&States],
+        window: usize,
+        mut f: impl FnMut(usize, usize, &[f32], &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mine = &self.windows[window];
         let rows = failed(mine.dim(0))?;
         for first in (0..rows).step_by(self.head.chunk_rows()) {
             let n = self.head.chunk_rows().min(rows - first);
             let a = self.head.logits(&failed(mine.narrow(0, first, n))?)?;
-            let b = other.head.logits(&failed(theirs.narrow(0, first, n))?)?;
-            ops::with_f32(&a, |a| ops::with_f32(&b, |b| f(first, a, b)))???;
+            for (i, other) in others.iter().enumerate() {
+                let b = other.head.logits(&failed(other.windows[window].narrow(0, first, n))?)?;
+                ops::with_f32(&a, |a| ops::with_f32(&b, |b| f(i, first, a, b)))???;
+            }
         }
         Ok(())
     }

@@ -42,6 +42,25 @@ pub fn percentile(sorted: &[f64], fraction: f64) -> f64 {
     sorted[below] * (1.0 - part) + sorted[above] * part
 }
 
+/// Spearman's rank correlation of two lists of equal length, ties at their mean rank; NaN if either list has one rank only.
+pub fn spearman(a: &[f64], b: &[f64]) -> f64 {
+    let (a, b) = (ranks(a), ranks(b));
+    let (ma, mb) = (mean(&a), mean(&b));
+    let sum = |x: &[f64], mx: f64, y: &[f64], my: f64| x.iter().zip(y).map(|(x, y)| (x - mx) * (y - my)).sum::<f64>();
+    sum(&a, ma, &b, mb) / (sum(&a, ma, &a, ma) * sum(&b, mb, &b, mb)).sqrt()
+}
+
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|i, j| values[*i].total_cmp(&values[*j]));
+    let mut ranks = vec![0.0; values.len()];
+    for tied in order.chunk_by(|i, j| values[*i] == values[*j]) {
+        let first = order.iter().position(|i| *i == tied[0]).unwrap_or(0);
+        tied.iter().for_each(|i| ranks[*i] = first as f64 + (tied.len() - 1) as f64 / 2.0);
+    }
+    ranks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +93,13 @@ mod tests {
         assert_eq!(percentile(&v, 1.0), 30.0);
         assert_eq!(percentile(&[7.0], 0.99), 7.0);
         assert!(percentile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn ranks_correlate() {
+        assert!((spearman(&[1.0, 2.0, 3.0], &[10.0, 100.0, 1e6]) - 1.0).abs() < 1e-15);
+        assert!((spearman(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]) + 1.0).abs() < 1e-15);
+        // Ranks 0, 1.5, 1.5, 3 and 0, 2, 1, 3: 4.5 / √(4.5 · 5).
+        assert!((spearman(&[1.0, 2.0, 2.0, 3.0], &[1.0, 3.0, 2.0, 4.0]) - 0.9f64.sqrt()).abs() < 1e-12);
     }
 }

@@ -11,6 +11,9 @@ use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
 use bitsmith_runtime::{ModelSpec, Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
 
+/// Tensors of a GGUF begin at multiples of this.
+const ALIGNMENT: u64 = 32;
+
 /// Where the user wants artifacts.
 #[derive(Debug, Clone)]
 pub enum Output {
@@ -25,7 +28,7 @@ impl Output {
     /// name ends in `/`, or where one GGUF is to go to a name that does not end in `.gguf`.
     pub fn from_argument(out: &Path, targets: &[Target]) -> Output {
         let folder = match targets {
-            [Target::Gguf(_)] => !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")),
+            [one] if one.container() == "gguf" => !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")),
             [_] => out.as_os_str().to_string_lossy().ends_with('/'),
             _ => true,
         };
@@ -89,8 +92,8 @@ pub fn work_folder(artifact: &Path) -> PathBuf {
 
 /// Containers and tokenizers that a target cannot carry are found before any work is done.
 pub fn check(model: &Opened, target: Target) -> Result<()> {
-    match target {
-        Target::Gguf(_) => {
+    match target.container() {
+        "gguf" => {
             model.checkpoint.spec().gguf_metadata().map_err(|e| e.file(model.checkpoint.path()))?;
             MmprojPlan::new(&model.checkpoint, &model.about)?;
             // What llama.cpp will make of the vocabulary must be what the source's tokenizer does.
@@ -112,7 +115,7 @@ pub fn first_file(
     name: &Path,
     shard_size: Option<u64>,
 ) -> Result<PathBuf> {
-    if !matches!(target, Target::Gguf(_)) || shard_size.is_none() {
+    if target.container() != "gguf" || shard_size.is_none() {
         return Ok(name.to_path_buf());
     }
     let files = gguf_plan(model, spec, target, plan, shard_size)?.paths(name)?;
@@ -132,9 +135,35 @@ pub fn refuse_source(files: &[PathBuf], source: &[PathBuf]) -> Result<()> {
     }
 }
 
+/// Bytes that the files of an artifact have besides the blocks of its tensors, at most.
+pub fn overhead(model: &Opened, spec: &ModelSpec, target: Target, plan: &Plan, shard_size: Option<u64>) -> Result<u64> {
+    // Between blocks, whatever their format.
+    let padding = ALIGNMENT * plan.entries.len() as u64;
+    match target.container() {
+        "gguf" => Ok(gguf_plan(model, spec, target, plan, shard_size)?.bytes()? - plan.bytes(spec) + padding),
+        _ => folder_overhead(model, plan.entries.len()),
+    }
+}
+
 fn gguf_plan(model: &Opened, spec: &ModelSpec, target: Target, plan: &Plan, shard_size: Option<u64>) -> Result<GgufPlan> {
     let vocab = model.vocab()?;
     Ok(GgufPlan::new(spec, &vocab, &model.about, &target.encoding(), &plan.pairs())?.shard_bytes(shard_size))
+}
+
+/// Bytes of a folder's files besides its tensors are not known before they are written; this is more.
+fn folder_overhead(model: &Opened, n_tensors: usize) -> Result<u64> {
+    const CARD: u64 = 16 << 10;
+    const HEADER_PER_TENSOR: u64 = 1 << 10;
+    let folder: &Path = model.checkpoint.folder();
+    let weights = ["safetensors", "bin", "pt", "pth", "gguf", "json5"];
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::read(folder, e))? {
+        let entry = entry.map_err(|e| Error::read(folder, e))?;
+        let is_weight = entry.path().extension().is_some_and(|e| weights.iter().any(|w| e == *w));
+        let meta = entry.metadata().map_err(|e| Error::read(entry.path(), e))?;
+        bytes += if meta.is_file() && !is_weight { meta.len() } else { 0 };
+    }
+    Ok(bytes + CARD + HEADER_PER_TENSOR * n_tensors as u64)
 }
 
 /// What to write.
@@ -154,7 +183,7 @@ pub struct Writing<'a> {
 /// Plans the artifact, claims its disk space and opens it for its tensors. It appears under its name when it is whole.
 pub fn start(model: &Opened, target: Target, what: &Writing<'_>, path: &Path) -> Result<Box<dyn ArtifactWriter>> {
     let &Writing { spec, plan, dense, shard_size, mtp_apart } = what;
-    if let Target::Gguf(_) = target {
+    if target.container() == "gguf" {
         return gguf_plan(model, spec, target, plan, shard_size)?.start(path);
     }
     let (about, files, codecs) = (&model.about, model.folder_files()?, plan.pairs());

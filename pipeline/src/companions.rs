@@ -30,7 +30,7 @@ impl<'a> Companions<'a> {
     }
 
     fn mmproj(&self, target: Target) -> Option<&MmprojPlan<'a>> {
-        self.mmproj.as_ref().filter(|_| matches!(target, Target::Gguf(_)))
+        self.mmproj.as_ref().filter(|_| target.container() == "gguf")
     }
 
     /// Bytes of tensors that a target has beside the text model's: in the projector file, or in the folder itself.

@@ -149,7 +149,7 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    fn layer_done(&self, layer: usize) -> bool {
+    pub(crate) fn layer_done(&self, layer: usize) -> bool {
         layer_roles(self.source, layer).iter().all(|r| self.spool.has(*r))
     }
 
@@ -162,7 +162,7 @@ impl Encoder<'_> {
 
     /// The output norm, the output matrix and what else stands outside the layers; with tied embeddings, the embedding stands for the
     /// output matrix.
-    fn encode_head(&self, stats: SiteMap, notes: &mut Vec<String>) -> Result<()> {
+    pub(crate) fn encode_head(&self, stats: SiteMap, notes: &mut Vec<String>) -> Result<()> {
         let roles = self.head_roles();
         if roles.iter().all(|r| self.spool.has(*r)) {
             return Ok(());
@@ -187,7 +187,7 @@ impl Encoder<'_> {
     }
 
     /// An embedding that is only a table.
-    fn encode_embedding(&self, notes: &mut Vec<String>) -> Result<()> {
+    pub(crate) fn encode_embedding(&self, notes: &mut Vec<String>) -> Result<()> {
         let role = Role::global(Part::TokenEmbd);
         if self.spool.has(role) {
             return Ok(());
@@ -204,7 +204,7 @@ impl Encoder<'_> {
     /// What an error in an embedding row does to the first layer, which reads it before anything else is added:
     /// `Σ G_r / tr G_r` with `G_r = diag(γ) W_rᵀ W_r diag(γ)` over its readers q, k, v, gate and up and their norms γ, and a ridge for
     /// the later readers. `(hidden, hidden)`, mean diagonal 1.
-    fn embedding_curvature(&self) -> Result<Array2<f32>> {
+    pub(crate) fn embedding_curvature(&self) -> Result<Array2<f32>> {
         let spec = self.source.spec();
         let n = spec.hidden_size;
         let mut sum = Array2::<f32>::zeros((n, n));
@@ -232,7 +232,7 @@ impl Encoder<'_> {
         Ok(sum)
     }
 
-    fn read_group(&self, roles: &[Role]) -> Result<DenseLayer> {
+    pub(crate) fn read_group(&self, roles: &[Role]) -> Result<DenseLayer> {
         let mut dense = DenseLayer::new();
         for &role in roles {
             let host = self.source.read(role)?;
@@ -246,7 +246,7 @@ impl Encoder<'_> {
     }
 
     /// Transforms and solves a group of tensors that transforms may change together.
-    fn encode_group(
+    pub(crate) fn encode_group(
         &self,
         layer: Option<usize>,
         mut dense: DenseLayer,
@@ -365,14 +365,19 @@ impl Encoder<'_> {
 
     /// A tensor that is in the spool.
     pub fn encoded(&self, role: Role) -> Result<EncodedTensor> {
-        let codec = self.plan.codec(role).ok_or_else(|| Error::failed("the plan lacks this tensor").tensor(role.to_string()))?;
-        let found = self.spool.get(role, codec, &self.source.spec().shape(role.part))?;
-        found.ok_or_else(|| {
-            Error::corrupt("a finished tensor is missing or damaged in the work folder")
-                .tensor(role.to_string())
-                .hint("remove the work folder beside the output and run again")
-        })
+        from_spool(self.spool, self.plan, self.source.spec(), role)
     }
+}
+
+/// A tensor that was encoded as the plan says.
+pub(crate) fn from_spool(spool: &Spool, plan: &Plan, spec: &ModelSpec, role: Role) -> Result<EncodedTensor> {
+    let codec = plan.codec(role).ok_or_else(|| Error::failed("the plan lacks this tensor").tensor(role.to_string()))?;
+    let found = spool.get(role, codec, &spec.shape(role.part))?;
+    found.ok_or_else(|| {
+        Error::corrupt("a finished tensor is missing or damaged in the work folder")
+            .tensor(role.to_string())
+            .hint("remove the work folder beside the output and run again")
+    })
 }
 
 /// The importance of a part's columns, of stacked matrices one after the other.
@@ -394,7 +399,7 @@ pub fn unseen(stats: &SiteStats, site: Site) -> Option<String> {
     Some(format!("{site}: {n} of {all} experts saw no token ({list}); what all others saw stands for them"))
 }
 
-fn layer_roles(source: &dyn WeightSource, layer: usize) -> Vec<Role> {
+pub(crate) fn layer_roles(source: &dyn WeightSource, layer: usize) -> Vec<Role> {
     source.spec().roles().into_iter().filter(|r| r.layer == Some(layer)).collect()
 }
 

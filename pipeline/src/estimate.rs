@@ -100,6 +100,13 @@ impl Estimate {
         Estimate { bytes: self.bytes + bytes, disk_bytes: self.disk_bytes + bytes, ..self }
     }
 
+    /// Of a plan that is not made yet, of which no more is known than the bytes it may take, if that.
+    pub fn undecided(self, bytes: Option<u64>, n_weights: usize) -> Estimate {
+        let bytes = bytes.unwrap_or(self.bytes);
+        let bpw = bytes as f64 * 8.0 / n_weights as f64;
+        Estimate { bytes, bpw, disk_bytes: 2 * bytes, fallbacks: Vec::new(), plan: Vec::new(), ..self }
+    }
+
     /// Refuses work that needs more memory than allowed.
     pub fn check_ram(&self, max_ram: Option<u64>) -> Result<()> {
         check_ram(&self.target, self.ram_bytes, max_ram)

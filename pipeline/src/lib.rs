@@ -1,8 +1,11 @@
 //! Stages, recipes, downloads: the whole job.
 
 pub mod artifact;
+pub mod auto;
+pub mod budget;
 pub mod calibrate;
 pub mod calibration;
+pub mod candidates;
 pub mod carry;
 pub mod check;
 pub mod companions;
@@ -15,16 +18,19 @@ pub mod imatrix;
 pub mod inspect;
 pub mod keep;
 pub mod manifest;
+pub mod map;
 pub mod memory;
 pub mod model;
 pub mod mtp;
 pub mod opened;
+pub mod plan_file;
 pub mod problem;
 pub mod progress;
 pub mod pull;
 pub mod quantize;
 pub mod repack;
 pub mod run;
+pub mod sensitivity;
 mod spool;
 mod stream;
 pub mod target;

@@ -68,8 +68,8 @@ impl Mtp {
 
     /// The tensors of the artifact itself, and those of a second file beside it.
     pub fn files(self, target: Target, spec: &ModelSpec) -> (ModelSpec, Option<ModelSpec>) {
-        match (self, target) {
-            (Mtp::Split, Target::Gguf(_)) => (spec.without_mtp(), Some(ModelSpec { mtp_only: true, ..spec.clone() })),
+        match (self, target.container()) {
+            (Mtp::Split, "gguf") => (spec.without_mtp(), Some(ModelSpec { mtp_only: true, ..spec.clone() })),
             _ => (self.whole(spec), None),
         }
     }

@@ -1,6 +1,7 @@
 //! One model in, one artifact per target out.
 
 use crate::artifact::{self, Output, Writing};
+use crate::auto::{self, Allocated, AutoOptions};
 use crate::calibration::{CalibrationOptions, Loaded};
 use crate::carry::{self, Account, Tally};
 use crate::companions::Companions;
@@ -11,6 +12,7 @@ use crate::manifest::{Companion, InputFile, Manifest, Recipe, hash_inputs};
 use crate::memory;
 use crate::mtp::Mtp;
 use crate::opened::Opened;
+use crate::plan_file;
 use crate::spool::Spool;
 use crate::stream;
 use crate::target::Target;
@@ -47,6 +49,8 @@ pub struct QuantizeOptions {
     pub allow_requantize: bool,
     /// What becomes of layers for multi-token prediction; what the target can carry if `None`.
     pub mtp: Option<Mtp>,
+    /// How `auto` targets choose formats.
+    pub auto: AutoOptions,
 }
 
 /// A finished artifact.
@@ -104,6 +108,8 @@ pub struct Job<'a> {
     dense: Float,
     /// Known once the job runs: finding it may take running the model.
     mlx_dtype: OnceLock<Float>,
+    /// What `auto` targets chose. Known once the job runs: until then a typical plan of the container stands in.
+    allocated: OnceLock<Vec<(Target, Allocated)>>,
     companions: Companions<'a>,
 }
 
@@ -120,9 +126,17 @@ impl<'a> Job<'a> {
         if options.targets.is_empty() {
             return Err(Error::usage("no target is given").hint("for example --to gguf:q4_k_m"));
         }
+        if options.auto.plan_out.is_some() && options.targets.len() > 1 {
+            return Err(Error::usage("--plan-out is for one target: there are several"));
+        }
         let dense = carry::dense_type(&model.checkpoint)?;
         for &target in &options.targets {
             Mtp::resolve(options.mtp, target, model.checkpoint.spec())?;
+            if let Target::Auto(auto) = target
+                && !options.auto.planned
+            {
+                auto.required_budget()?;
+            }
             artifact::check(model, target)?;
         }
         let method = &options.method;
@@ -133,7 +147,17 @@ impl<'a> Job<'a> {
             false => (Loaded::None, None),
         };
         let companions = Companions::new(model, context)?;
-        Ok(Job { model, options, context, evidence, calibration, dense, mlx_dtype: OnceLock::new(), companions })
+        Ok(Job {
+            model,
+            options,
+            context,
+            evidence,
+            calibration,
+            dense,
+            mlx_dtype: OnceLock::new(),
+            allocated: OnceLock::new(),
+            companions,
+        })
     }
 
     /// What is not quantized in this target is stored in this type. Until the job runs the source's type stands in for MLX's,
@@ -146,7 +170,13 @@ impl<'a> Job<'a> {
 
     /// The format of every tensor of a target.
     pub fn plan(&self, target: Target) -> Result<Plan> {
-        let options = PlanOptions { importance: self.is_weighted(), ..self.options.plan.clone() };
+        let chosen = self.allocated(target).map_or(&[][..], |a| &a.overrides);
+        let options = PlanOptions {
+            importance: self.is_weighted(),
+            // What the user names wins.
+            overrides: chosen.iter().chain(&self.options.plan.overrides).cloned().collect(),
+            ..self.options.plan.clone()
+        };
         let (source, dense) = (&self.model.checkpoint, self.dense_for(target));
         let mut plan = target.plan(&self.mtp(target)?.whole(source.spec()), dense, &options)?;
         carry::settle(&mut plan, |row_len| target.base(dense, row_len), source, &options)?;
@@ -154,6 +184,44 @@ impl<'a> Job<'a> {
             carry::check(&plan, source, &target.to_string(), !self.streams())?;
         }
         Ok(plan)
+    }
+
+    fn allocated(&self, target: Target) -> Option<&Allocated> {
+        self.allocated.get()?.iter().find(|(t, _)| *t == target).map(|(_, allocated)| allocated)
+    }
+
+    /// Chooses the formats of every `auto` target's tensors.
+    fn allocate(&self) -> Result<()> {
+        let mut all = Vec::new();
+        for &target in &self.options.targets {
+            let Target::Auto(auto) = target else { continue };
+            if self.options.auto.planned {
+                auto::check_named(&self.plan(target)?, &self.options.plan)?;
+                continue;
+            }
+            let spec = self.mtp(target)?.whole(self.model.checkpoint.spec());
+            let dense = self.dense_for(target);
+            let overhead = artifact::overhead(self.model, &spec, target, &self.plan(target)?, self.options.shard_size)?;
+            let overhead = overhead + self.companions.bytes(target)?;
+            all.push((target, auto::plan_for(self.model, auto, &spec, dense, overhead, self.options, self.context)?));
+        }
+        self.allocated.get_or_init(|| all);
+        Ok(())
+    }
+
+    /// Writes the plan where the user wants it.
+    fn write_plan(&self, target: Target, plan: &Plan) -> Result<()> {
+        let Some(path) = &self.options.auto.plan_out else { return Ok(()) };
+        let spec = self.mtp(target)?.whole(self.model.checkpoint.spec());
+        let predicted = self.allocated(target).map(|a| (a.predicted, &a.parts));
+        plan_file::write(path, &target.to_string(), &spec, plan, predicted)
+    }
+
+    /// What is to be said of a plan: its fallbacks, and the divergence that an allocation predicts.
+    fn plan_notes(&self, target: Target, plan: &Plan) -> Vec<String> {
+        let predicted =
+            self.allocated(target).map(|a| format!("predicted divergence on held-out calibration text: {:.6}", a.predicted));
+        plan.fallbacks().into_iter().chain(predicted).collect()
     }
 
     /// What becomes of layers for multi-token prediction.
@@ -185,7 +253,13 @@ impl<'a> Job<'a> {
             let (method, threads) = (&self.options.method, self.context.threads);
             let spec = self.mtp(target)?.whole(self.model.checkpoint.spec());
             let estimate = Estimate::new(&target.to_string(), &spec, &plan, method, tokens, eval_tokens, threads);
-            Ok(estimate.with_more(self.companions.bytes(target)?))
+            let estimate = estimate.with_more(self.companions.bytes(target)?);
+            Ok(match target {
+                Target::Auto(auto) if self.allocated(target).is_none() && !self.options.auto.planned => {
+                    estimate.undecided(auto.budget.and_then(|b| b.bytes(spec.n_weights())), spec.n_weights())
+                }
+                _ => estimate,
+            })
         };
         self.options.targets.iter().map(estimate).collect()
     }
@@ -206,9 +280,14 @@ impl<'a> Job<'a> {
             let found = mlx_dtype(self.model, self.options, &self.evidence, self.dense, self.context)?;
             self.mlx_dtype.get_or_init(|| found);
         }
+        self.allocate()?;
         let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
-        for plan in &plans {
+        for (&target, plan) in self.options.targets.iter().zip(&plans) {
             plan.check_importance(|role| self.has_importance(role))?;
+            self.write_plan(target, plan)?;
+            if self.allocated(target).is_some() {
+                self.plan_notes(target, plan).iter().for_each(|n| self.context.progress.note(&format!("{target}: {n}")));
+            }
         }
         let mut works = Vec::new();
         for ((&target, plan), name) in self.options.targets.iter().zip(&plans).zip(&paths) {
@@ -277,7 +356,7 @@ impl<'a> Job<'a> {
         let mut made = Vec::new();
         let mut written = outputs.into_iter().zip(accounts);
         for work in &todo {
-            let mut notes = work.plan.fallbacks();
+            let mut notes = self.plan_notes(work.target, work.plan);
             for (output, account) in written.by_ref().take(1 + usize::from(work.beside.is_some())) {
                 output.writer.finish()?;
                 notes.extend(self.tell(work.target, &account));
@@ -395,7 +474,7 @@ impl<'a> Job<'a> {
             spool: &spool,
             context: self.context,
         };
-        let mut notes = plan.fallbacks();
+        let mut notes = self.plan_notes(target, plan);
         let found = encoder.run()?;
         for note in &found {
             self.context.progress.note(&format!("{target}: {note}"));

@@ -1,5 +1,6 @@
 //! `container:encoding`: what `--to` names.
 
+use crate::budget::{Auto, Home};
 use crate::compressed::Compressed;
 use crate::keep;
 use bitsmith_formats::mlx::Scheme;
@@ -53,6 +54,8 @@ pub enum Target {
     Compressed(Compressed),
     /// A folder in ModelOpt's layout, NVFP4.
     ModelOpt,
+    /// A container whose tensors have the formats that lose least within a budget.
+    Auto(Auto),
 }
 
 /// Types of dense targets.
@@ -103,6 +106,7 @@ impl Target {
             Target::Awq { .. } => "awq",
             Target::Compressed(_) => "compressed",
             Target::ModelOpt => "modelopt",
+            Target::Auto(auto) => auto.home.container(),
         }
     }
 
@@ -122,6 +126,7 @@ impl Target {
             Target::Awq { group } => format!("4bit-g{group}"),
             Target::Compressed(encoding) => encoding.to_string(),
             Target::ModelOpt => MODELOPT.into(),
+            Target::Auto(auto) => auto.encoding(),
         }
     }
 
@@ -134,6 +139,7 @@ impl Target {
             Target::Awq { .. } => Some(PackedFormat::Awq),
             Target::Compressed(_) => Some(PackedFormat::CompressedTensors),
             Target::ModelOpt => Some(PackedFormat::ModelOpt),
+            Target::Auto(auto) => auto.home.typical().packed(),
             _ => None,
         }
     }
@@ -154,6 +160,7 @@ impl Target {
             Target::Awq { group } => CodecId::IntGroup { bits: 4, group: group.into(), scale: Float::F16, symmetric: false },
             Target::Compressed(encoding) => encoding.codec(row, dense),
             Target::ModelOpt => CodecId::Micro(Micro::Nvfp4),
+            Target::Auto(auto) => auto.home.typical().base(dense, row),
         }
     }
 
@@ -164,7 +171,7 @@ impl Target {
 
     /// Whether the target has floating-point scales, for which the best type is worth a search.
     pub fn has_mlx_scales(self) -> bool {
-        matches!(self, Target::Mlx { .. } | Target::MlxRecipe(_))
+        matches!(self, Target::Mlx { .. } | Target::MlxRecipe(_) | Target::Auto(Auto { home: Home::Mlx, .. }))
     }
 
     /// The type of norms and biases.
@@ -177,11 +184,15 @@ impl Target {
             // Their kernels compute in 16 bits, AWQ's in F16.
             Target::Gptq { .. } if dense != Float::F32 => dense,
             Target::Gptq { .. } | Target::Awq { .. } => Float::F16,
+            Target::Auto(auto) => auto.home.typical().vector_type(dense),
         }
     }
 
     /// The format of every tensor.
     pub fn plan(self, spec: &ModelSpec, dense: Float, options: &PlanOptions) -> Result<Plan> {
+        if let Target::Auto(auto) = self {
+            return auto.home.typical().plan(spec, dense, options);
+        }
         let kind = match self {
             Target::Gguf(_) => ContainerKind::Gguf,
             _ if self.container() == "mlx" => ContainerKind::Mlx,
@@ -228,6 +239,7 @@ impl Target {
                 };
                 Plan::mlx(spec, choose, scale, &options)?
             }
+            Target::Auto(_) => unreachable!("returned above"),
         };
         // Only now, as a container may not have what the user wants for one tensor.
         let container = self.container().to_uppercase();
@@ -256,6 +268,9 @@ impl Target {
 
     /// Whether tensors of the container can have this format.
     fn can_hold(self, codec: CodecId) -> bool {
+        if let Target::Auto(auto) = self {
+            return auto.home.typical().can_hold(codec);
+        }
         match codec {
             // What the loaders take for granted does not differ between modules: the type of scales, and all of it in AWQ.
             CodecId::IntGroup { scale, symmetric, .. } => match self {
@@ -289,8 +304,8 @@ impl FromStr for Target {
         let Some((container, encoding)) = s.split_once(':') else {
             return Err(Error::usage(format!("target `{s}` is not of the form container:encoding")).hint(hint));
         };
-        if encoding.contains('@') {
-            return Err(Error::unsupported(format!("target `{s}`: size budgets are not available")).hint(hint));
+        if let Some(auto) = Auto::parse(container, encoding)? {
+            return Ok(Target::Auto(auto));
         }
         if keep::container(s).is_some() {
             return Err(Error::usage(format!(
@@ -385,6 +400,11 @@ mod tests {
         for target in Target::all() {
             assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
         }
+        for auto in
+            ["gguf:auto", "gguf:auto@4.5bpw", "mlx:auto@3.2GiB", "gptq:auto@5bpw", "gguf:auto@0.02kld", "mlx:auto@1000001B"]
+        {
+            assert_eq!(auto.parse::<Target>().unwrap().to_string(), auto);
+        }
         assert_eq!("mlx:4bit-g64".parse::<Target>().unwrap().to_string(), "mlx:4bit");
         let packed = |s: &str| s.parse::<Target>().unwrap().to_string();
         assert_eq!(
@@ -412,7 +432,10 @@ mod tests {
             "compressed:int4-g128-sym",
             "compressed:nvfp4-g16",
             "modelopt:fp8",
-            "gguf:auto@4.5bpw",
+            "gguf:auto@4.5",
+            "gguf:auto@0bpw",
+            "gguf:q4_k_m@4.5bpw",
+            "awq:auto@4.5bpw",
             "hf:4bit",
             ":",
         ] {

@@ -14,6 +14,9 @@ use crate::role::{Input, Part, Site};
 use crate::spec::ModelSpec;
 use bitsmith_formats::{Error, Result};
 use candle_core::{Device, Tensor};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
 
 /// Tokens per batch, unless one window is longer.
 pub const BATCH_TOKENS: usize = 1024;
@@ -57,6 +60,37 @@ pub fn peak_bytes(spec: &ModelSpec, n_tokens: usize, window: usize, threads: usi
 }
 
 impl Hidden {
+    /// Bytes of all states.
+    pub fn bytes(&self) -> u64 {
+        self.batches.iter().map(|x| 4 * x.elem_count() as u64).sum()
+    }
+
+    /// Writes the states as little-endian f32, for [`Sweep::load_hidden`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut file = BufWriter::new(File::create(path).map_err(|e| Error::write(path, e))?);
+        let mut write = |x: &Tensor| -> Result<()> {
+            let written = ops::with_f32(x, |v| v.iter().try_for_each(|x| file.write_all(&x.to_le_bytes())))?;
+            written.map_err(|e| Error::write(path, e))
+        };
+        self.batches.iter().try_for_each(&mut write)?;
+        file.flush().map_err(|e| Error::write(path, e))
+    }
+
+    /// `‖self − other‖ / ‖other‖` over all tokens; 0 if both are zero.
+    pub fn relative_error(&self, other: &Hidden) -> Result<f64> {
+        let (mut error, mut size) = (0.0, 0.0);
+        for (a, b) in self.batches.iter().zip(&other.batches) {
+            let sums = ops::with_f32(a, |a| {
+                ops::with_f32(b, |b| {
+                    let squares = a.iter().zip(b).map(|(a, b)| (f64::from(a - b).powi(2), f64::from(*b).powi(2)));
+                    squares.fold((0.0, 0.0), |sum, of| (sum.0 + of.0, sum.1 + of.1))
+                })
+            })??;
+            (error, size) = (error + sums.0, size + sums.1);
+        }
+        Ok(if error == 0.0 { 0.0 } else { (error / size).sqrt() })
+    }
+
     /// The largest magnitude of any hidden state.
     pub fn max_abs(&self) -> Result<f32> {
         let of = |x: &Tensor| ops::with_f32(x, |v| v.iter().fold(0f32, |m, x| m.max(x.abs())));
@@ -131,9 +165,29 @@ impl Sweep {
 
     /// Starts the sweep: hidden states become the tokens' embeddings.
     pub fn embed(&mut self, embedding: &Embedding) -> Result<()> {
-        let batches = self.batches.iter().map(|b| embedding.rows(&b.tokens, |i| i % b.len)).collect::<Result<_>>()?;
-        self.hidden = Some(Hidden { batches });
+        self.hidden = Some(self.embedded(embedding)?);
         Ok(())
+    }
+
+    /// The tokens' embeddings. The sweep's own hidden states stay.
+    pub fn embedded(&self, embedding: &Embedding) -> Result<Hidden> {
+        let batches = self.batches.iter().map(|b| embedding.rows(&b.tokens, |i| i % b.len)).collect::<Result<_>>()?;
+        Ok(Hidden { batches })
+    }
+
+    /// States that [`Hidden::save`] wrote in a sweep over the same windows.
+    pub fn load_hidden(&self, path: &Path) -> Result<Hidden> {
+        let failed = |e| Error::read(path, e);
+        let mut file = BufReader::new(File::open(path).map_err(failed)?);
+        let n = self.spec.hidden_size;
+        let mut read = |b: &Batch| {
+            let mut bytes = vec![0; 4 * n * b.tokens.len()];
+            file.read_exact(&mut bytes).map_err(failed)?;
+            let (values, _) = bytes.as_chunks::<4>();
+            let values = values.iter().map(|v| f32::from_le_bytes(*v)).collect();
+            ops::from_host(values, &[b.tokens.len(), n], &self.device)
+        };
+        Ok(Hidden { batches: self.batches.iter().map(&mut read).collect::<Result<_>>()? })
     }
 
     /// The hidden states now.
@@ -198,8 +252,13 @@ impl Sweep {
 
     /// Applies the output norm and shows the result to the observer as the head's input.
     pub fn finish(&self, output_norm: &OutputNorm, observer: Option<&dyn Observer>) -> Result<Normed> {
+        self.normed(self.hidden()?, output_norm, observer)
+    }
+
+    /// As [`Sweep::finish`], of other hidden states.
+    pub fn normed(&self, hidden: &Hidden, output_norm: &OutputNorm, observer: Option<&dyn Observer>) -> Result<Normed> {
         let site = Site { layer: None, input: Input::Head };
-        let batches = self.for_each(self.hidden()?, |x, _| {
+        let batches = self.for_each(hidden, |x, _| {
             let normed = output_norm.apply(x)?;
             match observer {
                 Some(o) if o.wants(site) => o.observe(site, &normed)?,

@@ -11,6 +11,7 @@ mod folders;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
+mod map;
 mod mixtures;
 mod mtp;
 mod packed;

@@ -6,9 +6,12 @@ use bitsmith_datasets::DataSpec;
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::artifact::Output;
+use bitsmith_pipeline::auto::AutoOptions;
+use bitsmith_pipeline::budget::{Budget, Number};
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::context::parse_size;
 use bitsmith_pipeline::estimate::{Cost, Estimate};
+use bitsmith_pipeline::plan_file;
 use bitsmith_pipeline::quantize::{Artifact, Job, QuantizeOptions};
 use bitsmith_pipeline::repack::Repack;
 use bitsmith_pipeline::target::Target;
@@ -61,6 +64,24 @@ pub struct JobArgs {
     /// Another format for the token embedding
     #[arg(long, value_name = "CODEC", help_heading = "Formats of single tensors")]
     pub token_embedding_type: Option<String>,
+    /// Formats from a TOML file as --plan-out writes it; --tensor-type and the like win
+    #[arg(long, value_name = "FILE", help_heading = "Formats of single tensors")]
+    pub plan: Option<PathBuf>,
+    /// Write the format of every matrix to this TOML file, for --plan; with what each is predicted to cost where formats were chosen
+    #[arg(long, value_name = "FILE", help_heading = "Formats of single tensors")]
+    pub plan_out: Option<PathBuf>,
+    /// For an `auto` target without a budget: most bits per weight, over all tensors
+    #[arg(long, value_name = "BITS", help_heading = "Budgets")]
+    pub bpw: Option<f64>,
+    /// For an `auto` target without a budget: most bytes of the artifact, for example 3.2GiB
+    #[arg(long, value_name = "SIZE", help_heading = "Budgets", conflicts_with = "bpw")]
+    pub size: Option<String>,
+    /// For an `auto` target without a budget: most mean KL divergence that is predicted, in nats per token; the smallest plan is made
+    #[arg(long, value_name = "KLD", help_heading = "Budgets", conflicts_with_all = ["bpw", "size"])]
+    pub max_kld: Option<f64>,
+    /// Formats that `auto` may choose: fast (no I-quants in GGUF, groups of 64 in MLX, 4 and 8 bits in GPTQ) or all [default: fast]
+    #[arg(long, value_name = "CLASS", help_heading = "Budgets")]
+    pub speed_class: Option<String>,
     /// Type of scales, norms and activations in quantized MLX folders: bf16, f16 or f32. By default f16 where calibration shows that
     /// activations stay far below its limit, and otherwise the source's type
     #[arg(long, value_name = "TYPE", help_heading = "Formats of single tensors")]
@@ -81,7 +102,9 @@ impl JobArgs {
     /// Fills what is not given from a recipe.
     pub fn or(self, recipe: JobArgs) -> JobArgs {
         let list = |given: Vec<String>, other| if given.is_empty() { other } else { given };
-        // The three sources of evidence exclude each other: one given replaces whichever the recipe names.
+        // Budgets exclude each other, as do the three sources of evidence: one given replaces whichever the recipe names.
+        let budget = self.bpw.is_some() || self.size.is_some() || self.max_kld.is_some();
+        let recipe = if budget { JobArgs { bpw: None, size: None, max_kld: None, ..recipe } } else { recipe };
         let evidence = self.calib.is_some() || self.stats.is_some() || !self.imatrix.is_empty();
         let other = if evidence { JobArgs { calib: None, stats: None, imatrix: Vec::new(), ..recipe } } else { recipe };
         JobArgs {
@@ -98,6 +121,12 @@ impl JobArgs {
             tensor_type: list(self.tensor_type, other.tensor_type),
             output_tensor_type: self.output_tensor_type.or(other.output_tensor_type),
             token_embedding_type: self.token_embedding_type.or(other.token_embedding_type),
+            plan: self.plan.or(other.plan),
+            plan_out: self.plan_out.or(other.plan_out),
+            bpw: self.bpw.or(other.bpw),
+            size: self.size.or(other.size),
+            max_kld: self.max_kld.or(other.max_kld),
+            speed_class: self.speed_class.or(other.speed_class),
             mlx_dtype: self.mlx_dtype.or(other.mlx_dtype),
             shard_size: self.shard_size.or(other.shard_size),
             allow_requantize: self.allow_requantize || other.allow_requantize,
@@ -105,9 +134,34 @@ impl JobArgs {
         }
     }
 
+    /// The budget of `auto` targets.
+    fn budget(&self) -> Result<Option<Budget>> {
+        let number = |flag: &str, value: f64| {
+            Number::new(value).ok_or_else(|| Error::usage(format!("{flag} {value}: a budget must be above 0")))
+        };
+        Ok(match (self.bpw, &self.size, self.max_kld) {
+            (Some(bits), ..) => Some(Budget::Bpw(number("--bpw", bits)?)),
+            (_, Some(size), _) => Some(Budget::Bytes(parse_size(size)?)),
+            (.., Some(kld)) => Some(Budget::MaxKld(number("--max-kld", kld)?)),
+            _ => None,
+        })
+    }
+
     /// The targets.
     pub fn targets(&self) -> Result<Vec<Target>> {
-        let targets: Vec<Target> = self.to.iter().map(|t| t.trim().parse()).collect::<Result<_>>()?;
+        let mut targets: Vec<Target> = self.to.iter().map(|t| t.trim().parse()).collect::<Result<_>>()?;
+        if let Some(budget) = self.budget()? {
+            for target in &mut targets {
+                match target {
+                    Target::Auto(auto) if auto.budget.is_none() => auto.budget = Some(budget),
+                    _ => {
+                        return Err(Error::usage(format!(
+                            "--bpw, --size and --max-kld are for targets like gguf:auto, not for {target}"
+                        )));
+                    }
+                }
+            }
+        }
         if let Some(twice) = targets.iter().enumerate().find(|(i, t)| targets[..*i].contains(t)) {
             return Err(Error::usage(format!("target {} is given twice", twice.1)));
         }
@@ -116,7 +170,9 @@ impl JobArgs {
 
     /// The options that the libraries take.
     pub fn resolve(&self, out: Output) -> Result<QuantizeOptions> {
-        let overrides = self.tensor_type.iter().map(|t| tensor_type(t)).collect::<Result<_>>()?;
+        let mut overrides = self.plan.as_deref().map(plan_file::read).transpose()?.unwrap_or_default();
+        let named: Vec<(String, CodecId)> = self.tensor_type.iter().map(|t| tensor_type(t)).collect::<Result<_>>()?;
+        overrides.extend(named);
         let codec = |name: &Option<String>| name.as_deref().map(str::parse::<CodecId>).transpose();
         let plan = PlanOptions {
             pure: self.pure,
@@ -143,6 +199,11 @@ impl JobArgs {
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
             allow_requantize: self.allow_requantize,
             mtp: self.mtp.as_deref().map(str::parse).transpose()?,
+            auto: AutoOptions {
+                speed: self.speed_class.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+                plan_out: self.plan_out.clone(),
+                planned: self.plan.is_some(),
+            },
         })
     }
 }

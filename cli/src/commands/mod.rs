@@ -13,6 +13,7 @@ pub mod imatrix;
 pub mod inspect;
 mod job;
 pub mod logits;
+pub mod map;
 pub mod methods;
 pub mod pull;
 pub mod quantize;
@@ -36,6 +37,7 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Convert(args) => done(convert::run(args, app)),
         Command::Calibrate(args) => done(calibrate::run(args, app)),
         Command::Eval(args) => done(eval::run(args, app)),
+        Command::Map(args) => done(map::run(args, app)),
         Command::Generate(args) => done(generate::run(args, app)),
         Command::Serve(args) => done(serve::run(args, app)),
         Command::Inspect(args) => done(inspect::run(args, app)),

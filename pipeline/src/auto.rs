@@ -1,0 +1,349 @@
+//! Allocation: which format each tensor of an `auto` target gets.
+//!
+//! Every matrix is encoded in every candidate format by the method's solver; probes tell how much the model's predictions suffer from an
+//! error in each ([`crate::sensitivity`]); the knapsack is solved exactly. Errors of a whole plan do not quite add up, and whole plans are
+//! made with the method's transforms on the inputs that quantized layers give, so two plans of one format each are made and measured as
+//! well: what they lose in truth, divided by the sum of their tensors' parts, corrects the prediction.
+
+use crate::budget::{Auto, Budget, SpeedClass};
+use crate::candidates::{Candidates, Column, Kept};
+use crate::context::Context;
+use crate::encode::{Encoder, Evidence};
+use crate::evaluate::watch;
+use crate::manifest::hash_inputs;
+use crate::map::middle;
+use crate::opened::Opened;
+use crate::quantize::QuantizeOptions;
+use crate::sensitivity::probe;
+use crate::spool::Spool;
+use crate::target::Target;
+use bitsmith_datasets::{EvalWindows, Style, WindowSet};
+use bitsmith_eval::Perturber;
+use bitsmith_eval::stats::mean;
+use bitsmith_formats::atomic::write_file;
+use bitsmith_formats::hash::sha256_bytes;
+use bitsmith_formats::{CodecId, Encoding, Error, Float, Result};
+use bitsmith_quantize::allocate::{Choice, allocate};
+use bitsmith_quantize::plan::{Plan, PlanEntry, PlanOptions};
+use bitsmith_runtime::{HostTensor, ModelSpec, Role, WeightSource};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One window of calibration text in so many is held out for probes and predictions.
+const HOLD_OUT: usize = 8;
+/// But no more than this.
+const MAX_HELD_OUT: usize = 16;
+
+/// How `auto` targets choose.
+#[derive(Debug, Clone, Default)]
+pub struct AutoOptions {
+    /// Which formats may be chosen.
+    pub speed: SpeedClass,
+    /// Where the plan is written too.
+    pub plan_out: Option<PathBuf>,
+    /// Whether the formats come from a plan that was given, as overrides.
+    pub planned: bool,
+}
+
+/// A finished allocation.
+#[derive(Debug, Clone)]
+pub struct Allocated {
+    /// Formats by tensor.
+    pub overrides: Vec<(String, CodecId)>,
+    /// The mean divergence that the plan is expected to have, nats per token.
+    pub predicted: f64,
+    /// Each tensor's part of it.
+    pub parts: BTreeMap<Role, f64>,
+}
+
+/// What is known of the model: independent of any budget, and kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Known {
+    /// By tensor, the divergence that each candidate adds.
+    losses: Vec<(Role, Vec<f64>)>,
+    /// By candidate, the divergence when all tensors have it.
+    whole: BTreeMap<usize, f64>,
+}
+
+struct Allocation<'a> {
+    model: &'a Opened,
+    auto: Auto,
+    options: &'a QuantizeOptions,
+    context: &'a Context,
+    columns: Vec<Column>,
+    /// The plan that what is chosen changes.
+    typical: Plan,
+    vector_type: Float,
+    /// Where [`Known`] is kept.
+    store: PathBuf,
+    /// Where work goes on.
+    work: PathBuf,
+    key: String,
+    calibration: Vec<Vec<u32>>,
+    held_out: EvalWindows,
+}
+
+/// Chooses the formats. `spec` has the tensors of the artifact, `overhead` is what its files have besides tensors, in bytes.
+pub fn plan_for(
+    model: &Opened,
+    auto: Auto,
+    spec: &ModelSpec,
+    dense: Float,
+    overhead: u64,
+    options: &QuantizeOptions,
+    context: &Context,
+) -> Result<Allocated> {
+    let budget = auto.required_budget()?;
+    let allocation = Allocation::new(model, auto, spec, dense, options, context)?;
+    let mut known = allocation.known()?;
+    let (items, groups) = allocation.items(&known, spec)?;
+    let fixed = allocation.fixed_bytes(&known, spec);
+    let besides = if matches!(budget, Budget::Bytes(_)) { overhead } else { 0 };
+    let chosen = match (budget, budget.bytes(spec.n_weights())) {
+        (_, Some(most)) => most
+            .checked_sub(fixed + besides)
+            .and_then(|room| allocate(&items, room as f64))
+            .ok_or_else(|| too_little(budget, &items, fixed + besides, spec))?,
+        (Budget::MaxKld(kld), _) => allocation.within(kld.get(), &items, &mut known)?,
+        (..) => unreachable!("other budgets are in bytes"),
+    };
+    let sum: f64 = items.iter().zip(&chosen).map(|(choices, at)| choices[*at].cost).sum();
+    let correction = allocation.correction(sum, &mut known)?;
+    let mut allocated = Allocated { overrides: Vec::new(), predicted: correction * sum, parts: BTreeMap::new() };
+    let losses: BTreeMap<Role, &Vec<f64>> = known.losses.iter().map(|(role, losses)| (*role, losses)).collect();
+    for (roles, &column) in groups.iter().zip(&chosen) {
+        for &role in roles {
+            let codec = allocation.columns[column].plan.codec(role).expect("plans have every tensor");
+            allocated.overrides.push((role.to_string(), codec));
+            allocated.parts.insert(role, correction * losses[&role][column]);
+        }
+    }
+    Ok(allocated)
+}
+
+fn too_little(budget: Budget, items: &[Vec<Choice>], besides: u64, spec: &ModelSpec) -> Error {
+    let least: f64 = items.iter().map(|i| i.iter().map(|c| c.weight).fold(f64::INFINITY, f64::min)).sum();
+    let least = besides + least as u64;
+    let bpw = least as f64 * 8.0 / spec.n_weights() as f64;
+    Error::usage(format!("{budget} is too little: the smallest plan takes {least} bytes, {bpw:.3} bits per weight"))
+        .hint("allow more, or narrower formats with --speed-class all")
+}
+
+impl<'a> Allocation<'a> {
+    fn new(
+        model: &'a Opened,
+        auto: Auto,
+        spec: &ModelSpec,
+        dense: Float,
+        options: &'a QuantizeOptions,
+        context: &'a Context,
+    ) -> Result<Self> {
+        let weighted = options.method.solver.name() != "rtn";
+        let mut columns = Vec::new();
+        for target in auto.home.candidates(options.auto.speed) {
+            let plan = target.plan(spec, dense, &PlanOptions { pure: true, importance: weighted, ..options.plan.clone() })?;
+            // Formats that need importance are no candidates for a method without.
+            if plan.check_importance(|_| weighted).is_ok() {
+                columns.push(Column { codec: target.base(dense, spec.hidden_size), plan });
+            }
+        }
+        let importance = PlanOptions { importance: weighted, ..options.plan.clone() };
+        let typical = Target::Auto(auto).plan(spec, dense, &importance)?;
+        let (calibration, held_out) = split(options.calibration.windows(model)?)?;
+        let key = json!({
+            "tool": concat!("bitsmith ", env!("CARGO_PKG_VERSION")), "inputs": hash_inputs(model.checkpoint.path())?,
+            "plans": columns.iter().map(|c| &c.plan).collect::<Vec<_>>(), "method": options.method.to_string(),
+            "data": [&held_out.set.sha256, &calibration.len().to_string(), &held_out.set.ctx.to_string()],
+            "held_out": held_out.set.windows.len(), "sequential": options.calibration.sequential(&options.method),
+            "device": bitsmith_runtime::device::kind(&context.device),
+        });
+        let key = sha256_bytes(key.to_string().as_bytes());
+        let folder = context.cache_dir.join("sensitivity");
+        std::fs::create_dir_all(&folder).map_err(|e| Error::write(&folder, e))?;
+        let (store, work) = (folder.join(format!("{key}.json")), folder.join(format!("{key}.work")));
+        let vector_type = Target::Auto(auto).vector_type(dense);
+        Ok(Allocation { model, auto, options, context, columns, typical, vector_type, store, work, key, calibration, held_out })
+    }
+
+    /// What is known of the model, from an earlier run or found now.
+    fn known(&self) -> Result<Known> {
+        let kept = std::fs::read(&self.store).ok().and_then(|json| serde_json::from_slice::<Known>(&json).ok());
+        if let Some(known) = kept.filter(|known| known.losses.iter().all(|(_, l)| l.len() == self.columns.len())) {
+            return Ok(known);
+        }
+        let (source, context) = (&self.model.checkpoint, self.context);
+        let candidates = Candidates::encode(
+            source,
+            &self.columns,
+            &self.options.method,
+            self.vector_type,
+            &self.calibration,
+            Kept { folder: &self.work.join("candidates"), key: &self.key },
+            context,
+        )?;
+        let mut perturber = self.perturber()?;
+        let factors = probe(&mut perturber, &candidates, middle(&self.columns), context)?;
+        let losses =
+            |role: Role| (role, candidates.errors(role).iter().map(|e| e * factors.get(&role).unwrap_or(&0.0)).collect());
+        let known = Known { losses: candidates.roles().into_iter().map(losses).collect(), whole: BTreeMap::new() };
+        self.keep(&known)?;
+        std::fs::remove_dir_all(&self.work).map_err(|e| Error::write(&self.work, e))?;
+        Ok(known)
+    }
+
+    fn keep(&self, known: &Known) -> Result<()> {
+        let json = serde_json::to_vec(known).map_err(|e| Error::failed(e.to_string()))?;
+        write_file(&self.store, &json)
+    }
+
+    fn perturber(&self) -> Result<Perturber<'a>> {
+        let watch = watch(self.context, "held-out text");
+        Perturber::new(&self.model.checkpoint, self.held_out.clone(), &self.work, &self.context.device, &watch)
+    }
+
+    /// Bytes of a tensor in a column, as the container stores it.
+    fn bytes(&self, role: Role, column: usize, spec: &ModelSpec) -> Result<u64> {
+        let codec = self.columns[column].plan.codec(role).expect("plans have every tensor");
+        let row = spec.shape(role.part).last().copied().unwrap_or(1);
+        Ok((codec.row_bytes(row)? * (spec.numel(role.part) / row.max(1))) as u64)
+    }
+
+    /// Bytes of the tensors that have no choice.
+    fn fixed_bytes(&self, known: &Known, spec: &ModelSpec) -> u64 {
+        let chosen = |e: &PlanEntry| known.losses.iter().any(|(role, _)| *role == e.role);
+        let entries = self.typical.entries.iter().filter(|e| !chosen(e)).cloned().collect();
+        Plan { entries, ..self.typical }.bytes(spec)
+    }
+
+    /// What there is to choose, and for which tensors: one alone, or all that servers fuse.
+    fn items(&self, known: &Known, spec: &ModelSpec) -> Result<(Vec<Vec<Choice>>, Vec<Vec<Role>>)> {
+        let mut groups: Vec<Vec<Role>> = Vec::new();
+        for (role, _) in &known.losses {
+            let fused = |g: &&mut Vec<Role>| self.auto.home.fuses() && role.site().is_some() && g[0].site() == role.site();
+            match groups.iter_mut().find(fused) {
+                Some(group) => group.push(*role),
+                None => groups.push(vec![*role]),
+            }
+        }
+        let losses: BTreeMap<Role, &Vec<f64>> = known.losses.iter().map(|(role, losses)| (*role, losses)).collect();
+        let choice = |roles: &[Role], column: usize| -> Result<Choice> {
+            let bytes = roles.iter().map(|r| self.bytes(*r, column, spec)).sum::<Result<u64>>()?;
+            Ok(Choice { weight: bytes as f64, cost: roles.iter().map(|r| losses[r][column]).sum() })
+        };
+        let item = |roles: &Vec<Role>| (0..self.columns.len()).map(|c| choice(roles, c)).collect::<Result<Vec<_>>>();
+        Ok((groups.iter().map(item).collect::<Result<_>>()?, groups))
+    }
+
+    /// The smallest plan whose predicted divergence is at most `kld`.
+    fn within(&self, kld: f64, items: &[Vec<Choice>], known: &mut Known) -> Result<Vec<usize>> {
+        let turned: Vec<Vec<Choice>> =
+            items.iter().map(|i| i.iter().map(|c| Choice { weight: c.cost, cost: c.weight }).collect()).collect();
+        let mut sum = kld;
+        let mut found = None;
+        // The correction depends on the sum, slowly: a few rounds settle it.
+        for _ in 0..4 {
+            sum = kld / self.correction(sum, known)?;
+            found = allocate(&turned, sum);
+        }
+        found.ok_or_else(|| {
+            let least: f64 = items.iter().map(|i| i.iter().map(|c| c.cost).fold(f64::INFINITY, f64::min)).sum();
+            Error::usage(format!("no plan is predicted to lose less than {least:.2e} nats per token"))
+                .hint("allow more divergence, or choose a container with wider formats")
+        })
+    }
+
+    /// What whole plans lose, divided by the sum over their tensors: interpolated between the two plans of one format whose sums
+    /// are next to this one.
+    fn correction(&self, sum: f64, known: &mut Known) -> Result<f64> {
+        let sums: Vec<f64> = (0..self.columns.len()).map(|c| known.losses.iter().map(|(_, l)| l[c]).sum()).collect();
+        let next = |above: bool| {
+            let there = (0..sums.len()).filter(|c| sums[*c] > 0.0 && (sums[*c] >= sum) == above);
+            there.min_by(|a, b| (sums[*a] / sum).ln().abs().total_cmp(&(sums[*b] / sum).ln().abs()))
+        };
+        let mut points = Vec::new();
+        for column in [next(true), next(false)].into_iter().flatten() {
+            if !known.whole.contains_key(&column) {
+                let measured = self.measure_whole(column)?;
+                known.whole.insert(column, measured);
+                self.keep(known)?;
+            }
+            points.push((sums[column].ln(), (known.whole[&column] / sums[column]).ln()));
+        }
+        Ok(match points[..] {
+            [(x0, y0), (x1, y1)] if x0 != x1 => (y0 + (y1 - y0) * (sum.ln() - x0) / (x1 - x0)).exp(),
+            [(_, y), ..] => y.exp(),
+            [] => 1.0,
+        })
+    }
+
+    /// The divergence of a plan of one format, made by the whole method.
+    fn measure_whole(&self, column: usize) -> Result<f64> {
+        let column = &self.columns[column];
+        let spool = Spool::open(&self.work.join(format!("whole-{}", column.codec)), &self.key)?;
+        let sequential = self.options.calibration.sequential(&self.options.method);
+        let encoder = Encoder {
+            source: &self.model.checkpoint,
+            plan: &column.plan,
+            method: &self.options.method,
+            vector_type: self.vector_type,
+            evidence: Evidence::Windows { windows: &self.calibration, sequential },
+            spool: &spool,
+            context: self.context,
+        };
+        encoder.run()?;
+        let perturber = self.perturber()?;
+        let name = column.codec.to_string();
+        let effect = perturber.compare(&Encoded(&encoder), &watch(self.context, &name))?;
+        let kld = mean(&perturber.by_domain(&effect).iter().map(|m| m.kld).collect::<Vec<_>>());
+        std::fs::remove_dir_all(&self.work).map_err(|e| Error::write(&self.work, e))?;
+        Ok(kld)
+    }
+}
+
+/// Windows for the solver, and full ones of the same text that are held out. A single window is both.
+fn split(set: WindowSet) -> Result<(Vec<Vec<u32>>, EvalWindows)> {
+    let full: Vec<usize> = (0..set.windows.len()).filter(|w| set.windows[*w].len() == set.ctx).collect();
+    if full.is_empty() {
+        let message = format!("`{}` has no window of {} tokens to hold out", set.data, set.ctx);
+        return Err(Error::usage(message).hint("give more calibration text, or a shorter --ctx"));
+    }
+    let step = HOLD_OUT.max(full.len().div_ceil(MAX_HELD_OUT));
+    let held: Vec<usize> = full.chunks(step).map(|chunk| chunk[chunk.len() / 2]).collect();
+    let rest: Vec<Vec<u32>> = (0..set.windows.len()).filter(|w| !held.contains(w)).map(|w| set.windows[w].clone()).collect();
+    let calibration = if rest.is_empty() { set.windows.clone() } else { rest };
+    let of = |w: &usize| set.windows[*w].clone();
+    let held_out = WindowSet {
+        windows: held.iter().map(of).collect(),
+        // Together they are what the plan is for: domains count by their share of the text.
+        domains: vec!["held out".into()],
+        domain_of: vec![0; held.len()],
+        ..set
+    };
+    Ok((calibration, EvalWindows { set: held_out, style: Style::Paper }))
+}
+
+/// A model whose tensors lie in an encoder's spool.
+struct Encoded<'a>(&'a Encoder<'a>);
+
+impl WeightSource for Encoded<'_> {
+    fn spec(&self) -> &ModelSpec {
+        self.0.source.spec()
+    }
+    fn codec(&self, role: Role) -> Result<Encoding> {
+        Ok(Encoding::Codec(self.0.encoded(role)?.codec))
+    }
+    fn read(&self, role: Role) -> Result<HostTensor> {
+        Ok(HostTensor { shape: self.spec().shape(role.part), data: self.0.encoded(role)?.decode() })
+    }
+}
+
+/// An error if a matrix has no format of its own in a plan that was given.
+pub fn check_named(plan: &Plan, options: &PlanOptions) -> Result<()> {
+    let matrix = |e: &&PlanEntry| e.role.part.is_matrix() && e.codec.float().is_none();
+    match plan.entries.iter().filter(matrix).find(|e| !options.names(e.role)) {
+        Some(e) => Err(Error::usage("the plan names no format for this tensor").tensor(e.role.to_string())),
+        None => Ok(()),
+    }
+}
