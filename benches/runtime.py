@@ -49,15 +49,10 @@ def perplexity(args, model):
     return ours[1], run(theirs)[1]
 
 
-def bandwidth():
-    """Bytes per second at which one process reads memory by copying it."""
-    block = bytearray(256 << 20)
-    best = float("inf")
-    for _ in range(5):
-        start = time.monotonic()
-        bytes(block)
-        best = min(best, time.monotonic() - start)
-    return 2 * len(block) / best
+def bandwidth(threads):
+    """Bytes per second at which so many threads read memory."""
+    bench = ["cargo", "bench", "-q", "-p", "bitsmith-formats", "--bench", "encode", "--", "--reading", threads]
+    return json.loads(run(bench)[0])["bytes_per_second"]
 
 
 def main():
@@ -73,9 +68,10 @@ def main():
     parser.add_argument("--text", type=pathlib.Path, help="measure perplexity on this text too")
     parser.add_argument("--limit", type=int, default=4, help="windows of 512 tokens for perplexity")
     args = parser.parse_args()
-    print(f"copying memory: {bandwidth() / 1e9:.1f} GB/s, read and written\n")
-    print("| file | prompt, tokens/s | llama.cpp | ratio | text, tokens/s | llama.cpp | ratio | GB/s of weights |")
-    print("|---|---|---|---|---|---|---|---|")
+    reading = bandwidth(args.threads) / 1e9
+    print(f"{args.threads} threads read {reading:.1f} GB/s\n")
+    print("| file | prompt, tokens/s | llama.cpp | ratio | text, tokens/s | llama.cpp | ratio | GB/s of weights | of reading |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for model in args.models:
         rounds = [speeds(args, model) for _ in range(args.repeat)]
         prompt, text, their_prompt, their_text = (statistics.median(column) for column in zip(*rounds))
@@ -83,7 +79,7 @@ def main():
         read = text * model.stat().st_size / 1e9
         print(
             f"| {model.stem} | {prompt:.1f} | {their_prompt:.1f} | {ratios[0]:.2f} "
-            f"| {text:.2f} | {their_text:.2f} | {ratios[1]:.2f} | {read:.1f} |",
+            f"| {text:.2f} | {their_text:.2f} | {ratios[1]:.2f} | {read:.1f} | {100 * read / reading:.0f} % |",
             flush=True,
         )
     if args.text:

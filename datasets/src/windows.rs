@@ -183,11 +183,13 @@ pub fn evaluation_windows(
     }
     let bos = encoder.bos.filter(|_| style == Style::LlamaCpp);
     let mut set = WindowSet::new(corpus, ctx);
+    // How many windows each of several domains has decides which it gives; of a single one, no more is tokenised than is needed.
+    let needed = limit.filter(|_| corpus.domains.len() == 1).map(|windows| windows.saturating_mul(ctx));
     let mut texts = Vec::new();
     for d in &corpus.domains {
         // llama.cpp drops one newline at the end of the file.
         let text = if style == Style::LlamaCpp { d.text.strip_suffix('\n').unwrap_or(&d.text) } else { &d.text };
-        texts.push(bos.into_iter().chain((encoder.encode)(text)?).collect::<Vec<u32>>());
+        texts.push(bos.into_iter().chain(beginning(text, encoder, needed)?).collect::<Vec<u32>>());
     }
     let room: Vec<usize> = texts.iter().map(|t| t.len() / ctx).collect();
     let counts = if corpus.is_weighted() {
@@ -219,6 +221,31 @@ pub fn evaluation_windows(
         set.notes.push(format!("the text gives {} windows of {ctx} tokens, not {limit}", set.windows.len()));
     }
     Ok(EvalWindows { set, style })
+}
+
+/// The tokens of a text; if `needed` are enough, these or some more, the same as of the whole text.
+///
+/// They are those of a part of it that ends at the end of a line and makes [`MARGIN`] tokens more, which are dropped: how a tokenizer cuts depends on
+/// what stands near, so that only the last few can differ from those that the whole text has there.
+fn beginning(text: &str, encoder: &Encoder<'_>, needed: Option<usize>) -> Result<Vec<u32>> {
+    /// More than any word that a tokenizer takes at once has on its way into tokens.
+    const MARGIN: usize = 512;
+    /// Bytes per token at first: about what tokenizers take on ordinary text.
+    const BYTES_PER_TOKEN: usize = 6;
+    let enough = needed.map_or(usize::MAX, |n| n.saturating_add(MARGIN));
+    let mut bytes = enough.saturating_mul(BYTES_PER_TOKEN);
+    while bytes < text.len() {
+        let part = &text[..text.floor_char_boundary(bytes)];
+        if let Some(line) = part.rfind('\n') {
+            let mut tokens = (encoder.encode)(&part[..line])?;
+            if tokens.len() >= enough {
+                tokens.truncate(enough - MARGIN);
+                return Ok(tokens);
+            }
+        }
+        bytes = bytes.saturating_mul(2);
+    }
+    (encoder.encode)(text)
 }
 
 fn no_tokens(corpus: &Corpus) -> Error {
@@ -366,6 +393,33 @@ mod tests {
         assert_eq!(text(&w.set), ["abcd", "efgh"]);
         assert_eq!(w.scored(), 1..4);
         assert_eq!(Style::Paper.scored(2048), 1..2048);
+    }
+
+    #[test]
+    fn a_limit_spares_the_rest_of_the_text() {
+        let text: String = (0..20_000).map(|i| format!("line {i}{}\n", [" of a text", "\n\n  and more", ""][i % 3])).collect();
+        let without_lines = text.replace('\n', " ");
+        // A token per byte, or for up to 40 that are no spaces.
+        let words = |text: &str| {
+            let pieces = text.split_inclusive(' ').flat_map(|w| w.as_bytes().chunks(40));
+            Ok(pieces.map(|p| p.iter().fold(7u32, |h, b| h.wrapping_mul(31) + u32::from(*b))).collect())
+        };
+        let tokenizers: [&dyn Fn(&str) -> Result<Vec<u32>>; 2] = [&bytes, &words];
+        for (text, spared) in [(&text, true), (&without_lines, false)] {
+            let c = corpus(&[(text, None)]);
+            for tokenizer in tokenizers {
+                let longest = std::cell::Cell::new(0);
+                let encode = |t: &str| {
+                    longest.set(longest.get().max(t.len()));
+                    tokenizer(t)
+                };
+                let encoder = Encoder { encode: &encode, bos: Some(1) };
+                let cut = |limit| evaluation_windows(&c, &encoder, Style::LlamaCpp, Some(64), limit).unwrap().set.windows;
+                let some = cut(Some(10));
+                assert_eq!(longest.get() < text.len() / 2, spared, "{} of {}", longest.get(), text.len());
+                assert!(some.len() == 10 && some[..] == cut(None)[..10]);
+            }
+        }
     }
 
     #[test]

@@ -30,4 +30,5 @@ pub use hash::{sha256_bytes, sha256_file};
 pub use kernels::set_scalar;
 #[doc(hidden)]
 pub use kernels::{Vectors, vectors};
+pub use mmap::in_large_pages;
 pub use store::{Container, open_store};

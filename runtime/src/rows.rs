@@ -3,11 +3,13 @@
 use crate::arch::{Order, Place, Within};
 use crate::checkpoint::{Checkpoint, WeightSource};
 use crate::role::Role;
-use bitsmith_formats::{EncodedTensor, Encoding, Error, Result};
+use bitsmith_formats::{EncodedTensor, Encoding, Error, Result, in_large_pages};
+use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
-/// Weights that are decoded at a time to look for NaN.
-const CHECKED: usize = 1 << 22;
+/// Weights that a thread decodes at a time to look for NaN.
+const CHECKED: usize = 1 << 20;
 
 impl Checkpoint {
     /// Rows of this tensor that the container may have rearranged among themselves: reading takes them together.
@@ -62,7 +64,14 @@ impl Checkpoint {
             if in_a_row || matches!(place.order, Order::Transposed | Order::Plus(_)) {
                 return Err(at(Error::unsupported("this tensor's values do not stand in blocks of rows")));
             }
-            let read = |r: Range<usize>| Ok(self.store().row_bytes(name, r).map_err(at)?.into_owned());
+            let read = |r: Range<usize>| match self.store().row_bytes(name, r).map_err(at)? {
+                Cow::Owned(bytes) => Ok(bytes),
+                Cow::Borrowed(bytes) => {
+                    let mut copy = in_large_pages(Vec::with_capacity(bytes.len()));
+                    copy.extend_from_slice(bytes);
+                    Ok(copy)
+                }
+            };
             let bytes = in_order(place, rows, read)?;
             match &mut found {
                 None => found = Some(EncodedTensor { shape: vec![n, info.row_len()], codec, bytes, scale: info.scale }),
@@ -92,9 +101,14 @@ impl Checkpoint {
         let row_len = shape.last().copied().unwrap_or(1).max(1);
         let rows = shape.iter().product::<usize>() / row_len;
         let per_part = (CHECKED / row_len).max(1).next_multiple_of(self.row_align(role));
-        let mut values = Vec::new();
-        for first in (0..rows).step_by(per_part) {
-            self.read_rows_into(role, first..rows.min(first + per_part), &mut values)?;
+        let check = |values: &mut Vec<f32>, part: usize| {
+            let first = part * per_part;
+            self.read_rows_into(role, first..rows.min(first + per_part), values).err()
+        };
+        // Of several damaged values the first is reported, whichever thread was faster.
+        let parts = (0..rows.div_ceil(per_part)).into_par_iter();
+        if let Some(error) = parts.map_init(Vec::new, check).find_map_first(|damage| damage) {
+            return Err(error);
         }
         Ok(EncodedTensor { shape, ..self.read_blocks(role, 0..rows)? })
     }
@@ -131,8 +145,10 @@ fn in_order<T: Copy + Default>(
             let whole = rows.start / chunk.len() * chunk.len()..rows.end.next_multiple_of(chunk.len());
             let values = read(whole.clone())?;
             let row = values.len() / whole.len().max(1);
-            let values = place.order.undo(values, row);
-            Ok(values[(rows.start - whole.start) * row..(rows.end - whole.start) * row].to_vec())
+            let mut values = place.order.undo(values, row);
+            values.truncate((rows.end - whole.start) * row);
+            values.drain(..(rows.start - whole.start) * row);
+            Ok(values)
         }
         Order::Transposed => {
             let [n_out, n_in] = place.shape[..] else { return Err(Error::failed("only matrices can be transposed")) };

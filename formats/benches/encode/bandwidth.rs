@@ -1,11 +1,13 @@
 //! What share of the memory's speed encoders reach.
 //!
-//! There are two limits: the bytes that one thread reads and writes in a second of CPU time when it copies a buffer much larger than
-//! the caches, half of them written, and those that it reads when it adds up the numbers there. An encoder reads four bytes per weight
-//! and writes its blocks, a quarter of that or less, so that the second is nearer to its own.
+//! An encoder reads four bytes per weight and writes its blocks, a quarter of that or less. Its limit is what one thread needs in CPU
+//! time to add up the same weights and to fill as many bytes, as often alternating; what it needs to copy a buffer much larger than the caches, half
+//! of whose bytes are written, and to read it, is told besides.
 
 use crate::cpu_seconds;
-use bitsmith_formats::{CodecId, Result, encode_rows};
+use bitsmith_formats::{CodecId, Error, Result, encode_rows, in_large_pages};
+use std::hint::black_box;
+use std::time::Instant;
 
 /// Weights: 256 MiB of f32, so that no cache holds a part that matters.
 const WEIGHTS: usize = 1 << 26;
@@ -26,15 +28,15 @@ pub fn run(types: &[CodecId]) -> Result<()> {
     let weights: Vec<f32> = (0..WEIGHTS).map(|_| 0.02 * (uniform() + uniform() + uniform() + uniform())).collect();
     let mut copied = vec![1f32; WEIGHTS];
     let bytes = 4.0 * WEIGHTS as f64;
-    let copy = 2.0 * bytes / fastest(|| std::hint::black_box(&mut copied).copy_from_slice(&weights));
+    let copy = 2.0 * bytes / fastest(|| black_box(&mut copied).copy_from_slice(&weights));
     let read = bytes
         / fastest(|| {
-            std::hint::black_box(sum(&weights));
+            black_box(sum(&weights));
         });
     drop(copied);
     println!("one thread copies {:.1} GB/s (read and written) and reads {:.1} GB/s", copy / 1e9, read / 1e9);
-    println!("| type | ns/weight | GB/s | share of a copy | share of reading |");
-    println!("|---|---|---|---|---|");
+    println!("| type | ns/weight | GB/s | share of a copy | share of reading | share of reading and writing as much |");
+    println!("|---|---|---|---|---|---|");
     for &id in types {
         let row_bytes = id.row_bytes(ROW_LEN)?;
         let mut out = vec![0xaau8; WEIGHTS / ROW_LEN * row_bytes];
@@ -43,15 +45,48 @@ pub fn run(types: &[CodecId]) -> Result<()> {
                 encode_rows(id, rows, ROW_LEN, None, out);
             }
         });
+        let limit = fastest(|| {
+            for (rows, out) in weights.chunks(ROWS * ROW_LEN).zip(out.chunks_mut(ROWS * row_bytes)) {
+                black_box(sum(rows));
+                black_box(out).fill(1);
+            }
+        });
         let rate = (bytes + out.len() as f64) / seconds;
         println!(
-            "| {id} | {:.2} | {:.1} | {:.0} % | {:.0} % |",
+            "| {id} | {:.2} | {:.1} | {:.0} % | {:.0} % | {:.0} % |",
             seconds * 1e9 / WEIGHTS as f64,
             rate / 1e9,
             100.0 * rate / copy,
-            100.0 * rate / read
+            100.0 * rate / read,
+            100.0 * limit / seconds
         );
     }
+    Ok(())
+}
+
+/// Prints the bytes that so many threads read together in a second of wall time, each its own part of 1 GiB in large pages: what text generation
+/// is held against.
+pub fn reading(threads: usize) -> Result<()> {
+    let part = (1 << 28) / threads.max(1);
+    if part == 0 {
+        return Err(Error::usage(format!("{threads} threads leave nothing to each")));
+    }
+    let mut numbers: Vec<f32> = in_large_pages(Vec::with_capacity(1 << 28));
+    numbers.resize(1 << 28, 1.0);
+    let mut best = f64::INFINITY;
+    for _ in 0..2 * REPEAT {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in numbers.chunks_exact(part) {
+                scope.spawn(|| {
+                    black_box(sum(part));
+                });
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let bytes = (numbers.len() / part * part * size_of::<f32>()) as f64;
+    println!("{}", serde_json::json!({"threads": threads, "bytes_per_second": bytes / best}));
     Ok(())
 }
 

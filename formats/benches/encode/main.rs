@@ -5,6 +5,7 @@
 //! encode --types
 //! encode WEIGHTS.f32 ROW_LEN [--importance FILE.f32] [--repeat N] [--out FOLDER] TYPE...
 //! encode --bandwidth TYPE...
+//! encode --reading THREADS
 //! encode --twins BLOCKS TYPE...
 //! ```
 //!
@@ -12,7 +13,7 @@
 //! repetition, for encoding (`encode_s`) and for decoding what was encoded (`decode_s`). With `--out`, FOLDER/TYPE.bin receives
 //! the bytes and FOLDER/TYPE.f32 the decoded values. Files are little-endian f32.
 //!
-//! `--bandwidth` measures what share of the memory's speed the encoders reach, `--twins` compares them with their scalar twins
+//! `--bandwidth` measures what share of the memory's speed the encoders reach, `--reading` at what speed threads read memory, `--twins` compares them with their scalar twins
 //! (build with `--features twins`).
 #![allow(clippy::print_stdout)]
 
@@ -39,7 +40,7 @@ fn main() -> Result<()> {
     match args.first().map(String::as_str) {
         None => {
             println!("usage: encode --types | WEIGHTS.f32 ROW_LEN [--importance FILE] [--repeat N] [--out FOLDER] TYPE...");
-            println!("       encode --bandwidth TYPE... | --twins BLOCKS TYPE...");
+            println!("       encode --bandwidth TYPE... | --reading THREADS | --twins BLOCKS TYPE...");
             Ok(())
         }
         Some("--types") => {
@@ -47,6 +48,10 @@ fn main() -> Result<()> {
             Ok(())
         }
         Some("--bandwidth") => bandwidth::run(&types(&args[1..])?),
+        Some("--reading") => {
+            let count = args.get(1).ok_or_else(|| Error::usage("THREADS is missing"))?;
+            bandwidth::reading(count.parse().map_err(|_| Error::usage(format!("not a number of threads: {count}")))?)
+        }
         #[cfg(feature = "twins")]
         Some("--twins") => {
             let count = args.get(1).ok_or_else(|| Error::usage("BLOCKS is missing"))?;

@@ -3,7 +3,7 @@
 use super::Architecture;
 use crate::role::{Part, Role};
 use crate::spec::{Experts, ModelSpec};
-use bitsmith_formats::{Error, Result};
+use bitsmith_formats::{Error, Result, in_large_pages};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Order {
     /// The part's values from those of the container. `of` are the values of one row (of a vector, 1).
     pub(crate) fn undo<T: Copy + Default>(&self, data: Vec<T>, of: usize) -> Vec<T> {
         let Order::Rows(chunk) = self else { return data };
-        let mut out = vec![T::default(); data.len()];
+        let mut out = in_large_pages(vec![T::default(); data.len()]);
         for (out, data) in out.chunks_mut(chunk.len() * of).zip(data.chunks(chunk.len() * of)) {
             for (row, at) in data.chunks_exact(of).zip(chunk.iter()) {
                 out[at * of..(at + 1) * of].copy_from_slice(row);

@@ -29,16 +29,21 @@ impl Processor {
     }
 }
 
-/// Asks for what stands some way behind these bytes to be fetched into the cache: rows of weights follow each other, and hardware stops
-/// fetching ahead at every page.
+/// Asks for what stands some way behind these bytes to be fetched into the caches, a line for each 64 of them: rows of weights follow each
+/// other, and hardware stops fetching ahead at every page. What is near comes into the first level; what is far into the second, which
+/// can wait for several times as many lines at once.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn fetch_behind(bytes: &[u8]) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    /// How far: what a core computes while memory answers.
-    const AHEAD: usize = 2048;
+    use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+    const NEAR: usize = 1024;
+    const FAR: usize = 6144;
     for line in (0..bytes.len()).step_by(64) {
+        let at = |ahead: usize| bytes.as_ptr().wrapping_add(ahead + line).cast();
         // SAFETY: fetching reads nothing, so that an address after the weights' end does no harm.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD + line).cast()) };
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(at(NEAR));
+            _mm_prefetch::<_MM_HINT_T1>(at(FAR));
+        }
     }
 }

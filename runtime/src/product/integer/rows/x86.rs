@@ -95,7 +95,6 @@ macro_rules! loops {
             let n = 2 * pairs.len() + last.len();
             let x = x.map(|x| (&x.codes.as_chunks::<32>().0[..n], &x.scales[..n], &x.starts[..n]));
             let one = |sums: &mut [__m256; N], b: &[u8; BYTES], i: usize| {
-                fetch_behind(b);
                 let (step, codes) = decode(b);
                 for (sum, (x, scales, starts)) in sums.iter_mut().zip(x) {
                     let start = _mm256_zextsi128_si256(_mm_cvtsi32_si128(starts[i]));
@@ -104,6 +103,8 @@ macro_rules! loops {
                 }
             };
             for (i, [b0, b1]) in pairs.iter().enumerate() {
+                // One line for both, which are hardly longer.
+                fetch_behind(b0);
                 one(&mut sums[0], b0, 2 * i);
                 one(&mut sums[1], b1, 2 * i + 1);
             }
@@ -121,7 +122,6 @@ macro_rules! loops {
             let n = 2 * pairs.len() + last.len();
             let x = x.map(|x| (&x.codes.as_chunks::<32>().0[..n], &x.scales[..n]));
             let one = |sums: &mut [__m256; N], b: &[u8; 34], i: usize| {
-                fetch_behind(b);
                 // SAFETY: 32 bytes of the block, from the third.
                 let codes = unsafe { _mm256_loadu_si256(b[2..].as_ptr().cast()) };
                 let (magnitudes, step) = (_mm256_abs_epi8(codes), half([b[0], b[1]]));
@@ -131,6 +131,8 @@ macro_rules! loops {
                 }
             };
             for (i, [b0, b1]) in pairs.iter().enumerate() {
+                // One line for both, which are hardly longer.
+                fetch_behind(b0);
                 one(&mut sums[0], b0, 2 * i);
                 one(&mut sums[1], b1, 2 * i + 1);
             }
