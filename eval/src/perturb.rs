@@ -18,9 +18,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Hidden states of changes that go through the layers together, in bytes; one change goes alone if it takes more.
-const TOGETHER: u64 = 256 << 20;
+pub const TOGETHER: u64 = 256 << 20;
 /// The model's own hidden states in memory, in bytes; beyond that they go to the disk.
-const IN_MEMORY: u64 = 1 << 30;
+pub const IN_MEMORY: u64 = 1 << 30;
 
 /// Tensors that are replaced together.
 pub struct Change<'a> {

@@ -1,6 +1,7 @@
 //! What a job will cost, from headers alone: `--dry-run`, and the check against `--max-ram` before work starts.
 
 use bitsmith_datasets::EvalWindows;
+use bitsmith_eval::perturb::{IN_MEMORY, TOGETHER};
 use bitsmith_eval::working_bytes;
 use bitsmith_formats::{Error, Result};
 use bitsmith_quantize::{Method, Plan, PlanEntry};
@@ -150,6 +151,21 @@ impl Cost {
             ram_bytes: windows.iter().map(|w| working_bytes(spec, w)).max().unwrap_or(0) + OVERHEAD,
             disk_bytes: 0,
             seconds: flops / (FLOPS_PER_CORE * threads.max(1) as f64),
+        }
+    }
+
+    /// Measuring `changes` changes of a model, each in a layer of its own, on these windows, with candidates of `bytes` on the disk.
+    pub fn of_changes(spec: &ModelSpec, eval: &EvalWindows, changes: usize, bytes: u64, threads: usize) -> Cost {
+        let tokens = changes * eval.set.n_tokens();
+        // A change in the middle re-runs half of the layers, and all of them the output matrix.
+        let weights = (spec.n_weights() + spec.numel(spec.head_part())) as f64 / 2.0;
+        let states = 4 * (eval.set.n_tokens() * spec.hidden_size * (spec.n_layers + 1)) as u64;
+        let in_memory = states <= IN_MEMORY;
+        Cost {
+            tokens,
+            ram_bytes: working_bytes(spec, eval) + TOGETHER + if in_memory { states } else { 0 } + OVERHEAD,
+            disk_bytes: bytes + if in_memory { 0 } else { states },
+            seconds: 2.0 * weights * tokens as f64 / (FLOPS_PER_CORE * threads.max(1) as f64),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::calibration::CalibrationOptions;
 use crate::candidates::{Candidates, Column, Kept};
 use crate::carry;
 use crate::context::Context;
+use crate::estimate::Cost;
 use crate::evaluate::{EvalOptions, watch};
 use crate::manifest::hash_inputs;
 use crate::opened::Opened;
@@ -80,10 +81,23 @@ pub fn columns(model: &Opened, targets: &[Target]) -> Result<Vec<Column>> {
     Ok(columns)
 }
 
+/// What [`map`] will cost.
+pub fn cost(model: &Opened, options: &MapOptions, context: &Context) -> Result<Cost> {
+    let columns = columns(model, &options.targets)?;
+    let eval = options.eval.windows(&options.data, model, &model.text_tokenizer()?)?;
+    let spec = model.checkpoint.spec().without_mtp();
+    let matrices = spec.roles().into_iter().filter(|r| r.part.is_matrix()).count();
+    // Estimates take the probes, one for each tensor or fewer, on an eighth of the text, and each format as a whole.
+    let changes = if options.quick { matrices / 8 + columns.len() } else { matrices * columns.len() };
+    let bytes = columns.iter().map(|c| c.plan.bytes(&spec)).sum();
+    Ok(Cost::of_changes(&spec, &eval, changes, bytes, context.threads))
+}
+
 /// Makes the map and writes it.
 pub fn map(model: &Opened, options: &MapOptions, context: &Context) -> Result<QualityMap> {
     let source = &model.checkpoint;
     source.spec().require_head()?;
+    cost(model, options, context)?.check_ram("the map", context.max_ram)?;
     let dense = carry::dense_type(source)?;
     let columns = columns(model, &options.targets)?;
     let windows = options.calibration.windows(model)?;

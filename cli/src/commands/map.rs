@@ -1,13 +1,13 @@
 //! `bitsmith map`.
 
-use super::job::positive;
+use super::job::{costs, positive};
 use crate::app::App;
 use crate::output::{human_bytes, table};
 use bitsmith_eval::{MapEntry, QualityMap};
 use bitsmith_formats::Result;
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::evaluate::EvalOptions;
-use bitsmith_pipeline::map::{DEFAULT_WINDOWS, MapOptions, map};
+use bitsmith_pipeline::map::{DEFAULT_WINDOWS, MapOptions, cost, map};
 use bitsmith_pipeline::{Opened, Target};
 use clap::Args;
 use std::path::PathBuf;
@@ -60,6 +60,9 @@ pub struct Arguments {
     /// Tokens per window of calibration text
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CTX, help_heading = "Calibration")]
     pub ctx: usize,
+    /// Only say what it would cost in time, memory and disk
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Makes the map.
@@ -83,6 +86,9 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         out: args.out.clone(),
     };
     let model = Opened::find(&args.model, &app.context)?;
+    if args.dry_run {
+        return costs(&cost(&model, &options, &app.context)?, app);
+    }
     let made = map(&model, &options, &app.context)?;
     app.output.result(&made, |made| text(made, args))
 }
