@@ -12,6 +12,8 @@ const MIN_TILE: usize = 32;
 const MAX_TILE: usize = 256;
 /// Channels whose sums one thread takes.
 const CHANNELS: usize = 64;
+/// Most values that the Gram matrices of a site's stacked matrices may have together; beyond that, all share the site's.
+const MAX_OWN: usize = 1 << 28;
 
 /// Sums over the tokens seen at one site. All linear layers that read the site share them.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +31,9 @@ pub struct SiteStats {
     /// Where stacked matrices read the site, what each of them saw: experts see the tokens that are routed to them, heads their own
     /// part of a query.
     pub matrices: Vec<MatrixStats>,
+    /// Σ x xᵀ over what each stacked matrix saw, `(in, in)`, lower triangle and diagonal valid; empty where it was not asked for, would be
+    /// too large, or comes from a file, which does not hold it.
+    pub own_grams: Vec<Array2<f32>>,
 }
 
 /// Sums over the inputs that one of several stacked matrices saw.
@@ -50,6 +55,7 @@ impl SiteStats {
             sum_abs: vec![0.0; width],
             max_abs: vec![0.0; width],
             matrices: Vec::new(),
+            own_grams: Vec::new(),
         }
     }
 
@@ -61,6 +67,11 @@ impl SiteStats {
         matrix.sum_sq.resize(x.ncols(), 0.0);
         for row in x.rows() {
             matrix.sum_sq.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+        }
+        let n = x.ncols();
+        if self.gram.is_some() && count * n * n <= MAX_OWN {
+            self.own_grams.resize(count, Array2::zeros((n, n)));
+            add_gram(&mut self.own_grams[index], x);
         }
     }
 
@@ -100,15 +111,7 @@ impl SiteStats {
             }
         });
         let Some(gram) = &mut self.gram else { return };
-        let n = gram.ncols();
-        let tile = (n / 8).clamp(MIN_TILE, MAX_TILE);
-        gram.axis_chunks_iter_mut(ndarray::Axis(0), tile).into_par_iter().enumerate().for_each(|(i, mut rows)| {
-            let lo = i * tile;
-            let hi = (lo + tile).min(n);
-            // Up to and including the diagonal tile.
-            let mut dst = rows.slice_mut(s![.., ..hi]);
-            general_mat_mul(1.0, &x.slice(s![.., lo..hi]).t(), &x.slice(s![.., ..hi]), 1.0, &mut dst);
-        });
+        add_gram(gram, x);
     }
 
     /// What the statistics would be if each channel of the input were divided by its scale.
@@ -121,7 +124,7 @@ impl SiteStats {
         for matrix in &mut self.matrices {
             matrix.sum_sq.iter_mut().zip(scales).for_each(|(sum, s)| *sum /= f64::from(*s) * f64::from(*s));
         }
-        if let Some(gram) = &mut self.gram {
+        for gram in self.gram.iter_mut().chain(&mut self.own_grams) {
             for ((i, j), v) in gram.indexed_iter_mut() {
                 *v /= scales[i] * scales[j];
             }
@@ -142,19 +145,52 @@ impl SiteStats {
 
     /// H = E(x xᵀ), `(in, in)`, symmetric; `None` if only the diagonal was gathered.
     pub fn hessian(&self) -> Option<Array2<f32>> {
-        let gram = self.gram.as_ref()?;
-        let scale = 1.0 / self.tokens.max(1) as f32;
-        let n = gram.ncols();
-        let mut h = Array2::zeros((n, n));
-        for i in 0..n {
-            for j in 0..=i {
-                let v = gram[[i, j]] * scale;
-                h[[i, j]] = v;
-                h[[j, i]] = v;
-            }
-        }
+        Some(mean_gram(self.gram.as_ref()?, self.tokens))
+    }
+
+    /// H of stacked matrix `index`, drawn towards that of all together as if it had seen as many more tokens as it has channels:
+    /// `(n Hᵢ + k H) / (n + k)`. What saw too little to tell is so treated like the others. `None` if it was not gathered.
+    pub fn hessian_of(&self, index: usize) -> Option<Array2<f32>> {
+        let own = self.own_grams.get(index)?;
+        let tokens = self.matrices[index].tokens;
+        let (n, k) = (tokens as f32, self.width() as f32);
+        let mut h = self.hessian()? * (k / (n + k));
+        h.scaled_add(n / (n + k), &mean_gram(own, tokens));
         Some(h)
     }
+
+    /// The stacked matrices that saw something, but fewer inputs than they have channels.
+    pub fn seldom(&self) -> Vec<usize> {
+        (0..self.matrices.len()).filter(|&i| (1..self.width() as u64).contains(&self.matrices[i].tokens)).collect()
+    }
+}
+
+/// `gram += xᵀ x`, lower triangle. Every tile is one sequential product.
+fn add_gram(gram: &mut Array2<f32>, x: ArrayView2<'_, f32>) {
+    let n = gram.ncols();
+    let tile = (n / 8).clamp(MIN_TILE, MAX_TILE);
+    gram.axis_chunks_iter_mut(ndarray::Axis(0), tile).into_par_iter().enumerate().for_each(|(i, mut rows)| {
+        let lo = i * tile;
+        let hi = (lo + tile).min(n);
+        // Up to and including the diagonal tile.
+        let mut dst = rows.slice_mut(s![.., ..hi]);
+        general_mat_mul(1.0, &x.slice(s![.., lo..hi]).t(), &x.slice(s![.., ..hi]), 1.0, &mut dst);
+    });
+}
+
+/// A Gram matrix whose lower triangle is valid, symmetric and divided by the tokens in it.
+fn mean_gram(gram: &Array2<f32>, tokens: u64) -> Array2<f32> {
+    let scale = 1.0 / tokens.max(1) as f32;
+    let n = gram.ncols();
+    let mut h = Array2::zeros((n, n));
+    for i in 0..n {
+        for j in 0..=i {
+            let v = gram[[i, j]] * scale;
+            h[[i, j]] = v;
+            h[[j, i]] = v;
+        }
+    }
+    h
 }
 
 /// Where statistics came from.
@@ -220,8 +256,29 @@ mod tests {
             assert!((got - want).abs() < 1e-5, "{got} {want}");
         }
         assert_eq!((s.unseen(), all.len()), (vec![1], 12));
+        assert!(s.hessian_of(0).is_none(), "not asked for");
         s.rescale(&[2.0; 4]);
         assert!((s.importance_of(3)[11] - mean(0..5, 3) / 4.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn what_saw_little_is_drawn_towards_the_rest() {
+        let x = sample(40, 4);
+        let mut s = SiteStats::new(4, true);
+        s.add(x.view());
+        s.add_matrix(0, 3, x.slice(s![..2, ..]));
+        s.add_matrix(2, 3, x.slice(s![2.., ..]));
+        let pooled = s.hessian().unwrap();
+        let rows = |range: std::ops::Range<usize>| x.slice(s![range, ..]).to_owned();
+        let (few, most) = (rows(0..2), rows(2..40));
+        // Four channels count as four tokens: (2 H + 4 P) / 6 and (38 H + 4 P) / 42.
+        for (index, own, n) in [(0, few, 2.0f32), (2, most, 38.0)] {
+            let want = (own.t().dot(&own) + &pooled * 4.0) / (n + 4.0);
+            let got = s.hessian_of(index).unwrap();
+            assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-4), "{index}");
+        }
+        assert_eq!(s.hessian_of(1).unwrap(), pooled, "unseen");
+        assert_eq!((s.unseen(), s.seldom()), (vec![1], vec![0]));
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn read_site(input: &mut impl Read, h: &SiteHeader) -> std::io::Result<SiteStats
         let sum_sq = if tokens > 0 { read_f64s(input, h.width)? } else { Vec::new() };
         matrices.push(MatrixStats { tokens, sum_sq });
     }
-    Ok(SiteStats { tokens: h.tokens, gram, sum_sq, sum_abs, max_abs, matrices })
+    Ok(SiteStats { tokens: h.tokens, gram, sum_sq, sum_abs, max_abs, matrices, own_grams: Vec::new() })
 }
 
 fn read_f64s(input: &mut impl Read, n: usize) -> std::io::Result<Vec<f64>> {

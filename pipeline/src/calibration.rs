@@ -97,9 +97,9 @@ impl CalibrationOptions {
         Ok((Loaded::Windows(windows), Some(recipe)))
     }
 
-    /// Sequential mode is for solvers that compensate errors; importance is that of the dense model, as llama.cpp's imatrix is.
+    /// Sequential mode is for methods that compensate errors; importance is that of the dense model, as llama.cpp's imatrix is.
     pub fn sequential(&self, method: &Method) -> bool {
-        !self.independent && method.solver.needs_hessian()
+        !self.independent && (method.solver.needs_hessian() || method.asymmetric())
     }
 
     /// The token windows, from the data named or the built-in text.

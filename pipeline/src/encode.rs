@@ -1,5 +1,6 @@
 //! From dense weights to encoded tensors: the layer loop that calibrates, transforms and solves, one decoder layer at a time.
 
+use crate::asymmetric::Pair;
 use crate::context::Context;
 use crate::spool::Spool;
 use crate::stream::{Scales, check_range, shared_scales};
@@ -52,7 +53,10 @@ pub struct Encoder<'a> {
     pub context: &'a Context,
 }
 
-type SiteMap = BTreeMap<Input, SiteStats>;
+/// The curvature of each matrix of a stack, where it has one of its own.
+type Own<'a> = dyn Fn(usize) -> Option<Hessian> + 'a;
+/// Statistics of one layer's inputs.
+pub(crate) type SiteMap = BTreeMap<Input, SiteStats>;
 
 impl Encoder<'_> {
     /// Encodes every tensor of the plan into the spool; those already there are kept. Returns the notes of transforms and
@@ -66,8 +70,18 @@ impl Encoder<'_> {
             self.encode_embedding(&mut notes)?;
         }
         match &self.evidence {
-            Evidence::Windows { windows, sequential } => self.run_windows(windows, *sequential, &mut notes)?,
-            _ => self.run_given(&mut notes)?,
+            Evidence::Windows { windows, sequential: true } if self.method.asymmetric() => {
+                self.run_asymmetric(windows, &mut notes)?;
+            }
+            evidence => {
+                if self.method.asymmetric() {
+                    notes.push("qep is left out: it needs the text itself, and layers that follow one another".into());
+                }
+                match evidence {
+                    Evidence::Windows { windows, sequential } => self.run_windows(windows, *sequential, &mut notes)?,
+                    _ => self.run_given(&mut notes)?,
+                }
+            }
         }
         self.encode_extra(&mut notes)?;
         progress.finish();
@@ -154,7 +168,7 @@ impl Encoder<'_> {
     }
 
     /// Everything outside the layers but an embedding that is only a table.
-    fn head_roles(&self) -> Vec<Role> {
+    pub(crate) fn head_roles(&self) -> Vec<Role> {
         let spec = self.source.spec();
         let table = |r: &Role| r.part == Part::TokenEmbd && !spec.tied;
         spec.roles().into_iter().filter(|r| r.layer.is_none() && !table(r)).collect()
@@ -179,7 +193,7 @@ impl Encoder<'_> {
             for role in roles.filter(|r| !self.spool.has(*r)) {
                 let dense = self.read_group(&[role])?;
                 let scale = self.scales(Some(layer), &dense).get(&role).copied().unwrap_or(1.0);
-                let tensor = self.solve(role, &dense[&role.part], scale, None, None, notes)?;
+                let tensor = self.solve(role, &dense[&role.part], scale, None, None, &|_| None, notes)?;
                 self.spool.put(role, &tensor)?;
             }
         }
@@ -197,7 +211,7 @@ impl Encoder<'_> {
             true => Some(Hessian::new(self.embedding_curvature()?)),
             false => None,
         };
-        let tensor = self.solve(role, &dense[&Part::TokenEmbd], 1.0, None, hessian.as_ref(), notes)?;
+        let tensor = self.solve(role, &dense[&Part::TokenEmbd], 1.0, None, hessian.as_ref(), &|_| None, notes)?;
         self.spool.put(role, &tensor)
     }
 
@@ -253,13 +267,33 @@ impl Encoder<'_> {
         mut stats: SiteMap,
         notes: &mut Vec<String>,
     ) -> Result<()> {
+        self.transform(layer, &mut dense, &mut stats, notes)?;
+        let scales = self.scales(layer, &dense);
+        let mut read = BTreeSet::new();
+        for &input in Input::ALL {
+            // The factor is as large as the Gram matrix: one site at a time.
+            let site = stats.remove(&input);
+            self.encode_site(Site { layer, input }, &dense, &scales, site.as_ref(), None, notes)?;
+            read.extend(self.readers(input, &dense));
+        }
+        self.encode_unobserved(layer, &dense, &scales, &|part| read.contains(&part), notes)
+    }
+
+    /// Applies the transforms to a group of tensors and the statistics of their inputs.
+    pub(crate) fn transform(
+        &self,
+        layer: Option<usize>,
+        dense: &mut DenseLayer,
+        stats: &mut SiteMap,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
         let spec = self.source.spec();
         let codec = |part| self.plan.codec(Role { layer, part }).expect("the plan has every tensor");
         let context = transform::Context { spec, codec: &codec, vector_type: self.vector_type, solver: self.method.solver };
-        let units = if self.method.transforms.is_empty() { Vec::new() } else { self.units(layer, &dense) };
+        let units = if self.method.transforms.is_empty() { Vec::new() } else { self.units(layer, dense) };
         units.iter().for_each(|(part, unit)| dense.get_mut(part).expect("has a unit").mapv_inplace(|w| w / unit));
         for t in &self.method.transforms {
-            for note in t.apply(&mut dense, &mut stats, &context)? {
+            for note in t.apply(dense, stats, &context)? {
                 notes.push(match layer {
                     Some(layer) => format!("layer {layer}: {note}"),
                     None => format!("output: {note}"),
@@ -267,50 +301,85 @@ impl Encoder<'_> {
             }
         }
         units.iter().for_each(|(part, unit)| dense.get_mut(part).expect("has a unit").mapv_inplace(|w| w * unit));
-        let scales = self.scales(layer, &dense);
-        let mut todo: BTreeSet<Part> = dense.keys().copied().collect();
-        for &input in Input::ALL {
-            let tied_head = input == Input::Head && spec.tied;
-            let readers: Vec<Part> = match tied_head {
-                true => [Part::TokenEmbd].into_iter().filter(|p| dense.contains_key(p)).collect(),
-                false => input.readers().iter().copied().filter(|p| dense.contains_key(p)).collect(),
-            };
-            // The factor is as large as the Gram matrix: one site at a time.
-            let site = stats.remove(&input);
-            let quantized = readers.iter().any(|&p| codec(p).float().is_none());
-            notes.extend(site.as_ref().and_then(|s| unseen(s, Site { layer, input })).filter(|_| quantized));
-            let hessian = match site.as_ref().and_then(SiteStats::hessian) {
-                Some(mut h) if quantized && self.method.solver.needs_hessian() => {
-                    if tied_head {
-                        let mean = h.diag().sum() / h.ncols() as f32;
-                        h.scaled_add(TIED_TABLE * mean, &self.embedding_curvature()?);
-                    }
-                    Some(Hessian::new(h))
+        Ok(())
+    }
+
+    /// The matrices of a group that read an input.
+    pub(crate) fn readers(&self, input: Input, dense: &DenseLayer) -> Vec<Part> {
+        let tied_head = input == Input::Head && self.source.spec().tied;
+        let readers: &[Part] = if tied_head { &[Part::TokenEmbd] } else { input.readers() };
+        readers.iter().copied().filter(|p| dense.contains_key(p)).collect()
+    }
+
+    /// Solves the matrices of a group that read a site, given what is known of it.
+    pub(crate) fn encode_site(
+        &self,
+        at: Site,
+        dense: &DenseLayer,
+        scales: &Scales,
+        site: Option<&SiteStats>,
+        pair: Option<&Pair<'_>>,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        let spec = self.source.spec();
+        let readers = self.readers(at.input, dense);
+        let codec = |part| self.plan.codec(Role { layer: at.layer, part }).expect("the plan has every tensor");
+        let quantized = readers.iter().any(|&p| codec(p).float().is_none());
+        notes.extend(site.and_then(|s| unseen(s, at)).filter(|_| quantized));
+        let needed = quantized && (self.method.solver.needs_hessian() || pair.is_some());
+        let hessian = match site.and_then(SiteStats::hessian) {
+            Some(mut h) if needed => {
+                if at.input == Input::Head && spec.tied {
+                    let mean = h.diag().sum() / h.ncols() as f32;
+                    h.scaled_add(TIED_TABLE * mean, &self.embedding_curvature()?);
                 }
-                _ => None,
-            };
-            for part in readers {
-                let role = Role { layer, part };
-                let importance = match &self.evidence {
-                    Evidence::Importance(by_role) => by_role.get(&role).cloned(),
-                    _ => site.as_ref().map(|s| importance(s, spec, part)),
-                };
-                let scale = scales.get(&role).copied().unwrap_or(1.0);
-                let tensor = self.solve(role, &dense[&part], scale, importance.as_deref(), hessian.as_ref(), notes)?;
-                self.spool.put(role, &tensor)?;
-                todo.remove(&part);
+                Some(Hessian::new(h))
             }
+            _ => None,
+        };
+        for part in readers {
+            let role = Role { layer: at.layer, part };
+            let importance = match &self.evidence {
+                Evidence::Importance(by_role) => by_role.get(&role).cloned(),
+                _ => site.map(|s| importance(s, spec, part)),
+            };
+            let scale = scales.get(&role).copied().unwrap_or(1.0);
+            let weights = &dense[&part];
+            let pair = pair.filter(|_| codec(part).float().is_none());
+            let corrected = pair.and_then(|pair| pair.correct(part, weights, hessian.as_ref()));
+            let target = corrected.as_ref().map_or(weights, |c| &c.weights);
+            let known = hessian.as_ref().filter(|_| self.method.solver.needs_hessian());
+            let own = |i: usize| site.and_then(|s| s.hessian_of(i)).map(Hessian::new);
+            let own: &Own<'_> = if part.kind() == PartKind::Stacked && known.is_some() { &own } else { &|_| None };
+            let mut tensor = self.solve(role, target, scale, importance.as_deref(), known, own, notes)?;
+            if let Some(pair) = pair {
+                tensor = pair.guard(role, weights, tensor, importance.as_deref(), notes)?;
+            }
+            self.spool.put(role, &tensor)?;
         }
-        for part in todo {
+        Ok(())
+    }
+
+    /// Encodes the tensors of a group that read no site, or none that was observed.
+    pub(crate) fn encode_unobserved(
+        &self,
+        layer: Option<usize>,
+        dense: &DenseLayer,
+        scales: &Scales,
+        read: &dyn Fn(Part) -> bool,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        for (&part, weights) in dense.iter().filter(|(part, _)| !read(**part)) {
             let role = Role { layer, part };
-            let tensor = self.solve(role, &dense[&part], 1.0, None, None, notes)?;
+            let scale = scales.get(&role).copied().unwrap_or(1.0);
+            let tensor = self.solve(role, weights, scale, None, None, &|_| None, notes)?;
             self.spool.put(role, &tensor)?;
         }
         Ok(())
     }
 
     /// The scales that tensors of a group have as a whole.
-    fn scales(&self, layer: Option<usize>, dense: &DenseLayer) -> Scales {
+    pub(crate) fn scales(&self, layer: Option<usize>, dense: &DenseLayer) -> Scales {
         let largest = |w: &Array2<f32>| w.iter().fold(0f32, |most, w| most.max(w.abs()));
         let scaled = dense.iter().map(|(&part, w)| (Role { layer, part }, w)).filter(|(role, _)| self.plan.has_scale(*role));
         shared_scales(self.plan, &scaled.map(|(role, w)| (role, largest(w))).collect())
@@ -323,6 +392,8 @@ impl Encoder<'_> {
         self.scales(layer, dense).into_iter().map(|(role, scale)| (role.part, power(scale))).collect()
     }
 
+    /// `hessian` serves all of a stack's matrices that have no `own`.
+    #[expect(clippy::too_many_arguments, reason = "a matrix and all that is known of it")]
     fn solve(
         &self,
         role: Role,
@@ -330,6 +401,7 @@ impl Encoder<'_> {
         scale: f32,
         importance: Option<&[f32]>,
         hessian: Option<&Hessian>,
+        own: &Own<'_>,
         notes: &mut Vec<String>,
     ) -> Result<EncodedTensor> {
         let codec = self.plan.codec(role).expect("the plan has every tensor");
@@ -339,17 +411,24 @@ impl Encoder<'_> {
             check_range(role, float, values)?;
             return EncodedTensor::encode(codec, &shape, values, None);
         }
-        // Stacked matrices have an importance each, but one curvature, which says more.
+        // Curvature says more than importance.
         let importance = importance.filter(|_| hessian.is_none());
-        let count = importance.map_or(1, |i| i.len() / weights.ncols().max(1)).max(1);
+        let first = own(0);
+        let count = match (&first, importance) {
+            (Some(_), _) => shape[0],
+            (None, Some(i)) => (i.len() / weights.ncols().max(1)).max(1),
+            (None, None) => 1,
+        };
         let each = weights.nrows() / count;
+        let mut first = Some(first);
         let mut bytes = Vec::new();
         let mut said = BTreeSet::new();
         for i in 0..count {
             let importance = importance.map(|all| &all[i * weights.ncols()..(i + 1) * weights.ncols()]);
             let weights = weights.slice(s![i * each..(i + 1) * each, ..]);
             let device = &self.context.device;
-            let problem = Problem { weights, codec, scale, importance, hessian, device };
+            let own = first.take().unwrap_or_else(|| own(i));
+            let problem = Problem { weights, codec, scale, importance, hessian: own.as_ref().or(hessian), device };
             let solution = self.method.solver.solve(&problem).map_err(|e| e.tensor(role.to_string()))?;
             bytes.extend(solution.tensor.bytes);
             said.extend(solution.notes);
@@ -359,7 +438,7 @@ impl Encoder<'_> {
     }
 
     /// The values of a tensor that is in the spool.
-    fn decoded(&self, role: Role) -> Result<Vec<f32>> {
+    pub(crate) fn decoded(&self, role: Role) -> Result<Vec<f32>> {
         Ok(self.encoded(role)?.decode())
     }
 
@@ -388,15 +467,25 @@ pub fn importance(site: &SiteStats, spec: &ModelSpec, part: Part) -> Vec<f32> {
     }
 }
 
-/// Says which experts no calibration token went to.
+/// Says which experts no calibration token went to, and which got too few to tell what matters to them.
 pub fn unseen(stats: &SiteStats, site: Site) -> Option<String> {
-    let unseen = stats.unseen();
-    if site.input != Input::ExpertOut || unseen.is_empty() {
+    if site.input != Input::ExpertOut {
         return None;
     }
-    let (n, all) = (unseen.len(), stats.matrices.len());
-    let list = unseen.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    Some(format!("{site}: {n} of {all} experts saw no token ({list}); what all others saw stands for them"))
+    let list = |experts: &[usize]| experts.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    let (unseen, seldom, all) = (stats.unseen(), stats.seldom(), stats.matrices.len());
+    let mut said = Vec::new();
+    if !unseen.is_empty() {
+        let list = list(&unseen);
+        said.push(format!("{} of {all} experts saw no token ({list}); what all others saw stands for them", unseen.len()));
+    }
+    if !seldom.is_empty() {
+        let (n, channels, list) = (seldom.len(), stats.width(), list(&seldom));
+        said.push(format!(
+            "{n} of {all} experts saw fewer tokens than their {channels} channels ({list}); what all saw counts more"
+        ));
+    }
+    (!said.is_empty()).then(|| format!("{site}: {}", said.join("; ")))
 }
 
 pub(crate) fn layer_roles(source: &dyn WeightSource, layer: usize) -> Vec<Role> {

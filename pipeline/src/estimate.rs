@@ -57,27 +57,30 @@ impl Estimate {
         let widest = widths(spec).into_iter().max().unwrap_or(0);
         let calibrated = method.needs_calibration() && tokens > 0;
         let hessians = if calibrated && method.needs_hessian() { widths(spec).iter().map(|w| w * w).sum::<usize>() } else { 0 };
+        // With two streams, both are observed before each kind of matrix: about three times the work. Their cross moments come on top.
+        let (streams, passes) = if calibrated && method.asymmetric() { (2, 3.0) } else { (1, 1.0) };
         // Layer and its copy, statistics of one layer, one factorisation in f64 (three matrices), hidden states twice.
         let solving = 8 * layer.max(table)
             + 4 * hessians
             + if hessians > 0 { 24 * widest * widest } else { 0 }
-            + 8 * tokens * spec.hidden_size;
+            + if streams > 1 { 4 * widest * widest } else { 0 }
+            + streams * 8 * tokens * spec.hidden_size;
         let evaluating = 4 * layer.max(table) + 8 * eval_tokens * spec.hidden_size;
         let ram_bytes = solving.max(evaluating) as u64 + OVERHEAD;
 
         let mut flops = 0.0;
         let mut fitted = 0.0;
         if calibrated {
-            flops += 2.0 * 2.0 * n_weights * tokens as f64;
-            flops += hessians as f64 * tokens as f64 * spec.n_layers as f64;
+            flops += passes * 2.0 * 2.0 * n_weights * tokens as f64;
+            flops += streams as f64 * hessians as f64 * tokens as f64 * spec.n_layers as f64;
         }
         if calibrated && method.solver.needs_hessian() {
-            // Error feedback twice, descent and refits: about twelve products of W with H.
+            // Error feedback twice, descent, refits and blocks solved anew: about sixteen products of W with H.
             flops += spec
                 .roles()
                 .iter()
                 .filter(|r| r.site().is_some())
-                .map(|r| 12.0 * spec.numel(r.part) as f64 * row(spec, r.part) as f64)
+                .map(|r| 16.0 * spec.numel(r.part) as f64 * row(spec, r.part) as f64)
                 .sum::<f64>();
             fitted += 2.0 * n_weights;
         }

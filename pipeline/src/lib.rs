@@ -1,6 +1,7 @@
 //! Stages, recipes, downloads: the whole job.
 
 pub mod artifact;
+mod asymmetric;
 pub mod auto;
 pub mod budget;
 pub mod calibrate;

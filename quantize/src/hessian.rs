@@ -9,6 +9,7 @@ use bitsmith_calibrate::SiteStats;
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::{Mat, Side};
 use ndarray::Array2;
+use std::borrow::Cow;
 
 /// Relative dampings tried in turn, as fractions of the mean diagonal.
 const DAMPING: [f64; 4] = [0.01, 0.03, 0.1, 1.0];
@@ -16,7 +17,7 @@ const DAMPING: [f64; 4] = [0.01, 0.03, 0.1, 1.0];
 /// `H` with its visiting order and factor. One serves every linear layer that reads the same input.
 #[derive(Debug, Clone)]
 pub struct Hessian {
-    /// Damped H, `(in, in)`, symmetric, in the layer's own column order.
+    /// Damped H, `(in, in)`, symmetric, in the layer's own column order; its diagonal if it could not be factored.
     pub damped: Array2<f32>,
     /// Undamped mean squares, E(x²), one per channel: the importance of each column.
     pub importance: Vec<f32>,
@@ -36,9 +37,14 @@ impl Hessian {
         stats.hessian().map(Self::new)
     }
 
-    /// From H itself, `(in, in)`, symmetric, finite.
+    /// From H itself, `(in, in)`, symmetric. Where it is not finite, or no damping makes it positive definite, its diagonal remains.
     pub fn new(mut h: Array2<f32>) -> Hessian {
         let n = h.ncols();
+        let finite = h.iter().all(|v| v.is_finite());
+        if !finite {
+            let most = h.diag().iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(*v));
+            h = Array2::from_diag(&h.diag().mapv(|v| if v.is_finite() { v } else { most }));
+        }
         let diag: Vec<f32> = (0..n).map(|i| h[[i, i]].max(0.0)).collect();
         let dead = diag.iter().filter(|&&d| d == 0.0).count();
         let alive_mean = diag.iter().map(|&d| f64::from(d)).sum::<f64>() / (n - dead).max(1) as f64;
@@ -52,30 +58,28 @@ impl Hessian {
         order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
 
         let mean = if alive_mean > 0.0 { alive_mean } else { 1.0 };
-        for damping in DAMPING {
+        for damping in DAMPING.into_iter().filter(|_| finite) {
             if let Some(factor) = factor(&h, &order, damping * mean) {
                 add_diagonal(&mut h, (damping * mean) as f32);
                 return Hessian { damped: h, importance, order, factor: Some(factor), damping, dead };
             }
         }
-        let damping = DAMPING[DAMPING.len() - 1];
-        add_diagonal(&mut h, (damping * mean) as f32);
-        Hessian { damped: h, importance, order, factor: None, damping, dead }
+        // Under an indefinite H, descent would not improve anything.
+        let damped = Array2::from_diag(&h.diag());
+        Hessian { damped, importance, order, factor: None, damping: 0.0, dead }
     }
 
-    /// Visiting order and U for columns that are rounded in groups of `step` neighbours, the most important group first; `None` if
-    /// H cannot be factored.
-    pub fn factor_in_groups(&self, step: usize) -> Option<(Vec<usize>, Array2<f32>)> {
+    /// How columns that are rounded in groups of `step` neighbours are visited: the most important group first.
+    pub fn visits(&self, step: usize) -> Visits<'_> {
         if step == 1 {
-            return self.factor.clone().map(|factor| (self.order.clone(), factor));
+            return Visits { order: Cow::Borrowed(&self.order), factor: self.factor.as_ref().map(Cow::Borrowed) };
         }
-        self.factor.as_ref()?;
         let total = |g: usize| self.importance[g * step..(g + 1) * step].iter().map(|&i| f64::from(i)).sum::<f64>();
         let mut groups: Vec<usize> = (0..self.width() / step).collect();
         groups.sort_by(|&a, &b| total(b).total_cmp(&total(a)).then(a.cmp(&b)));
         let order: Vec<usize> = groups.into_iter().flat_map(|g| g * step..(g + 1) * step).collect();
-        let factor = factor(&self.damped, &order, 0.0)?;
-        Some((order, factor))
+        let factor = self.factor.as_ref().and_then(|_| factor(&self.damped, &order, 0.0));
+        Visits { order: Cow::Owned(order), factor: factor.map(Cow::Owned) }
     }
 
     /// Input channels.
@@ -84,20 +88,30 @@ impl Hessian {
     }
 }
 
+/// The order in which error feedback visits columns, and U in that order.
+pub struct Visits<'a> {
+    /// Columns, those of a group together.
+    pub order: Cow<'a, [usize]>,
+    /// U, `(in, in)`, upper triangular; `None` if H could not be factored.
+    pub factor: Option<Cow<'a, Array2<f32>>>,
+}
+
 fn add_diagonal(h: &mut Array2<f32>, value: f32) {
     for i in 0..h.ncols() {
         h[[i, i]] += value;
     }
 }
 
-/// U of `(H + λI)⁻¹ = Uᵀ U` in visiting order, or `None` if the matrix is not positive definite in f64.
-fn factor(h: &Array2<f32>, order: &[usize], lambda: f64) -> Option<Array2<f32>> {
+/// U of `(H + λI)⁻¹ = Uᵀ U` for the columns of `order`, in that order, or `None` if the matrix is not positive definite in f64.
+pub(crate) fn factor(h: &Array2<f32>, order: &[usize], lambda: f64) -> Option<Array2<f32>> {
     let n = order.len();
     let reversed = Mat::<f64>::from_fn(n, n, |i, j| {
         let (a, b) = (order[n - 1 - i], order[n - 1 - j]);
         f64::from(h[[a, b]]) + if i == j { lambda } else { 0.0 }
     });
     let llt = reversed.llt(Side::Lower).ok()?;
+    // Each of these matrices is as large as the largest layer's H in f64.
+    drop(reversed);
     let mut inverse = Mat::<f64>::identity(n, n);
     solve_lower_triangular_in_place(llt.L(), inverse.as_mut(), faer::get_global_parallelism());
     let u = Array2::from_shape_fn((n, n), |(i, j)| if j >= i { inverse[(n - 1 - i, n - 1 - j)] as f32 } else { 0.0 });
@@ -152,5 +166,27 @@ mod tests {
         assert_eq!(hess.dead, 2);
         assert!(hess.factor.is_some());
         assert!(Hessian::new(Array2::zeros((8, 8))).factor.is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_factored_keeps_its_diagonal() {
+        let mut broken = correlated(8);
+        broken[[2, 2]] = f32::INFINITY;
+        broken[[1, 3]] = f32::NAN;
+        let hess = Hessian::new(broken);
+        assert!(hess.factor.is_none() && hess.damped.iter().chain(&hess.importance).all(|v| v.is_finite()));
+        let indefinite = Array2::from_shape_fn((8, 8), |(i, j)| if i == j { 1.0 } else { -3.0 });
+        let hess = Hessian::new(indefinite);
+        assert_eq!((hess.factor.is_none(), hess.damped[[0, 1]], hess.damped[[3, 3]]), (true, 0.0, 1.0));
+    }
+
+    #[test]
+    fn few_tokens_and_huge_outliers_are_survived() {
+        // Three tokens for 32 channels, one of which is a million times larger.
+        let x =
+            Array2::from_shape_fn((3, 32), |(t, c)| ((t * 31 + c * 17) % 23) as f32 / 7.0 * if c == 5 { 1e6 } else { 1.0 } - 1.5);
+        let hess = Hessian::new(x.t().dot(&x) / 3.0);
+        assert!(hess.factor.as_ref().is_some_and(|u| u.iter().all(|v| v.is_finite())));
+        assert_eq!(hess.order[0], 5);
     }
 }

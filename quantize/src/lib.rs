@@ -1,6 +1,7 @@
 //! Transforms, solvers and plans: which format each tensor gets, and which codes go into it. This crate knows no file.
 
 pub mod allocate;
+pub mod asymmetric;
 pub mod hessian;
 mod kernels;
 pub mod method;

@@ -19,6 +19,10 @@ impl Method {
     /// What measures best for most targets: see BENCHMARKS.md.
     pub const BEST: &'static str = "awq+gptq";
 
+    /// Whether matrices are fitted to what the dense model gives, from what the quantized one gives them to read.
+    pub fn asymmetric(&self) -> bool {
+        self.transforms.iter().any(|t| t.asymmetric())
+    }
     /// Whether calibration data is needed.
     pub fn needs_calibration(&self) -> bool {
         self.solver.needs_hessian() || !self.transforms.is_empty()

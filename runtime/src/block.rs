@@ -123,6 +123,25 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Shows the observer the layer's inputs up to `last`, which its matrices read in the order of [`Input::ALL`]. Returns the residual
+    /// stream that the output of the block which reads `last` is added to.
+    pub fn observe_until(&self, layer: &Layer, x: &Tensor, rows: Rows, last: Input) -> Result<Tensor> {
+        if last == Input::AttnIn {
+            self.observe(last, self.norm(layer, Part::AttnNorm, x)?.as_ref())?;
+            return Ok(x.clone());
+        }
+        let (hidden, normed) = self.until_ffn(layer, x, rows, None)?;
+        if last < Input::FfnIn {
+            return Ok(x.clone());
+        }
+        if last == Input::FfnIn && !self.spec.layers[self.layer_index].mixture {
+            self.observe(last, &normed)?;
+        } else {
+            ffn::forward(self, layer, &normed, false)?;
+        }
+        Ok(hidden)
+    }
+
     /// The layer up to the feed-forward block: the residual stream that its output is added to, and its input.
     fn until_ffn<'x>(
         &self,

@@ -82,6 +82,11 @@ pub struct OutputNorm {
 }
 
 impl OutputNorm {
+    /// Of these weights, `(hidden)`.
+    pub fn new(weight: Option<Tensor>, bias: Option<Tensor>, norm: Norm) -> Self {
+        OutputNorm { weight, bias, norm }
+    }
+
     /// Reads what the model has.
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self> {
         let (weight, bias) = (global(source, Part::OutputNorm, device)?, global(source, Part::OutputNormBias, device)?);

@@ -234,6 +234,29 @@ impl Sweep {
         Ok(())
     }
 
+    /// Number of batches: tensors in [`Hidden::tensors`].
+    pub fn n_batches(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Shows the observer the layer's linear inputs up to `last`, of one batch. Returns the residual stream, `(tokens, hidden)`, that the
+    /// output of the block which reads `last` is added to.
+    pub fn observe_batch(
+        &self,
+        hidden: &Hidden,
+        batch: usize,
+        layer: &Layer,
+        index: usize,
+        last: Input,
+        observer: &dyn Observer,
+    ) -> Result<Tensor> {
+        let run = Run { spec: &self.spec, ropes: &self.ropes, layer_index: index, observer: Some(observer) };
+        match (self.batches.get(batch), hidden.batches.get(batch)) {
+            (Some(b), Some(x)) => run.observe_until(layer, x, Rows { windows: b.windows.len(), len: b.len, start: 0 }, last),
+            _ => Err(Error::failed("these hidden states belong to another sweep")),
+        }
+    }
+
     /// Pushes the hidden states through layer `index`, replacing them.
     pub fn run_layer(&mut self, layer: &Layer, index: usize, observer: Option<&dyn Observer>) -> Result<()> {
         let mut hidden = self.hidden.take().ok_or_else(|| Error::failed("the sweep has no hidden states yet"))?;

@@ -1,10 +1,14 @@
 //! Solvers choose the codes and scales of one linear layer, minimising `tr((Ŵ − W) H (Ŵ − W)ᵀ)`. One file each.
 
+mod blocks;
 mod descent;
 pub mod gptq;
+mod groups;
+mod lanes;
+mod polish;
 mod products;
 mod reference;
-mod stepwise;
+mod rows;
 
 use crate::hessian::Hessian;
 use bitsmith_formats::{CodecId, EncodedTensor, Result};
@@ -50,7 +54,7 @@ pub trait Solver: Send + Sync {
 }
 
 /// All solvers.
-pub const SOLVERS: &[&dyn Solver] = &[&reference::Rtn, &reference::Reference, &gptq::Gptq];
+pub const SOLVERS: &[&dyn Solver] = &[&reference::Rtn, &reference::Reference, &descent::Descent, &gptq::Gptq];
 
 /// The solver called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Solver> {

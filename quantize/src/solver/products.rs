@@ -4,7 +4,8 @@
 //! refitted on the CPU: of a feedback pass, panels of the weights come and their errors go; of a refit, blocks of gradients come and
 //! moves go.
 
-use super::gptq::{Chunk, LAZY, Lanes, Rows};
+use super::lanes::{LAZY, Lanes};
+use super::rows::{Chunk, Rows};
 use crate::hessian::Hessian;
 use crate::kernels::ROWS;
 use bitsmith_formats::{Error, Result};
@@ -39,7 +40,7 @@ impl Refits<'_> {
 /// Products with U and H.
 pub(super) trait Products {
     /// Rounds all columns of lanes, [`LAZY`] at a time, each time moving the rest: `w[hi.., ·] −= U[lo..hi, hi..]ᵀ e`.
-    fn feedback(&self, lanes: &mut [Lanes], u: &Array2<f32>) -> Result<()>;
+    fn feedback(&self, lanes: &mut [Lanes<'_>], u: &Array2<f32>) -> Result<()>;
     /// Sets the chunks' gradients: `Δ H`.
     fn gradients(&self, chunks: &mut [Chunk<'_>]) -> Result<()>;
     /// Refits the blocks of live chunks in turn, adding `moves H` to the gradients. Returns the number of refits of each chunk.
@@ -50,18 +51,8 @@ pub(super) trait Products {
 pub(super) struct Host<'a>(pub &'a Hessian);
 
 impl Products for Host<'_> {
-    fn feedback(&self, lanes: &mut [Lanes], u: &Array2<f32>) -> Result<()> {
-        let cols = u.ncols();
-        for lanes in lanes {
-            for lo in (0..cols).step_by(LAZY) {
-                let hi = (lo + LAZY).min(cols);
-                lanes.round(u, lo, hi);
-                if hi < cols {
-                    let e = lanes.errors.slice(s![..hi - lo, ..]);
-                    general_mat_mul(-1.0, &u.slice(s![lo..hi, hi..]).t(), &e, 1.0, &mut lanes.w.slice_mut(s![hi.., ..]));
-                }
-            }
-        }
+    fn feedback(&self, lanes: &mut [Lanes<'_>], u: &Array2<f32>) -> Result<()> {
+        lanes.iter_mut().for_each(|lanes| lanes.round_all(u));
         Ok(())
     }
 
@@ -100,18 +91,18 @@ pub(super) struct OnDevice<'a> {
 
 impl<'a> OnDevice<'a> {
     /// Puts H and U on the device.
-    pub fn new(h: &Hessian, device: &'a Device) -> Result<Self> {
+    pub fn new(h: &Hessian, factor: Option<&Array2<f32>>, device: &'a Device) -> Result<Self> {
         let matrix = |m: &Array2<f32>| stacked([m.view()].into_iter(), m.ncols(), device);
-        Ok(OnDevice { device, damped: matrix(&h.damped)?, factor: h.factor.as_ref().map(matrix).transpose()? })
+        Ok(OnDevice { device, damped: matrix(&h.damped)?, factor: factor.map(matrix).transpose()? })
     }
 }
 
 impl Products for OnDevice<'_> {
-    fn feedback(&self, lanes: &mut [Lanes], u: &Array2<f32>) -> Result<()> {
+    fn feedback(&self, lanes: &mut [Lanes<'_>], u: &Array2<f32>) -> Result<()> {
         let factor = self.factor.as_ref().ok_or_else(|| Error::failed("H has no factor on the device"))?;
         let (cols, width) = (u.ncols(), lanes.len() * ROWS);
         // The columns of all chunks beside each other, `(columns, lanes)`.
-        let beside = |lanes: &[Lanes], n: usize, of: fn(&Lanes) -> &Array2<f32>| {
+        let beside = |lanes: &[Lanes<'_>], n: usize, of: for<'l> fn(&'l Lanes<'_>) -> &'l Array2<f32>| {
             let values = (0..n).flat_map(|i| lanes.iter().flat_map(move |l| of(l).row(i).to_slice().unwrap_or_default()));
             ops::from_host(values.copied().collect(), &[n, width], self.device)
         };

@@ -1,6 +1,7 @@
 //! Function-preserving rewrites of the dense model, before a solver runs. One file each.
 
 mod awq;
+mod qep;
 
 use crate::solver::Solver;
 use bitsmith_calibrate::SiteStats;
@@ -39,6 +40,10 @@ pub trait Transform: Send + Sync {
     fn name(&self) -> &'static str;
     /// What it does, in a line, for `bitsmith methods`.
     fn about(&self) -> &'static str;
+    /// Whether the layer loop is to fit each matrix to what the dense model gives, from what the quantized one gives it to read.
+    fn asymmetric(&self) -> bool {
+        false
+    }
     /// Rewrites `layer`, and `stats` along with it: afterwards they describe the inputs of the rewritten matrices.
     /// Returns what the user should know.
     fn apply(&self, layer: &mut DenseLayer, stats: &mut BTreeMap<Input, SiteStats>, context: &Context<'_>)
@@ -46,7 +51,7 @@ pub trait Transform: Send + Sync {
 }
 
 /// All transforms.
-pub const TRANSFORMS: &[&dyn Transform] = &[&awq::Awq];
+pub const TRANSFORMS: &[&dyn Transform] = &[&awq::Awq, &qep::Qep];
 
 /// The transform called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Transform> {

@@ -1,0 +1,26 @@
+//! Asymmetric calibration (QEP) as a piece of a method: it changes weights as transforms do, but not before a layer's earlier matrices are
+//! encoded, so that the layer loop applies it (see [`crate::asymmetric`]).
+
+use super::{Context, DenseLayer, Transform};
+use bitsmith_calibrate::SiteStats;
+use bitsmith_formats::Result;
+use bitsmith_runtime::role::Input;
+use std::collections::BTreeMap;
+
+/// See the module's documentation.
+pub struct Qep;
+
+impl Transform for Qep {
+    fn name(&self) -> &'static str {
+        "qep"
+    }
+    fn about(&self) -> &'static str {
+        "each matrix makes up for what those before it lost, as far as that helps on held-out text"
+    }
+    fn asymmetric(&self) -> bool {
+        true
+    }
+    fn apply(&self, _: &mut DenseLayer, _: &mut BTreeMap<Input, SiteStats>, _: &Context<'_>) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
