@@ -2,7 +2,7 @@
 
 use crate::commands::{
     archs, calibrate, check, completions, convert, datasets, embed, eval, generate, imatrix, inspect, logits, map, methods, pull,
-    quantize, run, serve, targets, tokenize, verify,
+    quantize, run, serve, targets, tasks, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -135,8 +135,8 @@ pub enum Command {
     Convert(convert::Arguments),
     /// Gather activation statistics, for reuse and as llama.cpp's imatrix
     Calibrate(calibrate::Arguments),
-    /// Measure perplexity and KL divergence
-    Eval(eval::Arguments),
+    /// Measure perplexity, KL divergence and tasks
+    Eval(Box<eval::Arguments>),
     /// Show where quality goes: what quantizing each tensor alone costs, by format and domain
     Map(map::Arguments),
     /// Continue a text
@@ -166,6 +166,8 @@ pub enum Command {
     Methods(methods::Arguments),
     /// List the datasets
     Datasets(datasets::Arguments),
+    /// List the tasks
+    Tasks(tasks::Arguments),
     /// List the architectures
     Archs(archs::Arguments),
     /// Print a completion script for a shell

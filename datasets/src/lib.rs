@@ -7,6 +7,7 @@ pub mod demo;
 mod reader;
 pub mod registry;
 pub mod spec;
+pub mod table;
 pub mod windows;
 
 pub use registry::{DatasetInfo, Purpose};

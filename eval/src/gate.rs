@@ -131,7 +131,7 @@ impl fmt::Display for Gate {
 
 fn known() -> String {
     format!(
-        "values are {}; ppl, perplexity.{{{}}}; {}, kld.{{{}}}, kld.DOMAIN.mean; tasks.TASK.{{{}}}",
+        "values are {}; ppl, perplexity.{{{}}}; {}, kld.{{{}}}, kld.DOMAIN.mean; tasks.TASK.{{{}}}, tasks.TASK.METRIC.value",
         ARTIFACT.join(", "),
         PERPLEXITY.join(","),
         KLD_ALONE.join(", "),
@@ -231,8 +231,12 @@ impl Key {
                 all.flat_map(|k| fields(k, domain.as_deref(), field)).collect()
             }
             Key::Task { task, field } => {
-                let tasks = eval.into_iter().flat_map(|e| &e.tasks).filter(|t| t.task == *task);
-                tasks
+                // A task alone means its first metric, which is the one that counts.
+                let tasks = || eval.into_iter().flat_map(|e| &e.tasks);
+                let found = tasks().find(|t| t.task == *task);
+                let found = found.or_else(|| tasks().find(|t| format!("{}.{}", t.task, t.metric) == *task));
+                found
+                    .into_iter()
                     .filter_map(|t| match field.as_str() {
                         "value" => Some(t.value),
                         "stderr" => Some(t.stderr),
@@ -282,7 +286,8 @@ mod tests {
                 metric: "acc".into(),
                 value: 0.5,
                 stderr: 0.1,
-                paired: Some(Paired { against: "ref".into(), delta: -0.01, flips: 3, p_value: 0.4 }),
+                paired: Some(Paired { against: "ref".into(), delta: -0.01, flips: 3, p_value: 0.4, ..Paired::default() }),
+                ..TaskResult::default()
             }],
         }
     }
@@ -316,6 +321,8 @@ mod tests {
             ("perplexity.code.ppl<2.72", true),
             ("tasks.hellaswag.delta>-0.005", false),
             ("tasks.hellaswag.value>=0.5", true),
+            ("tasks.hellaswag.acc.value>=0.5", true),
+            ("tasks.hellaswag.acc.p_value>0.5", false),
         ] {
             assert_eq!(judge(gate).held, held, "{gate}");
         }

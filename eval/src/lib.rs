@@ -1,4 +1,4 @@
-//! Perplexity, KL divergence, quality gates and reports.
+//! Perplexity, KL divergence, tasks, quality gates and reports.
 //!
 //! [`perplexity`](perplexity()) measures one model. A [`Reference`] holds what the reference model says about a set of windows, and
 //! compares any number of other models with it without running it again. [`Gate`]s judge the results, [`Report`] tabulates them.
@@ -6,6 +6,7 @@
 pub mod gate;
 pub mod map;
 pub mod metrics;
+pub mod paired;
 pub mod perplexity;
 pub mod perturb;
 pub mod reference;
@@ -13,6 +14,7 @@ pub mod report;
 pub mod results;
 pub mod states;
 pub mod stats;
+pub mod tasks;
 
 pub use gate::{Gate, GateOutcome, Measured};
 pub use map::{MapEntry, Measured as MapMeasured, QualityMap};

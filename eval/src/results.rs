@@ -262,7 +262,7 @@ fn by_domain<'a, T>(eval: &'a EvalWindows, by_window: &'a [T]) -> impl Iterator<
 }
 
 /// A model's score in a task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskResult {
     /// The task's name.
     pub task: String,
@@ -274,13 +274,19 @@ pub struct TaskResult {
     pub value: f64,
     /// Standard error of the score.
     pub stderr: f64,
+    /// Examples before each question.
+    #[serde(default)]
+    pub shots: usize,
+    /// The score's 95 % interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
     /// Comparison with the reference on the same items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paired: Option<Paired>,
 }
 
 /// A model's score against a reference's, item by item.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
     /// The reference model's name.
     pub against: String,
@@ -288,8 +294,21 @@ pub struct Paired {
     pub delta: f64,
     /// Items that one of the two got right and the other wrong.
     pub flips: usize,
-    /// Of an exact test that flips go either way alike.
+    /// Of a test that flips go either way alike: McNemar's in its mid-p form. For scores that are not right or wrong, of a test that
+    /// flips the signs of differences.
     pub p_value: f64,
+    /// Items that the model got right and the reference wrong.
+    #[serde(default)]
+    pub gained: usize,
+    /// Items that the model got wrong and the reference right.
+    #[serde(default)]
+    pub lost: usize,
+    /// The 95 % interval of `delta`, by resampling items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
+    /// `better`, `worse` or `not distinguishable`, at 5 %.
+    #[serde(default)]
+    pub verdict: String,
 }
 
 #[cfg(test)]

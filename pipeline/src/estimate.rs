@@ -145,6 +145,26 @@ impl Cost {
         }
     }
 
+    /// Pushing `tokens` tokens through a model, in passes over its weights of at most `pass` tokens in texts of at most `longest`.
+    pub fn of_passes(spec: &ModelSpec, tokens: usize, pass: usize, longest: usize, threads: usize) -> Cost {
+        Cost {
+            tokens,
+            ram_bytes: peak_bytes(spec, tokens.min(pass), longest, threads) + OVERHEAD,
+            disk_bytes: 0,
+            seconds: 2.0 * spec.n_weights() as f64 * tokens as f64 / (FLOPS_PER_CORE * threads.max(1) as f64),
+        }
+    }
+
+    /// One after the other.
+    pub fn then(self, next: Cost) -> Cost {
+        Cost {
+            tokens: self.tokens + next.tokens,
+            ram_bytes: self.ram_bytes.max(next.ram_bytes),
+            disk_bytes: self.disk_bytes + next.disk_bytes,
+            seconds: self.seconds + next.seconds,
+        }
+    }
+
     /// Running `models` models over the windows and comparing them.
     pub fn of_evaluation(spec: &ModelSpec, windows: &[EvalWindows], models: usize, threads: usize) -> Cost {
         let tokens = models * windows.iter().map(|w| w.set.n_tokens()).sum::<usize>();

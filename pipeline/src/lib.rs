@@ -35,6 +35,7 @@ pub mod sensitivity;
 mod spool;
 mod stream;
 pub mod target;
+pub mod tasks;
 pub mod text;
 pub mod verify;
 

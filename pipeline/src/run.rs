@@ -6,6 +6,7 @@ use crate::manifest::Manifest;
 use crate::model::Located;
 use crate::opened::Opened;
 use crate::quantize::{Artifact, Job, QuantizeOptions};
+use crate::tasks::{Answered, Tasks};
 use bitsmith_datasets::{DataSpec, EvalWindows};
 use bitsmith_eval::{EvalResult, Gate, GateOutcome, Measured, Reference, Report, ReportRow};
 use bitsmith_formats::atomic::write_file;
@@ -70,6 +71,7 @@ pub struct Pipeline<'a> {
     context: &'a Context,
     job: Job<'a>,
     windows: Vec<EvalWindows>,
+    tasks: Option<Tasks>,
 }
 
 impl<'a> Pipeline<'a> {
@@ -78,7 +80,12 @@ impl<'a> Pipeline<'a> {
         let tokenizer = model.text_tokenizer()?;
         let job = Job::new(model, &options.quantize, context)?;
         let windows = options.data.iter().map(|d| options.eval.windows(d, model, &tokenizer)).collect::<Result<_>>()?;
-        Ok(Pipeline { model, options, context, job, windows })
+        Ok(Pipeline { model, options, context, job, windows, tasks: None })
+    }
+
+    /// Scores the source and every artifact on these tasks too.
+    pub fn with_tasks(self, tasks: Option<Tasks>) -> Self {
+        Pipeline { tasks, ..self }
     }
 
     /// What it will cost.
@@ -88,7 +95,7 @@ impl<'a> Pipeline<'a> {
 
     /// Does it.
     pub fn run(self) -> Result<Outcome> {
-        let Pipeline { model, options, context, job, windows } = self;
+        let Pipeline { model, options, context, job, windows, tasks } = self;
         let artifacts = job.run()?;
         for note in windows.iter().flat_map(|w| &w.set.notes) {
             context.progress.note(note);
@@ -101,11 +108,19 @@ impl<'a> Pipeline<'a> {
             source.perplexity.push(reference.perplexity(&watch(context, &model.name))?);
             references.push(reference);
         }
+        let tasks = match tasks {
+            Some(tasks) => {
+                let answered = tasks.answer(model, context)?;
+                source.tasks = answered.results(None);
+                Some((tasks, answered))
+            }
+            None => None,
+        };
         let mut report = Report { model: model.about.name.clone(), facts: facts(model, options), ..Report::default() };
         report.rows.push(source_row(model, source.clone())?);
         let mut eval = vec![source];
         for artifact in &artifacts {
-            let result = measure(&references, artifact, context)?;
+            let result = measure(&references, tasks.as_ref(), artifact, context)?;
             let measured = Measured {
                 eval: Some(&result),
                 bytes: Some(artifact.bytes),
@@ -132,14 +147,22 @@ impl<'a> Pipeline<'a> {
 }
 
 /// Loads the artifact back, as any user would, and compares it with the source; the manifest keeps the result.
-fn measure(references: &[Reference], artifact: &Artifact, context: &Context) -> Result<EvalResult> {
+fn measure(
+    references: &[Reference],
+    tasks: Option<&(Tasks, Answered)>,
+    artifact: &Artifact,
+    context: &Context,
+) -> Result<EvalResult> {
     let located = Located { path: artifact.path.clone(), name: artifact.path.display().to_string(), pulled: None };
     let written = Opened::open(located)?;
-    let mut result = EvalResult { model: written.name, ..EvalResult::default() };
+    let mut result = EvalResult { model: written.name.clone(), ..EvalResult::default() };
     for reference in references {
         let comparison = reference.compare(&written.checkpoint, &watch(context, &artifact.target))?;
         result.perplexity.push(comparison.perplexity);
         result.kld.push(comparison.kld);
+    }
+    if let Some((tasks, source)) = tasks {
+        result.tasks = tasks.answer(&written, context)?.results(Some(source));
     }
     if let Some(mut manifest) = Manifest::load(&artifact.path) {
         manifest.quality = Some(serde_json::to_value(&result).map_err(|e| Error::failed(e.to_string()))?);

@@ -206,7 +206,12 @@ impl Run<'_> {
                 attention.run(&q, &spans)?
             }
             Some(segments) => {
-                for s in segments.iter_mut() {
+                for i in 0..segments.len() {
+                    let (before, rest) = segments.split_at_mut(i);
+                    let s = &mut rest[0];
+                    if let Some(parent) = s.parent {
+                        *s.cache = before[parent].cache.fork(s.start)?;
+                    }
                     let [k, v] = next(s.len)?;
                     s.cache.append(&k, &v, s.start)?;
                 }

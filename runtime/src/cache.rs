@@ -1,7 +1,7 @@
 //! Keys and values of tokens already read, encoded as a [`CacheType`] says.
 //!
-//! A layer has one buffer, which grows by pages of [`PAGE`] tokens. Within a page every head has its keys, one after the other, and
-//! then its values, so that attention reads a block of one head's keys as one piece:
+//! A layer has pages of [`PAGE`] tokens. Within a page every head has its keys, one after the other, and then its values, so that
+//! attention reads a block of one head's keys as one piece. Caches of texts that begin alike share pages until one of them writes:
 //!
 //! ```text
 //! page 0                                        page 1
@@ -18,6 +18,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 pub(crate) use on_device::Planes;
 
@@ -120,7 +121,7 @@ pub(crate) struct LayerCache {
     heads: KvHeads,
     /// Bytes of one key and of one value.
     row: [usize; 2],
-    pages: Vec<u8>,
+    pages: Vec<Arc<Vec<u8>>>,
     /// What stands for the pages where attention is composed.
     planes: Option<Planes>,
     len: usize,
@@ -138,6 +139,13 @@ impl LayerCache {
         let mut cache = Self::new(kind, heads)?;
         cache.append(k, v, 0)?;
         Ok(cache)
+    }
+
+    /// A cache with the first `len` tokens of this one, which each then continues alone.
+    pub fn fork(&self, len: usize) -> Result<Self> {
+        let planes = self.planes.as_ref().map(Planes::copy).transpose()?;
+        let pages = self.pages[..len.div_ceil(PAGE).min(self.pages.len())].to_vec();
+        Ok(LayerCache { kind: self.kind, heads: self.heads, row: self.row, pages, planes, len: len.min(self.len) })
     }
 
     /// How values are stored.
@@ -177,13 +185,14 @@ impl LayerCache {
         let heads = self.heads;
         let (end, page_bytes) = (start + rows, heads.n * self.head_bytes());
         self.len = end;
-        if self.pages.len() < end.div_ceil(PAGE) * page_bytes {
-            self.pages.resize(end.div_ceil(PAGE) * page_bytes, 0);
+        while self.pages.len() < end.div_ceil(PAGE) {
+            self.pages.push(Arc::new(vec![0; page_bytes]));
         }
         let first = start / PAGE;
-        let pages = &mut self.pages[first * page_bytes..end.div_ceil(PAGE) * page_bytes];
+        let pages = &mut self.pages[first..end.div_ceil(PAGE)];
         let (kind, row) = (self.kind, self.row);
-        let fill = |(i, page): (usize, &mut [u8])| {
+        let fill = |(i, page): (usize, &mut Arc<Vec<u8>>)| {
+            let page = Arc::make_mut(page);
             let from = start.max((first + i) * PAGE);
             let to = end.min((first + i + 1) * PAGE);
             for (plane, (values, width)) in [(k, heads.k_dim), (v, heads.v_dim)].into_iter().enumerate() {
@@ -198,9 +207,9 @@ impl LayerCache {
                 }
             }
         };
-        match pages.len() == page_bytes {
-            true => fill((0, pages)),
-            false => pages.par_chunks_mut(page_bytes).enumerate().for_each(fill),
+        match pages {
+            [page] => fill((0, page)),
+            pages => pages.par_iter_mut().enumerate().for_each(fill),
         }
         Ok(())
     }
@@ -222,8 +231,8 @@ impl LayerCache {
 
     fn rows(&self, page: usize, head: usize, plane: usize, from: usize, to: usize) -> &[u8] {
         let row = if plane == 0 { self.row[0] } else { self.row[1] };
-        let first = (page * self.heads.n + head) * self.head_bytes() + plane;
-        &self.pages[first + from * row..first + to * row]
+        let first = head * self.head_bytes() + plane;
+        &self.pages[page][first + from * row..first + to * row]
     }
 }
 

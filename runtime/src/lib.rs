@@ -15,6 +15,7 @@ pub mod generate;
 pub mod head;
 pub mod kernels;
 pub mod layer;
+pub mod likelihood;
 pub mod memory;
 pub mod ops;
 pub mod product;
@@ -24,9 +25,11 @@ mod rows;
 pub mod sampler;
 pub mod spec;
 pub mod sweep;
+pub mod template;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
+
 mod tower;
 
 pub use arch::{ARCHITECTURES, Architecture, Client, ContainerKind};

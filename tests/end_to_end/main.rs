@@ -21,6 +21,7 @@ mod resume;
 mod serve;
 mod server;
 mod support;
+mod tasks;
 mod text;
 mod tiny;
 mod torch;

@@ -76,6 +76,8 @@ check serve_load.py datasets/demo
 # lm-evaluation-harness needs torch too.
 if [ -n "${LM_EVAL_VENV:-}" ]; then
   venv=$LM_EVAL_VENV check lm_eval_parity.py datasets/demo datasets/text/evaluation/prose.txt
+  # Records of real tasks are not ours to ship.
+  [ -z "${TASK_DATA:-}" ] || venv=$LM_EVAL_VENV check tasks_parity.py datasets/demo "$TASK_DATA" --limit 20
 else
   printf '\n-- lm_eval_parity.py\nskipped: LM_EVAL_VENV does not name an environment with lm-eval[api], torch and transformers\n'
 fi

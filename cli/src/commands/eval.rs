@@ -1,11 +1,13 @@
 //! `bitsmith eval`.
 
+use super::Status;
 use super::job::{costs, positive};
+use super::task_args::{TaskArgs, failed_gates, task_table};
 use crate::app::App;
 use crate::args::{Compute, Kv};
 use crate::output::table;
 use bitsmith_datasets::DataSpec;
-use bitsmith_eval::EvalResult;
+use bitsmith_eval::{EvalResult, Gate, Measured};
 use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
@@ -18,7 +20,8 @@ const EXAMPLES: &str = "\
 Examples:
   bitsmith eval model-q4_k_m.gguf --ppl wiki.test.raw
   bitsmith eval model-q4_k_m.gguf --kld builtin --against ./model --json
-  bitsmith eval ./model --kld builtin --against ./model --kv q8_0";
+  bitsmith eval ./model --kld builtin --against ./model --kv q8_0
+  bitsmith eval model-q4_k_m.gguf --tasks hellaswag,arc_easy --against ./model --gate 'tasks.hellaswag.delta>-0.005'";
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
@@ -27,13 +30,13 @@ pub struct Arguments {
     /// Hub id, checkpoint folder, .gguf file, or `demo`
     pub model: String,
     /// Measure perplexity on this text; can be given several times
-    #[arg(long, value_name = "DATA", required_unless_present = "kld")]
+    #[arg(long, value_name = "DATA", required_unless_present_any = ["kld", "tasks"])]
     pub ppl: Vec<String>,
     /// Measure KL divergence from another model on this text; can be given several times
     #[arg(long, value_name = "DATA", requires = "against")]
     pub kld: Vec<String>,
-    /// The model that --kld compares with
-    #[arg(long, value_name = "MODEL", requires = "kld")]
+    /// The model that --kld and --tasks compare with
+    #[arg(long, value_name = "MODEL")]
     pub against: Option<String>,
     /// Tokens per window [default: 512, paper: 2048]
     #[arg(long, value_name = "N")]
@@ -41,9 +44,15 @@ pub struct Arguments {
     /// How text is cut and scored: llama.cpp or paper
     #[arg(long, value_name = "STYLE", default_value = "llama.cpp")]
     pub style: String,
-    /// Use this many windows only
+    /// Use this many windows of texts and items of each task only
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// Tasks.
+    #[command(flatten)]
+    pub tasks: TaskArgs,
+    /// A condition on the results, like tasks.hellaswag.delta>-0.005; can be given several times. Exit code 3 if one does not hold
+    #[arg(long, value_name = "EXPR")]
+    pub gate: Vec<String>,
     /// How to compute the model's matrix products; --against is always computed in f32 [default: f32]
     #[arg(long, value_enum, value_name = "MODE")]
     pub compute: Option<Compute>,
@@ -59,7 +68,7 @@ pub struct Arguments {
 }
 
 /// Measures the model.
-pub fn run(args: &Arguments, app: &App) -> Result<()> {
+pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     let specs = |list: &[String]| list.iter().map(|d| d.parse()).collect::<Result<Vec<DataSpec>>>();
     let (ppl, kld) = (specs(&args.ppl)?, specs(&args.kld)?);
     let options = EvalOptions {
@@ -67,20 +76,44 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         ctx: args.ctx.map(|n| positive("--ctx", Some(n), n)).transpose()?,
         limit: args.limit.map(|n| positive("--limit", Some(n), n)).transpose()?,
     };
+    let gates = args.gate.iter().map(|g| g.parse()).collect::<Result<Vec<Gate>>>()?;
+    if args.against.is_some() && kld.is_empty() && args.tasks.tasks.is_empty() {
+        return Err(Error::usage("--against has nothing to compare").hint("give --kld or --tasks too"));
+    }
+    let tasks = args.tasks.prepare(options.limit, &app.context)?;
     let compute = Compute::mode(args.compute, Compute::F32, &app.context.device)?;
     let model = Opened::find(&args.model, &app.context)?.with_compute(compute).with_cache(args.kv.into())?;
     let against = args.against.as_deref().map(|m| Opened::find(m, &app.context)).transpose()?;
     if args.dry_run {
         let data: Vec<&DataSpec> = ppl.iter().chain(&kld).collect();
-        return costs(&cost(&model, &data, 1 + usize::from(against.is_some()), &options, &app.context)?, app);
+        let mut all = cost(&model, &data, 1 + usize::from(against.is_some() && !kld.is_empty()), &options, &app.context)?;
+        if let Some(tasks) = &tasks {
+            for model in against.iter().chain([&model]) {
+                all = all.then(tasks.cost(model, &app.context)?);
+            }
+        }
+        return costs(&all, app).map(|()| Status::Done);
     }
-    let result = evaluate(&model, &ppl, &kld, against.as_ref(), &options, &app.context)?;
+    let mut result = evaluate(&model, &ppl, &kld, against.as_ref(), &options, &app.context)?;
+    if let Some(tasks) = &tasks {
+        let reference = against.as_ref().map(|a| tasks.answer(a, &app.context)).transpose()?;
+        let answered = tasks.answer(&model, &app.context)?;
+        for task in answered.unscored() {
+            app.context
+                .progress
+                .note(&format!("{task}: what the model wrote is in --results-dir; it was not run and has no score"));
+        }
+        result.tasks = answered.results(reference.as_ref());
+    }
     if let Some(path) = &args.out {
         let mut json = serde_json::to_vec_pretty(&result).map_err(|e| Error::failed(e.to_string()))?;
         json.push(b'\n');
         write_file(path, &json)?;
     }
-    app.output.result(&result, text)
+    app.output.result(&result, text)?;
+    let measured = Measured { eval: Some(&result), ..Measured::default() };
+    let failed = failed_gates(gates.iter().map(|g| g.judge(&measured)));
+    Ok(if failed.is_empty() { Status::Done } else { Status::GatesFailed(failed) })
 }
 
 fn text(result: &EvalResult) -> String {
@@ -105,6 +138,7 @@ fn text(result: &EvalResult) -> String {
         }));
         text.push_str(&table(&rows, &[2, 3, 4, 5, 6, 7, 8, 9]));
     }
+    text.push_str(&task_table(&result.tasks));
     if result.kv != CacheType::F32 {
         text.push_str(&format!("keys and values rounded as a cache of type {} stores them\n", result.kv));
     }

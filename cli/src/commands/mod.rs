@@ -21,6 +21,8 @@ mod recipe;
 pub mod run;
 pub mod serve;
 pub mod targets;
+mod task_args;
+pub mod tasks;
 pub mod tokenize;
 pub mod verify;
 
@@ -36,7 +38,7 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Quantize(args) => done(quantize::run(args, app)),
         Command::Convert(args) => done(convert::run(args, app)),
         Command::Calibrate(args) => done(calibrate::run(args, app)),
-        Command::Eval(args) => done(eval::run(args, app)),
+        Command::Eval(args) => eval::run(args, app),
         Command::Map(args) => done(map::run(args, app)),
         Command::Generate(args) => done(generate::run(args, app)),
         Command::Serve(args) => done(serve::run(args, app)),
@@ -51,6 +53,7 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Targets(args) => done(targets::run(args, app)),
         Command::Methods(args) => done(methods::run(args, app)),
         Command::Datasets(args) => done(datasets::run(args, app)),
+        Command::Tasks(args) => done(tasks::run(args, app)),
         Command::Archs(args) => done(archs::run(args, app)),
         Command::Completions(args) => done(completions::run(args, app)),
     }

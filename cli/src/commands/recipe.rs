@@ -2,6 +2,7 @@
 
 use super::job::JobArgs;
 use super::run::MeasureArgs;
+use super::task_args::TaskArgs;
 use bitsmith_formats::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ pub struct Recipe {
     /// How to evaluate.
     #[serde(flatten)]
     pub measure: MeasureArgs,
+    /// Tasks.
+    #[serde(flatten)]
+    pub tasks: TaskArgs,
     /// Keys that mean nothing. Must stand last, to get what the others leave.
     #[serde(flatten)]
     unknown: BTreeMap<String, toml::Value>,

@@ -3,6 +3,7 @@
 use super::Status;
 use super::job::{JobArgs, estimates, positive};
 use super::recipe::Recipe;
+use super::task_args::TaskArgs;
 use crate::app::App;
 use bitsmith_datasets::DataSpec;
 use bitsmith_eval::Gate;
@@ -37,6 +38,9 @@ pub struct Arguments {
     /// Evaluation.
     #[command(flatten)]
     pub measure: MeasureArgs,
+    /// Tasks.
+    #[command(flatten)]
+    pub tasks: TaskArgs,
     /// Folder for artifacts and reports [default: bitsmith-out]
     #[arg(short, long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -61,7 +65,7 @@ pub struct MeasureArgs {
     /// Tokens per window of evaluation text [default: 512, paper: 2048]
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub eval_ctx: Option<usize>,
-    /// Evaluate on this many windows only
+    /// Evaluate on this many windows of texts and items of each task only
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub limit: Option<usize>,
     /// A condition on the results, like kld.mean<0.02; can be given several times. Exit code 3 if one does not hold
@@ -103,8 +107,9 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
         job.to = DEFAULT_TARGETS.map(String::from).to_vec();
     }
     let gates = measure.gate.iter().map(|g| g.parse()).collect::<Result<Vec<Gate>>>()?;
-    if let Some(gate) = gates.iter().find(|g| g.needs_tasks()) {
-        return Err(Error::unsupported(format!("gate `{gate}`: tasks are not measured")));
+    let tasks = args.tasks.clone().or(recipe.tasks);
+    if let Some(gate) = gates.iter().find(|g| g.needs_tasks()).filter(|_| tasks.tasks.is_empty()) {
+        return Err(Error::usage(format!("gate `{gate}`: no tasks are measured")).hint("name them with --tasks"));
     }
     let options = RunOptions {
         quantize: job.resolve(Output::Folder(out.clone()))?,
@@ -117,8 +122,9 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
         gates,
         reports: out,
     };
+    let tasks = tasks.prepare(options.eval.limit, &app.context)?;
     let model = Opened::find(&model, &app.context)?;
-    let pipeline = Pipeline::new(&model, &options, &app.context)?;
+    let pipeline = Pipeline::new(&model, &options, &app.context)?.with_tasks(tasks);
     if args.dry_run {
         let (document, text) = estimates(&pipeline.estimates()?);
         return app.output.result(&document, |_| text).map(|()| Status::Done);

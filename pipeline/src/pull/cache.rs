@@ -4,7 +4,7 @@ use super::client::RemoteFile;
 use super::hub::{Hub, HubId};
 use super::select::{Selection, is_weights};
 use bitsmith_formats::{Error, Result};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use hf_hub::{Cache, CacheRepo, Repo};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub struct ModelCache {
 impl ModelCache {
     /// The model's folder in the hub's cache; creates nothing.
     pub fn new(hub: &Hub, id: &HubId) -> Self {
-        let repo = Repo::new(id.repo.clone(), RepoType::Model);
+        let repo = Repo::new(id.repo.clone(), id.kind());
         let folder = repo.folder_name();
         ModelCache {
             root: hub.cache_dir.join(&folder),
@@ -111,7 +111,10 @@ impl ModelCache {
     /// The cached files of a revision that the selection asks for, with their sizes, and their commit. Fails if there is none, or if
     /// an index names weights that are not there.
     pub fn offline(&self, revision: &str, selection: &Selection) -> Result<(String, Vec<(String, u64)>)> {
-        let advice = format!("run `bitsmith pull {}` with a network connection", self.id);
+        let advice = match self.id.dataset {
+            true => "run the same command with a network connection".to_string(),
+            false => format!("run `bitsmith pull {}` with a network connection", self.id),
+        };
         let commit = self.commit_of(revision).ok_or_else(|| {
             Error::missing(format!("{} (revision `{revision}`) is not in the cache", self.id.repo)).file(&self.root).hint(&advice)
         })?;

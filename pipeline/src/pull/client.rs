@@ -3,7 +3,7 @@
 use super::hub::{Hub, HubId};
 use bitsmith_formats::{Error, ErrorKind, Result};
 use hf_hub::api::sync::{Api, ApiBuilder};
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::{Cache, Repo};
 use serde::Deserialize;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -125,7 +125,7 @@ impl<'a> Client<'a> {
 
     /// The commit of a revision and the files that it has.
     pub fn list(&self, revision: &str) -> Result<Listing, Failure> {
-        let repo = Repo::with_revision(self.id.repo.clone(), RepoType::Model, encode(revision));
+        let repo = Repo::with_revision(self.id.repo.clone(), self.id.kind(), encode(revision));
         let request = self.api.repo(repo).info_request().query("blobs", "true");
         let request = request.config().http_status_as_error(false).timeout_connect(Some(CONNECT_TIMEOUT));
         let mut response = request.timeout_per_read(Some(STALL_TIMEOUT)).build().call().map_err(|e| self.broken(e))?;
@@ -213,7 +213,7 @@ impl<'a> Client<'a> {
     }
 
     fn url(&self, commit: &str, name: &str) -> String {
-        let repo = Repo::with_revision(self.id.repo.clone(), RepoType::Model, commit.to_string());
+        let repo = Repo::with_revision(self.id.repo.clone(), self.id.kind(), commit.to_string());
         self.api.repo(repo).url(&encode_path(name))
     }
 
@@ -274,7 +274,8 @@ impl<'a> Client<'a> {
         let status = response.status();
         let code = header(response, "x-error-code").unwrap_or_default();
         let repo = &self.id.repo;
-        let page = format!("{}/{repo}", self.hub.endpoint);
+        let (kind, place) = if self.id.dataset { ("dataset", "datasets/") } else { ("model", "") };
+        let page = format!("{}/{place}{repo}", self.hub.endpoint);
         let said = header(response, "x-error-message").map_or_else(String::new, |m| format!(": {m}"));
         let fatal = |kind, message: String, hint: String| Failure::fatal(Error::new(kind, message).hint(hint));
         match status.as_u16() {
@@ -283,14 +284,14 @@ impl<'a> Client<'a> {
                     (Some(_), "GatedRepo") => format!("ask for access on {page}, then try again"),
                     (Some(_), _) => format!("check the name, and that your token may read {page}"),
                     (None, _) => {
-                        format!("check the name; for a private or gated model set HF_TOKEN to a token that may read {page}")
+                        format!("check the name; for a private or gated {kind} set HF_TOKEN to a token that may read {page}")
                     }
                 };
                 fatal(ErrorKind::NotAuthorised, format!("the hub refuses access to {repo} ({status}){said}"), hint)
             }
             404 => {
                 let message = match code.as_str() {
-                    "RepoNotFound" => format!("the hub has no model {repo}"),
+                    "RepoNotFound" => format!("the hub has no {kind} {repo}"),
                     "RevisionNotFound" => format!("{repo} has no {what}"),
                     _ => format!("{repo}: {what} not found"),
                 };

@@ -1,6 +1,7 @@
 //! Where the hub is, what we may tell it, and how a model on it is named.
 
 use bitsmith_formats::{Error, Result};
+use hf_hub::RepoType;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -84,6 +85,15 @@ pub struct HubId {
     pub repo: String,
     /// Branch, tag, pull request (`refs/pr/1`) or commit.
     pub revision: Option<String>,
+    /// Whether it is a dataset, not a model.
+    pub dataset: bool,
+}
+
+impl HubId {
+    /// The hub's kind of repository.
+    pub(super) fn kind(&self) -> RepoType {
+        if self.dataset { RepoType::Dataset } else { RepoType::Model }
+    }
 }
 
 impl FromStr for HubId {
@@ -106,7 +116,7 @@ impl FromStr for HubId {
         if let Some(revision) = &revision {
             check_revision(revision)?;
         }
-        Ok(HubId { repo: repo.to_string(), revision })
+        Ok(HubId { repo: repo.to_string(), revision, dataset: false })
     }
 }
 

@@ -96,19 +96,28 @@ pub struct PulledFile {
 
 /// Downloads what is missing of `org/name[@revision]` and gives the folder with the model's files.
 pub fn pull(model: &str, options: &PullOptions) -> Result<Pulled> {
-    let id: HubId = model.parse()?;
+    pull_repository(&model.parse()?, options)
+}
+
+/// Downloads what is missing of some files of a dataset, `org/name[@revision]`, and gives the folder that they are in.
+pub fn pull_dataset(dataset: &str, options: &PullOptions) -> Result<Pulled> {
+    let id: HubId = dataset.parse()?;
+    pull_repository(&HubId { dataset: true, ..id }, options)
+}
+
+fn pull_repository(id: &HubId, options: &PullOptions) -> Result<Pulled> {
     let revision = match (&id.revision, &options.revision) {
         (Some(a), Some(b)) if a != b => return Err(Error::usage(format!("two revisions are asked for, `{a}` and `{b}`"))),
         (a, b) => a.as_ref().or(b.as_ref()).map_or(DEFAULT_REVISION, String::as_str),
     };
     hub::check_revision(revision)?;
-    let cache = ModelCache::new(&options.hub, &id);
+    let cache = ModelCache::new(&options.hub, id);
     if options.hub.offline {
-        return from_cache(&id, revision, options, &cache);
+        return from_cache(id, revision, options, &cache);
     }
-    match online(&id, revision, options, &cache) {
+    match online(id, revision, options, &cache) {
         // Without a network, what is in the cache is better than nothing.
-        Err(e) if e.kind == ErrorKind::Transient && !options.dry_run => match from_cache(&id, revision, options, &cache) {
+        Err(e) if e.kind == ErrorKind::Transient && !options.dry_run => match from_cache(id, revision, options, &cache) {
             Ok(pulled) => {
                 options.progress.warn(&format!("{e}; using commit {} from the cache", pulled.commit));
                 Ok(pulled)

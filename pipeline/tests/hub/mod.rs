@@ -142,6 +142,14 @@ fn respond(state: &mut State, request: &Request) -> Vec<u8> {
             None => status_only(404, "X-Error-Code: RepoNotFound\r\n"),
         };
     }
+    if let Some(rest) = path.strip_prefix("/api/datasets/") {
+        // Datasets are asked for the hub's own copies only.
+        return match rest == "org/tiny/revision/refs%2Fconvert%2Fparquet" && query == "blobs=true" {
+            true => listing(state),
+            false => status_only(404, "X-Error-Code: RepoNotFound\r\n"),
+        };
+    }
+    let path = path.strip_prefix("/datasets").unwrap_or(path);
     let Some(name) = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")).map(String::from) else {
         return status_only(404, "");
     };

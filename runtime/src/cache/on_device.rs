@@ -12,6 +12,13 @@ pub(crate) struct Planes {
     values: Tensor,
 }
 
+impl Planes {
+    /// The same rows in storage of their own.
+    pub fn copy(&self) -> Result<Self> {
+        Ok(Planes { keys: self.keys.force_contiguous().or_fail()?, values: self.values.force_contiguous().or_fail()? })
+    }
+}
+
 impl LayerCache {
     /// Keys `(tokens, heads × k_dim)` and values `(tokens, heads × v_dim)`, if the cache lies on a device.
     pub fn planes(&self) -> Result<[Tensor; 2]> {

@@ -26,6 +26,12 @@ impl Sequence {
         self.len == 0
     }
 
+    /// A sequence that begins as this one does and then goes its own way.
+    pub fn fork(&self) -> Result<Sequence> {
+        let caches = self.caches.iter().map(|c| c.fork(self.len)).collect::<Result<_>>()?;
+        Ok(Sequence { caches, len: self.len })
+    }
+
     /// Forgets everything but keeps the memory for another sequence.
     pub fn clear(&mut self) {
         self.len = 0;
@@ -60,6 +66,8 @@ pub(crate) struct Segment<'a> {
     pub len: usize,
     /// Position of the first row.
     pub start: usize,
+    /// The earlier segment of the same step whose keys and values this one continues, if its own cache does not hold them already.
+    pub parent: Option<usize>,
     pub cache: &'a mut LayerCache,
 }
 
@@ -109,7 +117,7 @@ impl<'m> Batch<'m> {
         for (index, layer) in self.model.layers.iter().enumerate() {
             let segment = |feed| {
                 let Feed { sequence, tokens, .. }: &mut Feed<'_> = feed;
-                Segment { len: tokens.len(), start: sequence.len, cache: &mut sequence.caches[index] }
+                Segment { len: tokens.len(), start: sequence.len, parent: None, cache: &mut sequence.caches[index] }
             };
             let mut segments: Vec<_> = feeds.iter_mut().map(segment).collect();
             let run = Run { spec: &self.model.spec, ropes: &self.ropes, layer_index: index, observer: None };

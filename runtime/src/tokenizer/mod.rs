@@ -11,7 +11,7 @@ mod files;
 mod metadata;
 mod piece;
 pub mod pre;
-mod python;
+pub(crate) mod python;
 mod rebuild;
 mod spm;
 mod stream;

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 type Result<T> = std::result::Result<T, Error>;
 
 /// Called by the template engine for methods that its own values lack.
-pub(super) fn call_method(_: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value> {
+pub(crate) fn call_method(_: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value> {
     let found = match value.kind() {
         ValueKind::String => string_method(value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Map => map_method(value, method, args)?,
@@ -187,7 +187,7 @@ fn list_method(list: &Value, method: &str, args: &[Value]) -> Result<Option<Valu
 }
 
 /// `json.dumps(value, ensure_ascii=False)`.
-pub(super) fn json(value: &Value, indent: Option<usize>) -> Result<String> {
+pub(crate) fn json(value: &Value, indent: Option<usize>) -> Result<String> {
     let json = serde_json::to_value(value).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
     let mut out = String::new();
     write_json(&json, indent, 0, &mut out);
@@ -235,7 +235,7 @@ fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, ou
 }
 
 /// Seconds since 1970, UTC.
-pub(super) fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
@@ -244,7 +244,7 @@ const MONTHS: [&str; 12] =
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 /// `time.strftime` of a moment in UTC, for the directives that templates use; an unknown one is an error.
-pub(super) fn strftime(format: &str, seconds: u64) -> Result<String> {
+pub(crate) fn strftime(format: &str, seconds: u64) -> Result<String> {
     let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = date(days);
     let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);

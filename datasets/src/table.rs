@@ -1,0 +1,219 @@
+//! Files of records: JSON lines, JSON, CSV with a header and Parquet, the first three also packed with gzip or zstd.
+
+use bitsmith_formats::{Error, Result};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use serde_json::{Map, Value};
+use std::io::Read;
+use std::path::Path;
+
+/// Endings of files that [`read`] reads.
+pub const ENDINGS: [&str; 8] = [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".jsonl.zst", ".csv.gz", ".json.gz"];
+
+/// Largest size of what a packed file may unpack to.
+const MAX_UNPACKED: u64 = 4 << 30;
+
+/// A file's name without the ending that says what it holds; nothing if its ending is none of [`ENDINGS`].
+pub fn stem(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    let lower = name.to_ascii_lowercase();
+    ENDINGS.iter().filter(|e| lower.ends_with(**e)).map(|e| &name[..name.len() - e.len()]).min_by_key(|s| s.len())
+}
+
+/// The records of a file, each an object.
+///
+/// Errors: missing, unsupported for other endings, corrupt with the line or row for what is no record.
+pub fn read(path: &Path) -> Result<Vec<Value>> {
+    let lower = path.to_string_lossy().to_ascii_lowercase();
+    if lower.ends_with(".parquet") {
+        return parquet(path);
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::read(path, e))?;
+    let (inner, bytes) = match (lower.strip_suffix(".gz"), lower.strip_suffix(".zst")) {
+        (Some(inner), _) => (inner, unpack(path, flate2::read::MultiGzDecoder::new(bytes.as_slice()))?),
+        (_, Some(inner)) => {
+            let decoder = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(|e| Error::read(path, e))?;
+            (inner, unpack(path, decoder)?)
+        }
+        _ => (lower.as_str(), bytes),
+    };
+    let text = String::from_utf8(bytes).map_err(|e| {
+        Error::corrupt(format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())).file(path).hint("convert the file to UTF-8")
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let ending = inner.rsplit_once('.').map_or("", |(_, e)| e);
+    let records = match ending {
+        "jsonl" => json_lines(text),
+        "json" => json(text),
+        "csv" => csv(text),
+        _ => {
+            return Err(Error::unsupported("the file's ending does not say what records it holds")
+                .file(path)
+                .hint(format!("records come in {}", ENDINGS.join(", "))));
+        }
+    };
+    records.map_err(|message| Error::corrupt(message).file(path))
+}
+
+fn unpack(path: &Path, packed: impl Read) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    packed
+        .take(MAX_UNPACKED + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::corrupt(format!("cannot be unpacked: {e}")).file(path).with_source(e))?;
+    if bytes.len() as u64 > MAX_UNPACKED {
+        return Err(Error::corrupt("unpacks to more than 4 GiB").file(path));
+    }
+    Ok(bytes)
+}
+
+fn json_lines(text: &str) -> Result<Vec<Value>, String> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(i, line)| object(line).map_err(|e| format!("line {}: {e}", i + 1))).collect()
+}
+
+fn object(line: &str) -> Result<Value, String> {
+    match serde_json::from_str(line) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err("not a JSON object".into()),
+        Err(e) => Err(format!("not valid JSON: {e}")),
+    }
+}
+
+fn json(text: &str) -> Result<Vec<Value>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Array(records)) => match records.iter().position(|r| !r.is_object()) {
+            None => Ok(records),
+            Some(i) => Err(format!("record {} is not a JSON object", i + 1)),
+        },
+        Ok(_) => Err("not a JSON list of objects".into()),
+        Err(e) => Err(format!("not valid JSON: {e}")),
+    }
+}
+
+fn csv(text: &str) -> Result<Vec<Value>, String> {
+    let mut rows = csv_rows(text)?.into_iter();
+    let (_, header) = rows.next().ok_or("no header")?;
+    let record = |(line, row): (usize, Vec<String>)| {
+        if row.len() != header.len() {
+            return Err(format!("line {line}: {} fields where the header has {}", row.len(), header.len()));
+        }
+        Ok(Value::Object(header.iter().cloned().zip(row.into_iter().map(Value::from)).collect::<Map<_, _>>()))
+    };
+    rows.map(record).collect()
+}
+
+/// Rows of fields with the line that each begins at (RFC 4180): fields in quotes may hold commas, line ends and doubled quotes.
+fn csv_rows(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {
+    let (mut rows, mut row, mut field) = (Vec::new(), Vec::new(), String::new());
+    let (mut quoted, mut line, mut start) = (false, 1, 1);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        line += usize::from(c == '\n');
+        match c {
+            '"' if quoted && chars.next_if_eq(&'"').is_some() => field.push('"'),
+            // Others in the middle of a field are meant as they stand, as tables in the wild have them.
+            '"' if quoted && chars.peek().is_some_and(|next| !matches!(next, ',' | '\r' | '\n')) => field.push('"'),
+            '"' if quoted || field.is_empty() => quoted = !quoted,
+            _ if quoted => field.push(c),
+            ',' => row.push(std::mem::take(&mut field)),
+            '\r' if chars.peek() == Some(&'\n') => {}
+            '\n' => {
+                row.push(std::mem::take(&mut field));
+                // An empty line is no row.
+                if row != [""] {
+                    rows.push((start, std::mem::take(&mut row)));
+                }
+                row.clear();
+                start = line;
+            }
+            c => field.push(c),
+        }
+    }
+    if quoted {
+        return Err(format!("line {start}: a quote is not closed"));
+    }
+    if !field.is_empty() || !row.is_empty() {
+        row.push(field);
+        rows.push((start, row));
+    }
+    Ok(rows)
+}
+
+fn parquet(path: &Path) -> Result<Vec<Value>> {
+    let file = std::fs::File::open(path).map_err(|e| Error::read(path, e))?;
+    let failed = |e| Error::corrupt(format!("not a readable Parquet file: {e}")).file(path);
+    let reader = SerializedFileReader::new(file).map_err(failed)?;
+    let rows = reader.get_row_iter(None).map_err(failed)?;
+    rows.map(|row| row.map(|r| r.to_json_value()).map_err(failed)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitsmith_formats::ErrorKind;
+    use serde_json::json;
+    use std::io::Write;
+
+    fn file(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> std::path::PathBuf {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn text_formats_plain_and_packed() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = "{\"a\": 1}\n\n{\"a\": 2}\n";
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(lines.as_bytes()).unwrap();
+        let want = vec![json!({"a": 1}), json!({"a": 2})];
+        for (name, bytes) in [
+            ("x.jsonl", lines.as_bytes().to_vec()),
+            ("x.jsonl.gz", gz.finish().unwrap()),
+            ("x.jsonl.zst", zstd::encode_all(lines.as_bytes(), 1).unwrap()),
+            ("x.json", b"[{\"a\": 1}, {\"a\": 2}]".to_vec()),
+        ] {
+            assert_eq!(read(&file(&dir, name, &bytes)).unwrap(), want, "{name}");
+            assert_eq!(stem(&dir.path().join(name)), Some("x"));
+        }
+        let csv = file(&dir, "t.csv", "\u{feff}q,A\n\"one, \"\"two\"\"\nthree\",4\n".as_bytes());
+        assert_eq!(read(&csv).unwrap(), [json!({"q": "one, \"two\"\nthree", "A": "4"})]);
+        let loose = file(&dir, "l.csv", b"a,b\n\"say \"yes,\" or\",1\n");
+        assert_eq!(read(&loose).unwrap(), [json!({"a": "say \"yes,\" or", "b": "1"})]);
+        let plain = file(&dir, "u.csv", b"a,b\r\n1,\r\n\r\n\"\",3");
+        assert_eq!(read(&plain).unwrap(), [json!({"a": "1", "b": ""}), json!({"a": "", "b": "3"})]);
+        assert_eq!(stem(Path::new("x.txt")), None);
+    }
+
+    #[test]
+    fn parquet_rows_with_lists_and_structures() {
+        let rows = read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/questions.parquet"))).unwrap();
+        assert_eq!(rows.len(), 3);
+        assert_eq!(
+            rows[0],
+            json!({"question": "Which is wet?", "choices": {"text": ["Water", "Sand"], "label": ["A", "B"]}, "answer": 0, "score": 0.5, "note": null})
+        );
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes, says) in [
+            ("a.jsonl", &b"{\"a\": 1}\n[2]\n"[..], "line 2: not a JSON object"),
+            ("b.jsonl", b"{\"a\"", "line 1: not valid JSON"),
+            ("c.json", b"{}", "not a JSON list"),
+            ("d.json", b"[1]", "record 1"),
+            ("e.csv", b"a,b\n1\n", "line 2: 1 fields where the header has 2"),
+            ("i.csv", b"a\n\"x\n", "line 2: a quote is not closed"),
+            ("f.jsonl.gz", b"nonsense", "cannot be unpacked"),
+            ("g.parquet", b"PAR1 and then nothing", "Parquet"),
+            ("h.jsonl", b"\xff", "UTF-8"),
+        ] {
+            let e = read(&file(&dir, name, bytes)).unwrap_err();
+            assert_eq!(e.kind, ErrorKind::Corrupt, "{name}");
+            assert!(e.message.contains(says), "{name}: {e}");
+        }
+        assert_eq!(read(&file(&dir, "x.txt", b"")).unwrap_err().kind, ErrorKind::Unsupported);
+        assert_eq!(read(Path::new("/nowhere/x.jsonl")).unwrap_err().kind, ErrorKind::Missing);
+    }
+}
