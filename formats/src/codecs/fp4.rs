@@ -4,9 +4,9 @@
 use super::block::{largest, largest_of_each};
 use super::fit;
 use super::gram::dot;
-use super::minifloat::{STEP, to_e2m1_fourfold};
+use super::minifloat::to_e2m1_fourfold;
 use crate::codec::{BlockScales, Codec, CodecId, Gram, Grid};
-use crate::simd::{Kernel, Lanes, MAX_LANES, dispatch};
+use crate::simd::{Kernel, Lanes, MAX_LANES, STEP, dispatch};
 use std::marker::PhantomData;
 
 /// Twice the values of the codes; code 8 is −0, which ggml takes for 0.
@@ -121,13 +121,11 @@ fn encode_block<F: Lanes, L: Layout>(x: &[f32], largest: &[f32], out: &mut [u8])
     let mut codes = [0u8; MAX_LEN];
     let codes = &mut codes[..L::LEN];
     if plain {
-        for (c, (codes, x)) in codes.as_chunks_mut::<STEP>().0.iter_mut().zip(x.as_chunks::<STEP>().0).enumerate() {
-            let mut fourfold = [F::zero(); STEP];
-            for (i, (y, x)) in fourfold.iter_mut().zip(x.chunks_exact(F::N)).enumerate() {
-                let factor = F::splat(factors[(c * STEP + i * F::N) / L::SUB]);
-                *y = if L::POWERS { F::load(x) * factor } else { F::load(x) / factor };
-            }
-            to_e2m1_fourfold(&fourfold, codes);
+        for (c, (codes, x)) in codes.as_chunks_mut::<STEP>().0.iter_mut().zip(x.as_chunks().0).enumerate() {
+            to_e2m1_fourfold(x, codes, |at, x: F| {
+                let factor = F::splat(factors[(c * STEP + at) / L::SUB]);
+                if L::POWERS { x * factor } else { x / factor }
+            });
         }
     } else {
         far_codes::<L>(x, largest, scales, codes);

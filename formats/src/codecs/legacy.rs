@@ -10,7 +10,7 @@ use super::float::limit;
 use super::search::{self, Found};
 use super::side_by_side::{self, Group, SideBySide};
 use crate::codec::{CodecId, Float};
-use crate::simd::{IntLanes, Lanes, MAX_LANES, MaskLanes};
+use crate::simd::{Lanes, MAX_LANES, MaskLanes, bytes_of};
 
 const LEN: usize = 32;
 
@@ -102,13 +102,12 @@ impl<const BITS: u32, const MIN: bool> Layout for Legacy<BITS, MIN> {
     fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
         let (origin, factor) = (F::splat(line[0]), F::splat(line[1]));
         let shift = F::splat(if MIN { 0.5 } else { Self::ZERO as f32 + 0.5 });
-        let mut ints = [F::Int::splat(0); LEN];
-        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
-            let x = F::load(x);
-            let t = if MIN { (x - origin) * factor } else { x * factor };
-            *int = (t + shift).truncate();
+        for (x, codes) in x.as_chunks().0.iter().zip(codes.as_chunks_mut().0) {
+            bytes_of::<F>(x, codes, |_, x| {
+                let t = if MIN { (x - origin) * factor } else { x * factor };
+                (t + shift).truncate()
+            });
         }
-        F::Int::store_bytes(&ints[..LEN / F::N], codes);
         for code in codes {
             *code = (*code).min(Self::MAX);
         }
@@ -171,15 +170,13 @@ impl<const BITS: u32, const MIN: bool> SideBySide for Legacy<BITS, MIN> {
         for (lane, out) in out.chunks_exact_mut(Layout::bytes(self)).enumerate() {
             // From here on the lanes are weights of one block.
             let found = Found { inverse: F::splat(inverses[lane]), origin: F::splat(origins[lane]), ..found };
-            let (mut ints, mut codes) = ([F::Int::splat(0); LEN], [0u8; LEN]);
-            for (x, int) in group.block(lane).chunks_exact(F::N).zip(&mut ints) {
-                let x = F::load(x);
-                *int = match MIN {
+            let mut codes = [0u8; LEN];
+            for x in group.block(lane).as_chunks().0 {
+                bytes_of::<F>(x, &mut codes, |_, x| match MIN {
                     true => search::affine_code(found.inverse, found.origin, x, Self::MAX as i32),
                     false => search::symmetric_codes(&found, x, Self::ZERO as i32),
-                };
+                });
             }
-            F::Int::store_bytes(&ints[..LEN / F::N], &mut codes);
             self.write::<F>([scales[lane], mins[lane]].map(|s| limit(Float::F16, s)), &codes, out);
         }
     }

@@ -13,11 +13,10 @@ use super::fit;
 use super::float::saturate_f16;
 use super::gram::dot;
 use super::minifloat::{
-    E2M1, E2M1_MAX, E4M3, E4M3_MAX, E4M3_MAX_CODE, STEP, e8m0, from_e2m1, from_e4m3, to_e2m1, to_e2m1_fourfold, to_e4m3,
-    to_e4m3_lanes,
+    E2M1, E2M1_MAX, E4M3, E4M3_MAX, E4M3_MAX_CODE, e8m0, from_e2m1, from_e4m3, to_e2m1, to_e2m1_fourfold, to_e4m3, to_e4m3_lanes,
 };
 use crate::codec::{BlockScales, Codec, CodecId, Float, Gram, Grid, Micro};
-use crate::simd::{IntLanes, Kernel, Lanes, MAX_LANES, dispatch};
+use crate::simd::{IntLanes, Kernel, Lanes, MAX_LANES, STEP, bytes_of, dispatch};
 
 /// The longest group.
 const MAX_LEN: usize = 32;
@@ -186,44 +185,45 @@ fn encode_groups<F: Lanes, const LEN: usize, const BYTES: usize>(format: Micro, 
 /// The codes of one group.
 #[inline(always)]
 fn encode_group<F: Lanes>(format: Micro, float: Float, x: &[f32], byte: u8, out: &mut [u8]) {
+    // Groups of 16 are made like longer ones that end in zeros.
+    let mut padded = [0f32; STEP];
+    let x = match x.first_chunk() {
+        Some(x) => x,
+        None => {
+            padded[..x.len()].copy_from_slice(x);
+            &padded
+        }
+    };
     let mut codes = [0u8; STEP];
     match format {
         Micro::Mxfp8 => {
-            let mut ints = [F::Int::splat(0); STEP];
             let inverse = F::splat(e8m0(254 - byte));
-            for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
-                *int = to_e4m3_lanes(F::load(x) * inverse);
+            for codes in out.as_chunks_mut().0 {
+                bytes_of(x, codes, |_, x: F| to_e4m3_lanes(x * inverse));
             }
-            F::Int::store_bytes(&ints[..STEP / F::N], out);
             return;
         }
         Micro::Mxfp4 => {
-            let mut fourfold = [F::zero(); STEP];
             let inverse = F::splat(e8m0(254 - byte));
-            for (y, x) in fourfold.iter_mut().zip(x.chunks_exact(F::N)) {
-                // Quotients by a power of two need no rounding.
-                *y = F::load(x) * inverse * F::splat(4.0);
-            }
-            to_e2m1_fourfold(&fourfold, &mut codes);
+            // Quotients by a power of two need no rounding.
+            to_e2m1_fourfold(x, &mut codes, |_, x: F| x * inverse * F::splat(4.0));
         }
         Micro::Nvfp4 => {
-            let mut fourfold = [F::zero(); STEP];
             let scale = E4M3[byte as usize];
             // Under scale 0 all weights are too small for any code.
             let divisor = F::splat(if scale == 0.0 { f32::INFINITY } else { scale });
-            for (y, x) in fourfold.iter_mut().zip(x.chunks_exact(F::N)) {
-                let y_exact = F::load(x) / divisor;
-                let y_typed = match float {
-                    Float::BF16 => shorten_lanes::<F, 16>(y_exact),
-                    Float::F16 => shorten_lanes::<F, 13>(y_exact),
-                    Float::F32 => y_exact,
-                };
-                *y = y_typed * F::splat(4.0);
-            }
-            to_e2m1_fourfold(&fourfold, &mut codes);
+            to_e2m1_fourfold(x, &mut codes, |_, x: F| {
+                let y = x / divisor;
+                F::splat(4.0)
+                    * match float {
+                        Float::BF16 => shorten_lanes::<F, 16>(y),
+                        Float::F16 => shorten_lanes::<F, 13>(y),
+                        Float::F32 => y,
+                    }
+            });
         }
     }
-    bits::pack::<4>(&codes[..x.len()], out);
+    bits::pack::<4>(&codes[..2 * out.len()], out);
 }
 
 /// [`shorten`] in each lane.

@@ -1,6 +1,6 @@
 //! The small floats of the OCP microscaling formats: e2m1 (4 bits), e4m3 (8 bits, no infinities), e8m0 (a power of two).
 
-use crate::simd::{IntLanes, Lanes};
+use crate::simd::{IntLanes, Lanes, STEP, bytes_of};
 
 /// Largest e2m1 value.
 pub(super) const E2M1_MAX: f32 = 6.0;
@@ -52,23 +52,16 @@ pub(super) fn to_e2m1(y: f32) -> u32 {
     code | ((y < -0.25) as u32) << 3
 }
 
-/// Weights whose codes are made at a time.
-pub(super) const STEP: usize = 32;
-
-/// The codes of [`to_e2m1`] for 32 numbers, given four times as large; lanes are numbers, and as many values as hold them count.
+/// The codes of [`to_e2m1`] for the numbers of which `fourfold(at, x)` makes four times as large ones of the same sign; lanes are numbers.
 #[inline(always)]
-pub(super) fn to_e2m1_fourfold<F: Lanes>(fourfold: &[F; STEP], codes: &mut [u8; STEP]) {
-    let (mut sizes, mut signs) = ([F::Int::splat(0); STEP], [F::Int::splat(0); STEP]);
-    let n = STEP / F::N;
-    for ((size, sign), &y) in sizes.iter_mut().zip(&mut signs).zip(fourfold).take(n) {
-        // The number just below, rounded towards zero, is k or more where y is more than k. Of 0 it is NaN, which becomes 0.
-        let a = y.abs().min(F::splat(64.0)).to_bits();
-        *size = F::from_bits(a - F::Int::splat(1)).truncate();
-        *sign = y.to_bits().shr::<28>();
-    }
+pub(super) fn to_e2m1_fourfold<F: Lanes>(x: &[f32; STEP], codes: &mut [u8; STEP], fourfold: impl Fn(usize, F) -> F) {
     let mut minus = [0u8; STEP];
-    F::Int::store_bytes(&sizes[..n], codes);
-    F::Int::store_bytes(&signs[..n], &mut minus);
+    bytes_of::<F>(x, codes, |at, x| {
+        // The number just below, rounded towards zero, is k or more where y is more than k. Of 0 it is NaN, which becomes 0.
+        let a = fourfold(at, x).abs().min(F::splat(64.0)).to_bits();
+        F::from_bits(a - F::Int::splat(1)).truncate()
+    });
+    bytes_of::<F>(x, &mut minus, |_, x| x.to_bits().shr::<28>());
     for (code, minus) in codes.iter_mut().zip(minus) {
         // Between the values, halfway.
         let mut size = 0;
@@ -176,14 +169,9 @@ mod tests {
             #[inline(always)]
             fn run<F: Lanes>(self) {
                 for y in self.0.as_chunks::<STEP>().0 {
-                    let (mut fourfold, mut e4m3) = ([F::zero(); STEP], [F::Int::splat(0); STEP]);
-                    for (i, y) in y.chunks_exact(F::N).enumerate() {
-                        fourfold[i] = F::load(y) * F::splat(4.0);
-                        e4m3[i] = to_e4m3_lanes(F::load(y));
-                    }
                     let (mut a, mut b) = ([0; STEP], [0; STEP]);
-                    to_e2m1_fourfold(&fourfold, &mut a);
-                    F::Int::store_bytes(&e4m3[..STEP / F::N], &mut b);
+                    to_e2m1_fourfold(y, &mut a, |_, y: F| y * F::splat(4.0));
+                    bytes_of(y, &mut b, |_, y: F| to_e4m3_lanes(y));
                     self.1.extend(a.iter().zip(b).map(|(&a, b)| [a, b]));
                 }
             }

@@ -9,7 +9,7 @@ use super::block::range;
 use super::flat::{Flat, Layout, Lines, MAX_LEN, Shape};
 use super::float::{self, bf16_bits, limits};
 use crate::codec::{Codec, CodecId, Float, Grid};
-use crate::simd::{IntLanes, Lanes, MaskLanes, round_any};
+use crate::simd::{IntLanes, Lanes, MaskLanes, bytes_of, round_any};
 
 /// The properties of one of the affine formats.
 #[derive(Clone, Copy)]
@@ -193,8 +193,6 @@ fn lines<F: Lanes>(layout: &impl Layout, low: F, high: F) -> Lines<F> {
 
 /// 1.5 · 2²³: added to an integer, it leaves that in the low bits of the mantissa.
 const MAGIC: f32 = 12_582_912.0;
-/// Weights at a time; they divide every group.
-const STEP: usize = 32;
 
 /// Rounded to a type, infinite values to the largest finite ones.
 #[inline(always)]
@@ -237,14 +235,12 @@ fn choose<F: Lanes>(layout: &impl Layout, x: &[f32], line: [f32; 2], codes: &mut
 #[inline(always)]
 fn choose_typed<F: Lanes>(float: Float, max: u8, x: &[f32], [bias, scale]: [f32; 2], codes: &mut [u8]) {
     let (levels, bias, scale) = (F::splat(max as f32), F::splat(bias), F::splat(scale));
-    for (codes, x) in codes.as_chunks_mut::<STEP>().0.iter_mut().zip(x.as_chunks::<STEP>().0) {
-        let mut ints = [F::Int::splat(0); STEP];
-        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
+    for (codes, x) in codes.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
+        bytes_of::<F>(x, codes, |_, x| {
             // Limits are integers, so that rounding after them is the same as before.
-            let t = ((typed(float, F::load(x)) - bias) / scale).max(F::zero()).min(levels);
-            *int = (t + F::splat(MAGIC)).to_bits() - F::splat(MAGIC).to_bits();
-        }
-        F::Int::store_bytes(&ints[..STEP / F::N], codes);
+            let t = ((typed(float, x) - bias) / scale).max(F::zero()).min(levels);
+            (t + F::splat(MAGIC)).to_bits() - F::splat(MAGIC).to_bits()
+        });
     }
 }
 

@@ -4,7 +4,7 @@
 use super::block::{inverses, magnitudes, read_half, store_half};
 use super::flat::{Layout, Lines, Shape};
 use crate::codec::{CodecId, Float};
-use crate::simd::{IntLanes, Lanes};
+use crate::simd::{IntLanes, Lanes, bytes_of};
 
 pub(super) struct Q8_0;
 
@@ -51,13 +51,13 @@ impl Layout for Q8_0 {
     }
     #[inline(always)]
     fn codes<F: Lanes>(&self, x: &[f32], line: [f32; 2], codes: &mut [u8]) {
-        let mut ints = [F::Int::splat(0); LEN];
-        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
-            // Ties away from zero, as C's roundf: the number below one half keeps what is below a tie below it.
-            let t = F::load(x) * F::splat(line[1]);
-            *int = (t + F::splat(0.499_999_97).with_sign(t)).truncate() + F::Int::splat(128);
+        for (x, codes) in x.as_chunks().0.iter().zip(codes.as_chunks_mut().0) {
+            bytes_of::<F>(x, codes, |_, x| {
+                // Ties away from zero, as C's roundf: the number below one half keeps what is below a tie below it.
+                let t = x * F::splat(line[1]);
+                (t + F::splat(0.499_999_97).with_sign(t)).truncate() + F::Int::splat(128)
+            });
         }
-        F::Int::store_bytes(&ints[..LEN / F::N], codes);
         if !line[1].is_finite() {
             codes.fill(128);
         }

@@ -6,7 +6,7 @@
 use super::block::{inverses, magnitudes, read_half, store_half};
 use super::flat::{Layout, Lines, Shape};
 use crate::codec::{CodecId, Float};
-use crate::simd::{IntLanes, Lanes};
+use crate::simd::{IntLanes, Lanes, bytes_of};
 
 pub(super) struct TQ1_0;
 
@@ -94,17 +94,13 @@ pub(super) fn lines<F: Lanes>(largest: F) -> Lines<F> {
 /// The codes of weights that `factor` takes to −1 … 1.
 #[inline(always)]
 pub(super) fn ternary<F: Lanes>(x: &[f32], factor: f32, codes: &mut [u8]) {
-    /// Weights at a time.
-    const STEP: usize = 32;
     let factor = F::splat(factor);
-    for (codes, x) in codes.as_chunks_mut::<STEP>().0.iter_mut().zip(x.as_chunks::<STEP>().0) {
-        let mut ints = [F::Int::splat(0); STEP];
-        for (int, x) in ints.iter_mut().zip(x.chunks_exact(F::N)) {
+    for (codes, x) in codes.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
+        bytes_of::<F>(x, codes, |_, x| {
             // Doubled quotients, rounded towards zero, are −2 … 2.
-            let t = F::load(x) * factor;
-            *int = (t + t).truncate() + F::Int::splat(2);
-        }
-        F::Int::store_bytes(&ints[..STEP / F::N], codes);
+            let t = x * factor;
+            (t + t).truncate() + F::Int::splat(2)
+        });
         for code in codes {
             *code = (*code > 1) as u8 + (*code > 2) as u8;
         }

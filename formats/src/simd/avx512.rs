@@ -3,7 +3,7 @@
 //! SAFETY of every block below: the intrinsics need the instructions that [`super::dispatch`] has found before it runs a kernel with
 //! these lanes, and nothing else constructs them; loads and stores touch slices whose length was checked.
 
-use super::{IntLanes, Lanes, MaskLanes};
+use super::{COLUMNS, IntLanes, Lanes, MAX_LANES, MaskLanes};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
@@ -162,6 +162,24 @@ impl Lanes for Avx512 {
         unsafe { _mm512_reduce_min_ps(self.0) }
     }
     #[inline(always)]
+    fn transpose(rows: &[&[f32]; MAX_LANES], at: usize, out: &mut [Self; COLUMNS]) {
+        for (out, row) in out.iter_mut().zip(rows) {
+            *out = Self::load(&row[at..]);
+        }
+        turn(out);
+    }
+    #[inline(always)]
+    fn least_of_each(values: &[Self]) -> Self {
+        let mut least = *values.first_chunk().expect("a value per lane");
+        turn(&mut least);
+        for n in [8, 4, 2, 1] {
+            for i in 0..n {
+                least[i] = least[i].min(least[n + i]);
+            }
+        }
+        least[0]
+    }
+    #[inline(always)]
     fn prefetch(x: &[f32]) {
         // A line of cache is 64 bytes.
         for line in x.chunks(16) {
@@ -195,6 +213,35 @@ impl Lanes for Avx512 {
     fn high_bits(bytes: &[u8; 32]) -> u32 {
         // SAFETY: see the top of the file.
         unsafe { _mm256_movemask_epi8(_mm256_loadu_si256(bytes.as_ptr().cast())) }.cast_unsigned()
+    }
+}
+
+/// Lane j of value i changes places with lane i of value j.
+#[inline(always)]
+fn turn(v: &mut [Avx512; LANES]) {
+    // SAFETY: see the top of the file. Pairs come together, fours within quarters of registers, then the quarters.
+    unsafe {
+        for i in 0..8 {
+            let (a, b) = (v[2 * i].0, v[2 * i + 1].0);
+            (v[2 * i].0, v[2 * i + 1].0) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        }
+        for i in [0, 4, 8, 12] {
+            let [a, b, c, d] = [v[i].0, v[i + 1].0, v[i + 2].0, v[i + 3].0];
+            v[i].0 = _mm512_shuffle_ps::<0b01_00_01_00>(a, c);
+            v[i + 1].0 = _mm512_shuffle_ps::<0b11_10_11_10>(a, c);
+            v[i + 2].0 = _mm512_shuffle_ps::<0b01_00_01_00>(b, d);
+            v[i + 3].0 = _mm512_shuffle_ps::<0b11_10_11_10>(b, d);
+        }
+        for i in 0..4 {
+            let [a, b, c, d] = [v[i].0, v[i + 4].0, v[i + 8].0, v[i + 12].0];
+            // The even quarters of two registers, and the odd ones.
+            let (even, even_too) = (_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d));
+            let (odd, odd_too) = (_mm512_shuffle_f32x4::<0b11_01_11_01>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d));
+            v[i].0 = _mm512_shuffle_f32x4::<0b10_00_10_00>(even, even_too);
+            v[i + 4].0 = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd, odd_too);
+            v[i + 8].0 = _mm512_shuffle_f32x4::<0b11_01_11_01>(even, even_too);
+            v[i + 12].0 = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd, odd_too);
+        }
     }
 }
 

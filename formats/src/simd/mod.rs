@@ -229,6 +229,24 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Portable<8>>()
 }
 
+/// Numbers whose bytes [`bytes_of`] makes at a time.
+pub(crate) const STEP: usize = 32;
+
+/// The bytes that `f` makes of numbers, `f(at, numbers)` of those from place `at`, as [`IntLanes::store_bytes`] stores them.
+#[inline(always)]
+pub(crate) fn bytes_of<F: Lanes>(x: &[f32; STEP], out: &mut [u8; STEP], f: impl Fn(usize, F) -> F::Int) {
+    /// Registers that are packed together, of those with few lanes. More in one array would stand in memory.
+    const TOGETHER: usize = 4;
+    let n = TOGETHER.min(STEP / F::N);
+    let mut ints = [F::Int::splat(0); TOGETHER];
+    for (part, (x, out)) in x.chunks_exact(n * F::N).zip(out.chunks_exact_mut(n * F::N)).enumerate() {
+        for (i, (int, x)) in ints[..n].iter_mut().zip(x.chunks_exact(F::N)).enumerate() {
+            *int = f((part * n + i) * F::N, F::load(x));
+        }
+        F::Int::store_bytes(&ints[..n], out);
+    }
+}
+
 /// 1.5 · 2²³: adding it leaves the rounded integer in the low bits of the mantissa.
 const MAGIC: f32 = 12_582_912.0;
 
