@@ -1,8 +1,8 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, check, completions, convert, datasets, embed, eval, generate, imatrix, inspect, logits, map, methods, pull,
-    quantize, run, serve, targets, tasks, tokenize, verify,
+    archs, calibrate, check, compare, completions, convert, datasets, embed, eval, generate, imatrix, inspect, logits, map,
+    methods, pull, quantize, run, serve, targets, tasks, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -139,6 +139,8 @@ pub enum Command {
     Eval(Box<eval::Arguments>),
     /// Show where quality goes: what quantizing each tensor alone costs, by format and domain
     Map(map::Arguments),
+    /// Put results side by side: tables, paired tests, the Pareto front
+    Compare(compare::Arguments),
     /// Continue a text
     Generate(generate::Arguments),
     /// Serve a model over HTTP, as OpenAI's API

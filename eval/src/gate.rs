@@ -5,7 +5,7 @@
 
 use crate::results::EvalResult;
 use bitsmith_formats::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
 use std::str::FromStr;
@@ -78,7 +78,7 @@ pub struct Measured<'a> {
 }
 
 /// Whether a gate held.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GateOutcome {
     /// The gate as it was given.
     pub gate: String,
@@ -269,15 +269,13 @@ mod tests {
     use crate::metrics::Position;
     use crate::results::tests::eval_windows;
     use crate::results::{Kld, Paired, Perplexity, TaskResult};
-    use bitsmith_runtime::CacheType;
 
     fn result() -> EvalResult {
         let eval = eval_windows(&["code", "v1.5"], &[0, 1]);
-        let at = |kld| Position { nll_against: 1.0, nll: 1.01, kld, same_top: true };
+        let at = |kld| Position { nll_against: 1.0, nll: 1.01, kld, same_top: true, ..Position::default() };
         let kld = |a, b| Kld::from_positions(&eval, "ref", &[vec![at(a)], vec![at(b)]]);
         EvalResult {
             model: "m".into(),
-            kv: CacheType::F32,
             perplexity: vec![Perplexity::from_nlls(&eval, &[vec![1.0], vec![2.0]])],
             kld: vec![kld(0.01, 0.03), kld(0.02, 0.04)],
             tasks: vec![TaskResult {
@@ -289,6 +287,7 @@ mod tests {
                 paired: Some(Paired { against: "ref".into(), delta: -0.01, flips: 3, p_value: 0.4, ..Paired::default() }),
                 ..TaskResult::default()
             }],
+            ..EvalResult::default()
         }
     }
 

@@ -2,6 +2,7 @@
 //! never changed.
 
 use crate::metrics::Position;
+use crate::results::Kld;
 use crate::stats::{grouped_stderr, mean, mean_and_stderr};
 use bitsmith_datasets::EvalWindows;
 use serde::{Deserialize, Serialize};
@@ -147,6 +148,9 @@ pub struct PlanCheck {
     pub predicted: f64,
     /// The measured mean divergence.
     pub measured: f64,
+    /// All that was measured of it, and where in the text it lands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kld: Option<Kld>,
 }
 
 /// How far the estimates follow the measurements.

@@ -12,7 +12,7 @@ use bitsmith_runtime::kernels::exp;
 const LANES: usize = 8;
 
 /// What two models say about one token.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Position {
     /// Negative log-likelihood of the token under the reference, nats.
     pub nll_against: f64,
@@ -22,6 +22,12 @@ pub struct Position {
     pub kld: f64,
     /// Whether both find the same token most likely.
     pub same_top: bool,
+    /// The token that the reference finds most likely.
+    pub top_against: u32,
+    /// The token that the candidate finds most likely.
+    pub top: u32,
+    /// The reference's probability of the token that it finds most likely.
+    pub confidence: f64,
 }
 
 impl Position {
@@ -33,6 +39,11 @@ impl Position {
 
 /// Negative log-likelihood, in nats, of `target`. NaN or infinite if a logit is. `target` must be within the row.
 pub fn nll(logits: &[f32], target: u32) -> f64 {
+    log_sum(logits) - f64::from(logits[target as usize])
+}
+
+/// The logarithm of the sum of exponentials: what is taken from a logit to get the logarithm of its probability.
+pub(crate) fn log_sum(logits: &[f32]) -> f64 {
     let m = max(logits);
     let mut lanes = [0f64; LANES];
     let (chunks, rest) = logits.as_chunks::<LANES>();
@@ -44,7 +55,7 @@ pub fn nll(logits: &[f32], target: u32) -> f64 {
     for (lane, v) in lanes.iter_mut().zip(rest) {
         *lane += f64::from(exp(v - m));
     }
-    fold(lanes).ln() + f64::from(m) - f64::from(logits[target as usize])
+    fold(lanes).ln() + f64::from(m)
 }
 
 /// Compares two rows of logits over the same vocabulary. Results are not finite if a logit is not. `target` must be within the
@@ -73,12 +84,17 @@ pub fn compare(reference: &[f32], candidate: &[f32], target: u32) -> Position {
     let (zr, zc) = (fold(zr), fold(zc));
     let target = target as usize;
     let kld = fold(weighted) / zr - (zr.ln() - zc.ln());
+    let (top_against, top) = (first(reference, mr), first(candidate, mc));
     Position {
         nll_against: zr.ln() + f64::from(mr) - f64::from(reference[target]),
         nll: zc.ln() + f64::from(mc) - f64::from(candidate[target]),
         // Never below 0 but for rounding. `f64::max` would hide NaN.
         kld: if kld < 0.0 { 0.0 } else { kld },
-        same_top: first(reference, mr) == first(candidate, mc),
+        same_top: top_against == top,
+        top_against: top_against.unwrap_or(0) as u32,
+        top: top.unwrap_or(0) as u32,
+        // The largest term of the sum is 1.
+        confidence: 1.0 / zr,
     }
 }
 
@@ -130,6 +146,8 @@ mod tests {
         assert!((at.nll - 2f64.ln()).abs() < 1e-6);
         assert!((at.p_diff() - 0.25).abs() < 1e-6);
         assert!(!at.same_top);
+        assert_eq!((at.top_against, at.top), (0, 2));
+        assert!((at.confidence - 0.5).abs() < 1e-6);
     }
 
     #[test]

@@ -1,23 +1,33 @@
 //! Comparison of models with a reference that is run once.
 
+use crate::landing::Landing;
 use crate::metrics::{self, Position};
 use crate::perplexity::{not_finite, of_states};
 use crate::results::{Kld, Perplexity};
 use crate::states::{Stage, States, Watch};
+use crate::store::{Header, Sparse, Store, Writer};
 use bitsmith_datasets::EvalWindows;
 use bitsmith_formats::{Error, Result};
-use bitsmith_runtime::WeightSource;
+use bitsmith_runtime::{Tokenizer, WeightSource};
 use candle_core::Device;
 use rayon::prelude::*;
+use std::path::Path;
 
-/// A reference model's hidden states on a set of windows, and its output matrix. Takes [`Reference::bytes`] of memory; the
-/// reference's logits are made anew, chunk by chunk, for each comparison.
+/// What a reference model says about a set of windows: its hidden states and output matrix, of which its logits are made anew, chunk by
+/// chunk, for each comparison; or what a file keeps of its predictions.
 #[derive(Debug)]
 pub struct Reference {
     name: String,
     eval: EvalWindows,
-    states: States,
+    kept: Kept,
     device: Device,
+    tokenizer: Option<Tokenizer>,
+}
+
+#[derive(Debug)]
+enum Kept {
+    States(States),
+    Stored(Store),
 }
 
 /// A model's results from one pass against a reference.
@@ -38,8 +48,20 @@ impl Reference {
         device: &Device,
         watch: Watch<'_>,
     ) -> Result<Self> {
-        let states = States::run(source, &eval, device, watch)?;
-        Ok(Reference { name: name.into(), eval, states, device: device.clone() })
+        let kept = Kept::States(States::run(source, &eval, device, watch)?);
+        Ok(Reference { name: name.into(), eval, kept, device: device.clone(), tokenizer: None })
+    }
+
+    /// A reference whose predictions were stored. Its windows must begin with those of `eval`.
+    pub fn stored(store: Store, eval: EvalWindows, device: &Device) -> Result<Self> {
+        store.check(&eval)?;
+        let name = store.header().model.clone();
+        Ok(Reference { name, eval, kept: Kept::Stored(store), device: device.clone(), tokenizer: None })
+    }
+
+    /// Makes comparisons tell where in the text the divergence lies, which needs the tokenizer that made the windows.
+    pub fn with_tokenizer(self, tokenizer: Tokenizer) -> Self {
+        Reference { tokenizer: Some(tokenizer), ..self }
     }
 
     /// What results call the reference.
@@ -50,19 +72,70 @@ impl Reference {
     pub fn eval(&self) -> &EvalWindows {
         &self.eval
     }
-    /// Bytes of main memory held: `4 · hidden_size` per scored token, and the output matrix.
+    /// Bytes of main memory held: `4 · hidden_size` per scored token, and the output matrix; next to nothing of a stored one.
     pub fn bytes(&self) -> u64 {
-        self.states.bytes()
+        match &self.kept {
+            Kept::States(states) => states.bytes(),
+            Kept::Stored(_) => 0,
+        }
+    }
+    /// Size of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        match &self.kept {
+            Kept::States(states) => states.vocab_size(),
+            Kept::Stored(store) => store.header().vocab_size,
+        }
     }
 
     /// The reference's own perplexity.
     pub fn perplexity(&self, watch: Watch<'_>) -> Result<Perplexity> {
-        of_states(&self.states, &self.eval, watch)
+        match &self.kept {
+            Kept::States(states) => of_states(states, &self.eval, watch),
+            Kept::Stored(store) => {
+                let nlls = |w| Ok(store.window(w)?.iter().map(Sparse::nll).collect());
+                let by_window = (0..self.eval.set.windows.len()).map(nlls).collect::<Result<Vec<Vec<f64>>>>()?;
+                Ok(Perplexity::from_nlls(&self.eval, &by_window))
+            }
+        }
+    }
+
+    /// Keeps the predictions in a file, which [`Reference::stored`] takes; returns its size. A stored reference is not stored again.
+    pub fn save(&self, path: &Path, watch: Watch<'_>) -> Result<u64> {
+        let Kept::States(states) = &self.kept else {
+            return Err(Error::usage("the reference comes from a file already").file(path));
+        };
+        let set = &self.eval.set;
+        let header = Header {
+            model: self.name.clone(),
+            data: set.data.clone(),
+            sha256: set.sha256.clone(),
+            ctx: set.ctx,
+            style: self.eval.style,
+            vocab_size: states.vocab_size(),
+            windows: set.windows.len(),
+        };
+        let mut writer = Writer::create(path, &header)?;
+        for (w, tokens) in set.windows.iter().enumerate() {
+            watch(Stage::Windows, w, set.windows.len())?;
+            let targets = &tokens[self.eval.scored()];
+            let mut sparse: Vec<Sparse> = Vec::with_capacity(targets.len());
+            states.for_each_chunk(w, |first, logits| {
+                let rows = logits.par_chunks_exact(header.vocab_size).zip(&targets[first..]);
+                sparse.extend(rows.map(|(row, target)| Sparse::of(row, *target)).collect::<Vec<_>>());
+                Ok(())
+            })?;
+            if !sparse.iter().all(|s| s.nll().is_finite()) {
+                return Err(not_finite(w));
+            }
+            writer.push(tokens, &sparse)?;
+        }
+        watch(Stage::Windows, set.windows.len(), set.windows.len())?;
+        writer.finish()
     }
 
     /// Runs another model over the same windows and compares the distributions at every scored position.
     pub fn compare(&self, candidate: &dyn WeightSource, watch: Watch<'_>) -> Result<Comparison> {
-        let (ours, theirs) = (self.states.vocab_size(), candidate.spec().vocab_size);
+        let (ours, theirs) = (self.vocab_size(), candidate.spec().vocab_size);
         if ours != theirs {
             return Err(Error::usage(format!("the model has {theirs} tokens in its vocabulary, `{}` has {ours}", self.name))
                 .hint("a model can only be compared with one that has the same tokenizer"));
@@ -76,22 +149,30 @@ impl Reference {
         }
         watch(Stage::Windows, total, total)?;
         let nlls: Vec<Vec<f64>> = by_window.iter().map(|w| w.iter().map(|p| p.nll).collect()).collect();
-        Ok(Comparison {
-            perplexity: Perplexity::from_nlls(&self.eval, &nlls),
-            kld: Kld::from_positions(&self.eval, &self.name, &by_window),
-        })
+        let mut kld = Kld::from_positions(&self.eval, &self.name, &by_window);
+        kld.landing = self.tokenizer.as_ref().map(|t| Landing::of(&self.eval, &by_window, t));
+        Ok(Comparison { perplexity: Perplexity::from_nlls(&self.eval, &nlls), kld })
     }
 
     fn positions(&self, candidate: &States, window: usize) -> Result<Vec<Position>> {
-        let vocab = self.states.vocab_size();
+        let vocab = candidate.vocab_size();
         let targets = &self.eval.set.windows[window][self.eval.scored()];
         let mut positions = Vec::with_capacity(targets.len());
-        self.states.for_each_pair(candidate, window, |first, reference, candidate| {
-            let rows = reference.par_chunks_exact(vocab).zip(candidate.par_chunks_exact(vocab)).zip(&targets[first..]);
-            let chunk: Vec<Position> = rows.map(|((r, c), target)| metrics::compare(r, c, *target)).collect();
-            positions.extend(chunk);
-            Ok(())
-        })?;
+        match &self.kept {
+            Kept::States(states) => states.for_each_pair(candidate, window, |first, reference, candidate| {
+                let rows = reference.par_chunks_exact(vocab).zip(candidate.par_chunks_exact(vocab)).zip(&targets[first..]);
+                positions.extend(rows.map(|((r, c), target)| metrics::compare(r, c, *target)).collect::<Vec<_>>());
+                Ok(())
+            })?,
+            Kept::Stored(store) => {
+                let stored = store.window(window)?;
+                candidate.for_each_chunk(window, |first, candidate| {
+                    let rows = stored[first..].par_iter().zip(candidate.par_chunks_exact(vocab)).zip(&targets[first..]);
+                    positions.extend(rows.map(|((r, c), target)| r.compare(c, *target)).collect::<Vec<_>>());
+                    Ok(())
+                })?;
+            }
+        }
         match positions.iter().all(|p| p.kld.is_finite() && p.nll.is_finite() && p.nll_against.is_finite()) {
             true => Ok(positions),
             false => Err(not_finite(window)),
@@ -190,6 +271,32 @@ mod tests {
         assert!(s.mean > 1e-6 && (s.mean - kld / n).abs() < 1e-4 * s.mean, "{} {}", s.mean, kld / n);
         assert!((got.perplexity.nll - nll / n).abs() < 1e-5);
         assert!((s.ppl_ratio - s.ppl / s.ppl_against).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_stored_reference_says_nearly_the_same() {
+        let (m, c) = (model(97, 1), changed(&model(97, 1), Part::FfnDown, 1.05));
+        let eval = windows(Style::LlamaCpp);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ref.bsref");
+        let reference = Reference::new("ref", &m, eval.clone(), &Device::Cpu, &ignore_progress).unwrap();
+        reference.save(&path, &ignore_progress).unwrap();
+        // Fewer windows than were stored will do.
+        let mut fewer = eval.clone();
+        fewer.set.windows.truncate(5);
+        fewer.set.domain_of.truncate(5);
+        for eval in [eval, fewer] {
+            let exact = Reference::new("ref", &m, eval.clone(), &Device::Cpu, &ignore_progress).unwrap();
+            let stored = Reference::stored(Store::open(&path).unwrap(), eval, &Device::Cpu).unwrap();
+            let (want, got) = (exact.compare(&c, &ignore_progress).unwrap(), stored.compare(&c, &ignore_progress).unwrap());
+            assert_eq!(want.perplexity, got.perplexity);
+            assert!((got.kld.summary.ppl_ratio - want.kld.summary.ppl_ratio).abs() < 1e-5);
+            // With 97 tokens only three are stored of each prediction: the tail is most of it.
+            assert!(got.kld.summary.mean > 0.0 && got.kld.summary.mean < 2.0 * want.kld.summary.mean);
+            let ppl = stored.perplexity(&ignore_progress).unwrap().ppl;
+            assert!((ppl / exact.perplexity(&ignore_progress).unwrap().ppl - 1.0).abs() < 1e-6);
+            assert_eq!(got.kld.against, "ref");
+        }
     }
 
     #[test]

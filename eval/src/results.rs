@@ -1,5 +1,6 @@
 //! Result records. Their JSON keys are a contract: keys may be added, never changed.
 
+use crate::landing::Landing;
 use crate::metrics::Position;
 use crate::stats::{grouped_stderr, mean, mean_and_stderr, percentile};
 use bitsmith_datasets::{EvalWindows, Style};
@@ -11,6 +12,12 @@ use serde::{Deserialize, Serialize};
 pub struct EvalResult {
     /// The model's name.
     pub model: String,
+    /// Bytes of its tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Its bits per weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bpw: Option<f64>,
     /// How its keys and values were rounded: as a cache of this type stores them. Not written where they were exact.
     #[serde(default, skip_serializing_if = "CacheType::is_exact")]
     pub kv: CacheType,
@@ -122,6 +129,9 @@ pub struct Kld {
     /// By window, so that other models on the same windows can be compared in pairs.
     #[serde(default)]
     pub windows: Vec<WindowKld>,
+    /// Where in the text the divergence lies, if the reference knew its tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landing: Option<Landing>,
 }
 
 /// Divergence from the reference over a set of tokens.
@@ -245,6 +255,7 @@ impl Kld {
             sha256: eval.set.sha256.clone(),
             domains: domains.collect(),
             windows: by_window.iter().zip(&eval.set.domain_of).map(window).collect(),
+            landing: None,
         }
     }
 }
@@ -330,7 +341,7 @@ pub(crate) mod tests {
     }
 
     fn position(nll_against: f64, nll: f64, kld: f64, same_top: bool) -> Position {
-        Position { nll_against, nll, kld, same_top }
+        Position { nll_against, nll, kld, same_top, ..Position::default() }
     }
 
     #[test]
@@ -379,6 +390,8 @@ pub(crate) mod tests {
         let windows = [vec![position(1.0, 1.1, 0.01, true)], vec![position(2.0, 2.3, 0.03, true)]];
         let result = EvalResult {
             model: "m".into(),
+            bytes: Some(1000),
+            bpw: None,
             kv: CacheType::Q8_0,
             perplexity: vec![Perplexity::from_nlls(&eval, &[vec![1.0], vec![2.0]])],
             kld: vec![Kld::from_positions(&eval, "ref", &windows)],

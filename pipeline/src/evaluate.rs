@@ -3,10 +3,13 @@
 use crate::context::Context;
 use crate::estimate::Cost;
 use crate::opened::Opened;
+use crate::remember::{Memory, Scores};
 use bitsmith_datasets::{DataSpec, Encoder, EvalWindows, Purpose, Style, evaluation_windows};
+use bitsmith_eval::store::{Store, is_store};
 use bitsmith_eval::{EvalResult, Reference, Stage, perplexity};
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::{Tokenizer, WeightSource};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How text is evaluated.
@@ -66,52 +69,118 @@ pub fn cost(model: &Opened, data: &[&DataSpec], models: usize, options: &EvalOpt
     Ok(Cost::of_evaluation(model.checkpoint.spec(), &windows, models, context.threads))
 }
 
-/// Perplexity on each of `ppl`, and divergence from `against` on each of `kld`.
+/// What a model is compared with.
+pub enum Against {
+    /// A model, which is run.
+    Model(Box<Opened>),
+    /// What a file keeps of a model's predictions.
+    Stored(PathBuf),
+}
+
+impl Against {
+    /// A file of stored predictions if it is one, else a model, which is downloaded if need be.
+    pub fn find(text: &str, context: &Context) -> Result<Against> {
+        match is_store(Path::new(text)) {
+            true => Ok(Against::Stored(text.into())),
+            false => Ok(Against::Model(Box::new(Opened::find(text, context)?))),
+        }
+    }
+
+    /// Models that have to be run for it.
+    pub fn models(&self) -> usize {
+        usize::from(matches!(self, Against::Model(_)))
+    }
+
+    /// Checks that it cuts `data` into these windows, as the compared model does.
+    fn check(&self, data: &DataSpec, windows: &EvalWindows, model: &Opened, options: &EvalOptions) -> Result<()> {
+        let Against::Model(theirs) = self else { return Ok(()) };
+        let own = options.windows(data, theirs, &theirs.text_tokenizer()?)?;
+        match own.set.windows == windows.set.windows {
+            true => Ok(()),
+            false => {
+                Err(Error::failed(format!("the two models tokenize {data} differently, so their predictions cannot be compared"))
+                    .file(model.checkpoint.path()))
+            }
+        }
+    }
+
+    /// What it predicts in these windows.
+    fn reference(&self, windows: EvalWindows, tokenizer: &Tokenizer, context: &Context) -> Result<Reference> {
+        let reference = match self {
+            Against::Stored(path) => Reference::stored(Store::open(path)?, windows, &context.device)?,
+            Against::Model(m) => Reference::new(&m.name, &m.checkpoint, windows, &context.device, &watch(context, &m.name))?,
+        };
+        Ok(reference.with_tokenizer(tokenizer.clone()))
+    }
+}
+
+/// Perplexity on each of `ppl`, and divergence from `against` on each of `kld`; what `memory` has is not computed again. The reference's
+/// predictions are kept in the file `save`.
 pub fn evaluate(
     model: &Opened,
     ppl: &[DataSpec],
     kld: &[DataSpec],
-    against: Option<&Opened>,
+    against: Option<&Against>,
+    save: Option<&Path>,
     options: &EvalOptions,
+    memory: &Memory,
     context: &Context,
 ) -> Result<EvalResult> {
     model.checkpoint.spec().require_head()?;
     let device = &context.device;
     let tokenizer = model.text_tokenizer()?;
-    let mut result = EvalResult { model: model.name.clone(), kv: model.checkpoint.cache(), ..EvalResult::default() };
-    let data: Vec<&DataSpec> = ppl.iter().chain(kld).collect();
-    cost(model, &data, 1 + usize::from(against.is_some()), options, context)?.check_ram("the evaluation", context.max_ram)?;
-    let against = match (against, kld) {
-        (_, []) => None,
-        (Some(against), _) => Some(against),
-        (None, _) => return Err(Error::usage("--kld needs a reference model").hint("name it with --against MODEL")),
+    let (bytes, bpw) = model.size();
+    let mut result = EvalResult {
+        model: model.name.clone(),
+        bytes: Some(bytes),
+        bpw: Some(bpw),
+        kv: model.checkpoint.cache(),
+        ..EvalResult::default()
     };
-    for data in kld {
-        let reference_model = against.expect("checked above");
-        // The reference's own tokenizer cuts the text: the model must agree with it token for token to be comparable.
-        let windows = options.windows(data, reference_model, &reference_model.text_tokenizer()?)?;
-        let own = options.windows(data, model, &tokenizer)?;
-        if own.set.windows != windows.set.windows {
-            return Err(Error::failed(format!(
-                "the two models tokenize {data} differently, so their predictions cannot be compared"
-            ))
-            .file(model.checkpoint.path()));
-        }
-        let reference = Reference::new(
-            &reference_model.name,
-            &reference_model.checkpoint,
-            windows,
-            device,
-            &watch(context, &reference_model.name),
-        )?;
-        let comparison = reference.compare(&model.checkpoint, &watch(context, &model.name))?;
-        result.kld.push(comparison.kld);
+    let data: Vec<&DataSpec> = ppl.iter().chain(kld).collect();
+    let models = 1 + against.map_or(0, Against::models);
+    cost(model, &data, models, options, context)?.check_ram("the evaluation", context.max_ram)?;
+    if against.is_none() && !kld.is_empty() {
+        return Err(Error::usage("--kld needs a reference").hint("name it with --against MODEL"));
+    }
+    if save.is_some() && kld.len() != 1 {
+        return Err(Error::usage("a stored reference is of one text").hint("give --kld once"));
+    }
+    for (data, against) in kld.iter().zip(std::iter::repeat(against).flatten()) {
+        let windows = options.windows(data, model, &tokenizer)?;
+        against.check(data, &windows, model, options)?;
+        let compare = || {
+            let reference = against.reference(windows.clone(), &tokenizer, context)?;
+            if let Some(path) = save {
+                store(&reference, path, context)?;
+            }
+            let comparison = reference.compare(&model.checkpoint, &watch(context, &model.name))?;
+            Ok(Scores { perplexity: comparison.perplexity, kld: Some(comparison.kld) })
+        };
+        let scores = match (against, save) {
+            (Against::Model(theirs), None) => memory.scores(model, Some(theirs), &windows, context, compare)?,
+            _ => compare()?,
+        };
+        result.kld.extend(scores.kld);
         // It came with the comparison.
-        result.perplexity.push(comparison.perplexity);
+        result.perplexity.push(scores.perplexity);
     }
     for data in ppl.iter().filter(|p| !kld.iter().any(|k| k.to_string() == p.to_string())) {
         let windows = options.windows(data, model, &tokenizer)?;
-        result.perplexity.push(perplexity(&model.checkpoint, &windows, device, &watch(context, &model.name))?);
+        let compute = || {
+            let perplexity = perplexity(&model.checkpoint, &windows, device, &watch(context, &model.name))?;
+            Ok(Scores { perplexity, kld: None })
+        };
+        result.perplexity.push(memory.scores(model, None, &windows, context, compute)?.perplexity);
     }
     Ok(result)
+}
+
+/// Stores a reference and says how small it is.
+fn store(reference: &Reference, path: &Path, context: &Context) -> Result<()> {
+    let bytes = reference.save(path, &watch(context, "the reference"))?;
+    let logits = 2 * reference.vocab_size() as u64 * reference.eval().n_scored() as u64;
+    let times = logits as f64 / bytes as f64;
+    context.progress.note(&format!("{}: {bytes} bytes, {times:.0} times less than 16-bit logits", path.display()));
+    Ok(())
 }

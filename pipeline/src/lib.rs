@@ -29,6 +29,7 @@ pub mod problem;
 pub mod progress;
 pub mod pull;
 pub mod quantize;
+pub mod remember;
 pub mod repack;
 pub mod run;
 pub mod sensitivity;

@@ -15,7 +15,7 @@ use crate::target::Target;
 use bitsmith_datasets::{DataSpec, EvalWindows};
 use bitsmith_eval::map::{Agreement, Depth, MapData, MapEntry, Measured, PlanCheck, QualityMap};
 use bitsmith_eval::stats::{mean, spearman};
-use bitsmith_eval::{Change, Perturber};
+use bitsmith_eval::{Change, Kld, Landing, Perturber};
 use bitsmith_formats::hash::sha256_bytes;
 use bitsmith_formats::{Error, Result};
 use bitsmith_quantize::Method;
@@ -154,16 +154,20 @@ pub fn map(model: &Opened, options: &MapOptions, context: &Context) -> Result<Qu
     let entries = pairs.map(|(role, column)| entry(role, column)).collect::<Result<Vec<_>>>()?;
 
     let (mut depth, mut plan_check) = (Vec::new(), Vec::new());
+    let tokenizer = model.text_tokenizer()?;
     context.progress.start("whole", columns.len() as u64);
     for (number, column) in columns.iter().enumerate() {
         let all = Change { roles: roles.clone(), values: Box::new(|role| candidates.decoded(role, number)) };
         let effect = perturber.measure_depth(all)?;
         let of: Vec<&MapEntry> = entries.iter().skip(number).step_by(columns.len()).collect();
+        let mut kld = Kld::from_positions(perturber.eval(), &model.name, &effect.windows);
+        kld.landing = Some(Landing::of(perturber.eval(), &effect.windows, &tokenizer));
         plan_check.push(PlanCheck {
             codec: column.codec.to_string(),
             bytes: of.iter().map(|e| e.bytes).sum(),
             predicted: of.iter().filter_map(|e| e.kld().or(e.estimate)).sum(),
             measured: mean(&perturber.by_domain(&effect).iter().map(|m| m.kld).collect::<Vec<_>>()),
+            kld: Some(kld),
         });
         let mut layers = effect.depth;
         let embedding = if layers.is_empty() { 0.0 } else { layers.remove(0) };

@@ -51,6 +51,12 @@ impl Opened {
         Ok(Opened { checkpoint: self.checkpoint.with_cache(cache)?, ..self })
     }
 
+    /// Bytes of its tensors as they are stored, and bits per weight.
+    pub fn size(&self) -> (u64, f64) {
+        let bytes: usize = self.checkpoint.store().tensors().iter().map(|t| t.n_bytes).sum();
+        (bytes as u64, bytes as f64 * 8.0 / self.checkpoint.spec().n_weights() as f64)
+    }
+
     /// The model's tokenizer: `tokenizer.json` of a folder, or rebuilt from a GGUF's metadata.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match self.checkpoint.gguf() {

@@ -6,6 +6,7 @@ use crate::manifest::Manifest;
 use crate::model::Located;
 use crate::opened::Opened;
 use crate::quantize::{Artifact, Job, QuantizeOptions};
+use crate::remember::{Memory, Scores};
 use crate::tasks::{Answered, Tasks};
 use bitsmith_datasets::{DataSpec, EvalWindows};
 use bitsmith_eval::{EvalResult, Gate, GateOutcome, Measured, Reference, Report, ReportRow};
@@ -13,6 +14,7 @@ use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::WeightSource;
 use serde::Serialize;
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 /// What to do, besides quantizing.
@@ -28,6 +30,8 @@ pub struct RunOptions {
     pub gates: Vec<Gate>,
     /// Folder of the reports.
     pub reports: PathBuf,
+    /// Whether everything is measured anew, though it was before.
+    pub fresh: bool,
 }
 
 /// What came out.
@@ -55,6 +59,8 @@ pub struct ReportFiles {
     pub markdown: PathBuf,
     /// All numbers.
     pub json: PathBuf,
+    /// The figures, as SVG and PNG.
+    pub figures: PathBuf,
 }
 
 impl Outcome {
@@ -100,13 +106,17 @@ impl<'a> Pipeline<'a> {
         for note in windows.iter().flat_map(|w| &w.set.notes) {
             context.progress.note(note);
         }
-        let mut references = Vec::new();
-        let mut source = EvalResult { model: model.name.clone(), ..EvalResult::default() };
-        for windows in windows {
-            let reference =
-                Reference::new(&model.name, &model.checkpoint, windows, &context.device, &watch(context, &model.name))?;
-            source.perplexity.push(reference.perplexity(&watch(context, &model.name))?);
-            references.push(reference);
+        let memory = if options.fresh { Memory::none() } else { Memory::open(context) };
+        let (bytes, bpw) = model.size();
+        let mut source = EvalResult { model: model.name.clone(), bytes: Some(bytes), bpw: Some(bpw), ..EvalResult::default() };
+        let texts: Vec<Text<'_>> =
+            windows.into_iter().map(|windows| Text { model, windows, reference: OnceCell::new() }).collect();
+        for text in &texts {
+            let compute = || {
+                let perplexity = text.reference(context)?.perplexity(&watch(context, &model.name))?;
+                Ok(Scores { perplexity, kld: None })
+            };
+            source.perplexity.push(memory.scores(model, None, &text.windows, context, compute)?.perplexity);
         }
         let tasks = match tasks {
             Some(tasks) => {
@@ -117,10 +127,10 @@ impl<'a> Pipeline<'a> {
             None => None,
         };
         let mut report = Report { model: model.about.name.clone(), facts: facts(model, options), ..Report::default() };
-        report.rows.push(source_row(model, source.clone())?);
+        report.rows.push(source_row(source.clone(), bytes, bpw));
         let mut eval = vec![source];
         for artifact in &artifacts {
-            let result = measure(&references, tasks.as_ref(), artifact, context)?;
+            let result = measure(&texts, tasks.as_ref(), artifact, &memory, context)?;
             let measured = Measured {
                 eval: Some(&result),
                 bytes: Some(artifact.bytes),
@@ -146,43 +156,61 @@ impl<'a> Pipeline<'a> {
     }
 }
 
+/// One text, and what the source model predicts of it once that is needed.
+struct Text<'a> {
+    model: &'a Opened,
+    windows: EvalWindows,
+    reference: OnceCell<Reference>,
+}
+
+impl Text<'_> {
+    fn reference(&self, context: &Context) -> Result<&Reference> {
+        if self.reference.get().is_none() {
+            let (name, source) = (&self.model.name, &self.model.checkpoint);
+            let made = Reference::new(name, source, self.windows.clone(), &context.device, &watch(context, name))?;
+            // Nobody else fills it in between.
+            let _ = self.reference.set(made.with_tokenizer(self.model.text_tokenizer()?));
+        }
+        self.reference.get().ok_or_else(|| Error::failed("the reference is gone"))
+    }
+}
+
 /// Loads the artifact back, as any user would, and compares it with the source; the manifest keeps the result.
 fn measure(
-    references: &[Reference],
+    texts: &[Text<'_>],
     tasks: Option<&(Tasks, Answered)>,
     artifact: &Artifact,
+    memory: &Memory,
     context: &Context,
 ) -> Result<EvalResult> {
     let located = Located { path: artifact.path.clone(), name: artifact.path.display().to_string(), pulled: None };
     let written = Opened::open(located)?;
-    let mut result = EvalResult { model: written.name.clone(), ..EvalResult::default() };
-    for reference in references {
-        let comparison = reference.compare(&written.checkpoint, &watch(context, &artifact.target))?;
-        result.perplexity.push(comparison.perplexity);
-        result.kld.push(comparison.kld);
+    let (bytes, bpw) = written.size();
+    let mut result = EvalResult { model: written.name.clone(), bytes: Some(bytes), bpw: Some(bpw), ..EvalResult::default() };
+    for text in texts {
+        let compare = || {
+            let comparison = text.reference(context)?.compare(&written.checkpoint, &watch(context, &artifact.target))?;
+            Ok(Scores { perplexity: comparison.perplexity, kld: Some(comparison.kld) })
+        };
+        let scores = memory.scores(&written, Some(text.model), &text.windows, context, compare)?;
+        result.perplexity.push(scores.perplexity);
+        result.kld.extend(scores.kld);
     }
     if let Some((tasks, source)) = tasks {
         result.tasks = tasks.answer(&written, context)?.results(Some(source));
     }
     if let Some(mut manifest) = Manifest::load(&artifact.path) {
-        manifest.quality = Some(serde_json::to_value(&result).map_err(|e| Error::failed(e.to_string()))?);
+        // The report has the passages.
+        let mut short = result.clone();
+        short.kld.iter_mut().for_each(|k| k.landing = None);
+        manifest.quality = Some(serde_json::to_value(&short).map_err(|e| Error::failed(e.to_string()))?);
         manifest.save(&artifact.path)?;
     }
     Ok(result)
 }
 
-fn source_row(model: &Opened, eval: EvalResult) -> Result<ReportRow> {
-    let store = model.checkpoint.store();
-    let bytes: usize = store.tensors().iter().map(|t| t.n_bytes).sum();
-    Ok(ReportRow {
-        target: "source".into(),
-        method: String::new(),
-        bytes: Some(bytes as u64),
-        bpw: Some(bytes as f64 * 8.0 / model.checkpoint.spec().n_weights() as f64),
-        seconds: None,
-        peak_rss_bytes: None,
-        eval,
-    })
+fn source_row(eval: EvalResult, bytes: u64, bpw: f64) -> ReportRow {
+    ReportRow { target: "source".into(), bytes: Some(bytes), bpw: Some(bpw), eval, ..ReportRow::default() }
 }
 
 fn facts(model: &Opened, options: &RunOptions) -> Vec<(String, String)> {
@@ -204,11 +232,26 @@ fn facts(model: &Opened, options: &RunOptions) -> Vec<(String, String)> {
 }
 
 fn write_report(report: &Report, dir: &Path) -> Result<ReportFiles> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::write(dir, e))?;
-    let files = ReportFiles { html: dir.join("report.html"), markdown: dir.join("report.md"), json: dir.join("report.json") };
+    let files = ReportFiles {
+        html: dir.join("report.html"),
+        markdown: dir.join("report.md"),
+        json: dir.join("report.json"),
+        figures: dir.join("figures"),
+    };
+    write_figures(report, &files.figures)?;
     write_file(&files.html, report.to_html().as_bytes())?;
     write_file(&files.markdown, report.to_markdown().as_bytes())?;
     let json = serde_json::to_vec_pretty(report).map_err(|e| Error::failed(e.to_string()))?;
     write_file(&files.json, &json)?;
     Ok(files)
+}
+
+/// Writes every figure of a report into a folder, as SVG and as PNG.
+pub fn write_figures(report: &Report, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::write(dir, e))?;
+    for (name, figure) in report.figures() {
+        write_file(dir.join(format!("{name}.svg")), figure.to_svg().as_bytes())?;
+        write_file(dir.join(format!("{name}.png")), &figure.to_png()?)?;
+    }
+    Ok(())
 }

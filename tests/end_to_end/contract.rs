@@ -32,7 +32,7 @@ fn documents_have_their_keys() {
     let evaluated = document["eval"].as_array().unwrap();
     assert_eq!(evaluated.len(), 3);
     for (i, result) in evaluated.iter().enumerate() {
-        assert_eq!(keys(result), ["model", "perplexity", "kld", "tasks"]);
+        assert_eq!(keys(result), ["model", "bytes", "bpw", "perplexity", "kld", "tasks"]);
         has(&result["perplexity"][0], &PERPLEXITY);
         assert_eq!(result["kld"].as_array().unwrap().len(), usize::from(i > 0));
     }
@@ -40,7 +40,7 @@ fn documents_have_their_keys() {
     // `eval` says the same of the artifact.
     let path = document["artifacts"][0]["path"].as_str().unwrap();
     let again = work.json(&format!("eval {path} --ppl builtin --kld builtin --against model --ctx 128 --limit 2"));
-    assert_eq!(keys(&again), ["model", "perplexity", "kld", "tasks"]);
+    assert_eq!(keys(&again), ["model", "bytes", "bpw", "perplexity", "kld", "tasks"]);
     assert_eq!(again["kld"][0]["mean"], evaluated[1]["kld"][0]["mean"]);
     assert_eq!(again["perplexity"][0]["ppl"], evaluated[1]["perplexity"][0]["ppl"]);
     let ratio = again["perplexity"][0]["ppl"].as_f64().unwrap() / evaluated[0]["perplexity"][0]["ppl"].as_f64().unwrap();

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod cache;
+mod compare;
 mod contract;
 mod damage;
 mod disk;

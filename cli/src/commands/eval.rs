@@ -11,7 +11,8 @@ use bitsmith_eval::{EvalResult, Gate, Measured};
 use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
-use bitsmith_pipeline::evaluate::{EvalOptions, cost, evaluate};
+use bitsmith_pipeline::evaluate::{Against, EvalOptions, cost, evaluate};
+use bitsmith_pipeline::remember::Memory;
 use bitsmith_runtime::CacheType;
 use clap::Args;
 use std::path::PathBuf;
@@ -21,7 +22,9 @@ Examples:
   bitsmith eval model-q4_k_m.gguf --ppl wiki.test.raw
   bitsmith eval model-q4_k_m.gguf --kld builtin --against ./model --json
   bitsmith eval ./model --kld builtin --against ./model --kv q8_0
-  bitsmith eval model-q4_k_m.gguf --tasks hellaswag,arc_easy --against ./model --gate 'tasks.hellaswag.delta>-0.005'";
+  bitsmith eval model-q4_k_m.gguf --tasks hellaswag,arc_easy --against ./model --gate 'tasks.hellaswag.delta>-0.005'
+  bitsmith eval q8.gguf --kld wiki.txt --against ./model --save-reference wiki.bsref
+  bitsmith eval q4.gguf --kld wiki.txt --against wiki.bsref -o q4.json";
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
@@ -35,9 +38,13 @@ pub struct Arguments {
     /// Measure KL divergence from another model on this text; can be given several times
     #[arg(long, value_name = "DATA", requires = "against")]
     pub kld: Vec<String>,
-    /// The model that --kld and --tasks compare with
-    #[arg(long, value_name = "MODEL")]
+    /// The model that --kld and --tasks compare with; for --kld also a file of --save-reference
+    #[arg(long, value_name = "MODEL|FILE")]
     pub against: Option<String>,
+    /// Keep the predictions of --against in this file, for later comparisons without that model: the likeliest tokens and the mass of
+    /// the rest, at least 20 times less than 16-bit logits
+    #[arg(long, value_name = "FILE", requires = "kld")]
+    pub save_reference: Option<PathBuf>,
     /// Tokens per window [default: 512, paper: 2048]
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
@@ -59,6 +66,9 @@ pub struct Arguments {
     /// Round the model's keys and values as a cache of this type stores them; --against keeps its own exact
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: Kv,
+    /// Measure even what was measured before
+    #[arg(long)]
+    pub fresh: bool,
     /// Write the results as JSON to this file too
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -83,20 +93,33 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     let tasks = args.tasks.prepare(options.limit, &app.context)?;
     let compute = Compute::mode(args.compute, Compute::F32, &app.context.device)?;
     let model = Opened::find(&args.model, &app.context)?.with_compute(compute).with_cache(args.kv.into())?;
-    let against = args.against.as_deref().map(|m| Opened::find(m, &app.context)).transpose()?;
+    let against = args.against.as_deref().map(|m| Against::find(m, &app.context)).transpose()?;
+    // Tasks need answers, which a file of predictions does not have.
+    let rival = match (&against, &tasks) {
+        (Some(Against::Stored(path)), Some(_)) => {
+            return Err(Error::usage("--tasks compares with a model, not with stored predictions")
+                .file(path)
+                .hint("name the model with --against, or leave --tasks out"));
+        }
+        (Some(Against::Model(rival)), Some(_)) => Some(rival.as_ref()),
+        _ => None,
+    };
     if args.dry_run {
         let data: Vec<&DataSpec> = ppl.iter().chain(&kld).collect();
-        let mut all = cost(&model, &data, 1 + usize::from(against.is_some() && !kld.is_empty()), &options, &app.context)?;
+        let models = 1 + against.as_ref().filter(|_| !kld.is_empty()).map_or(0, Against::models);
+        let mut all = cost(&model, &data, models, &options, &app.context)?;
         if let Some(tasks) = &tasks {
-            for model in against.iter().chain([&model]) {
+            for model in rival.into_iter().chain([&model]) {
                 all = all.then(tasks.cost(model, &app.context)?);
             }
         }
         return costs(&all, app).map(|()| Status::Done);
     }
-    let mut result = evaluate(&model, &ppl, &kld, against.as_ref(), &options, &app.context)?;
+    let memory = if args.fresh { Memory::none() } else { Memory::open(&app.context) };
+    let save = args.save_reference.as_deref();
+    let mut result = evaluate(&model, &ppl, &kld, against.as_ref(), save, &options, &memory, &app.context)?;
     if let Some(tasks) = &tasks {
-        let reference = against.as_ref().map(|a| tasks.answer(a, &app.context)).transpose()?;
+        let reference = rival.map(|a| tasks.answer(a, &app.context)).transpose()?;
         let answered = tasks.answer(&model, &app.context)?;
         for task in answered.unscored() {
             app.context

@@ -3,8 +3,10 @@
 use super::job::{costs, positive};
 use crate::app::App;
 use crate::output::{human_bytes, table};
-use bitsmith_eval::{MapEntry, QualityMap};
+use bitsmith_eval::report::heat;
+use bitsmith_eval::{MapEntry, QualityMap, Report};
 use bitsmith_formats::Result;
+use bitsmith_formats::atomic::write_file;
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use bitsmith_pipeline::evaluate::EvalOptions;
 use bitsmith_pipeline::map::{DEFAULT_WINDOWS, MapOptions, cost, map};
@@ -14,7 +16,7 @@ use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
-  bitsmith map ./model --to gguf:q4_k_m,gguf:q3_k_m -o map.json
+  bitsmith map ./model --to gguf:q4_k_m,gguf:q3_k_m -o map.json --report map.html
   bitsmith map ./model --to mlx:4bit --data prose=wiki.txt:1,code=code.txt:1 -o map.json
   bitsmith map ./model --to gguf:q4_k_m --quick -o map.json";
 
@@ -33,6 +35,9 @@ pub struct Arguments {
     /// The map's file, JSON
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Write a page with heatmaps and figures, which needs no other file
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Text to measure on: a dataset or files, each of which is a domain
     #[arg(long, value_name = "DATA", default_value = "builtin")]
     pub data: String,
@@ -90,6 +95,9 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         return costs(&cost(&model, &options, &app.context)?, app);
     }
     let made = map(&model, &options, &app.context)?;
+    if let Some(path) = &args.report {
+        write_file(path, Report::of_map(made.clone()).to_html().as_bytes())?;
+    }
     app.output.result(&made, |made| text(made, args))
 }
 
@@ -116,6 +124,9 @@ fn text(map: &QualityMap, args: &Arguments) -> String {
         let (rank, cost) = (agreement.spearman, 100.0 * agreement.cost);
         text.push_str(&format!("estimates rank as measurements do with ρ = {rank:.3}, at {cost:.1} % of their cost\n"));
     }
-    text.push_str(&format!("map: {}\n", args.out.display()));
+    text.push_str(&format!("\n{}\nmap: {}\n", heat::to_text(map), args.out.display()));
+    if let Some(path) = &args.report {
+        text.push_str(&format!("report: {}\n", path.display()));
+    }
     text
 }

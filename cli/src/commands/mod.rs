@@ -3,6 +3,7 @@
 pub mod archs;
 pub mod calibrate;
 pub mod check;
+pub mod compare;
 pub mod completions;
 pub mod convert;
 pub mod datasets;
@@ -40,6 +41,7 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Calibrate(args) => done(calibrate::run(args, app)),
         Command::Eval(args) => eval::run(args, app),
         Command::Map(args) => done(map::run(args, app)),
+        Command::Compare(args) => done(compare::run(args, app)),
         Command::Generate(args) => done(generate::run(args, app)),
         Command::Serve(args) => done(serve::run(args, app)),
         Command::Inspect(args) => done(inspect::run(args, app)),

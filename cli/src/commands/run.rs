@@ -50,6 +50,9 @@ pub struct Arguments {
     /// Only say what it would cost in time, memory and disk
     #[arg(long)]
     pub dry_run: bool,
+    /// Measure even what was measured before
+    #[arg(long)]
+    pub fresh: bool,
 }
 
 /// How artifacts are measured and judged.
@@ -121,6 +124,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
         },
         gates,
         reports: out,
+        fresh: args.fresh,
     };
     let tasks = tasks.prepare(options.eval.limit, &app.context)?;
     let model = Opened::find(&model, &app.context)?;

@@ -1,15 +1,30 @@
-//! The table that a run ends with: for the terminal, as Markdown and as an HTML page.
+//! What a run or a comparison ends with: a summary, tables and figures, for the terminal, as Markdown, as one HTML page, as LaTeX.
 
+mod charts;
+pub mod format;
+pub mod heat;
 mod html;
 mod markdown;
+mod summary;
+mod table;
+mod tables;
 mod text;
+mod tidy;
 
+pub use summary::Summary;
+pub use table::{Cell, Table};
+pub use tidy::{Tidy, Value};
+
+use crate::figure::Figure;
 use crate::gate::GateOutcome;
-use crate::results::{DomainKld, EvalResult};
-use serde::Serialize;
+use crate::map::{PlanCheck, QualityMap};
+use crate::pair::Pair;
+use crate::results::EvalResult;
+use serde::{Deserialize, Serialize};
 
 /// One artifact.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ReportRow {
     /// `container:encoding`; for the reference, how it is stored.
     pub target: String,
@@ -28,36 +43,55 @@ pub struct ReportRow {
 }
 
 /// A report on one model and its artifacts.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
     /// The model's name.
     pub model: String,
-    /// Facts above the table: names and values.
+    /// Facts about how it was made: names and values.
     pub facts: Vec<(String, String)>,
     /// The reference, if there is one, and the artifacts.
     pub rows: Vec<ReportRow>,
     /// Gates, by target.
     pub gates: Vec<(String, GateOutcome)>,
+    /// The quality map, if one was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub map: Option<QualityMap>,
     /// What the reader should know: fallbacks, warnings.
     pub notes: Vec<String>,
 }
 
-/// Column heads of the main table and whether numbers stand in them.
-const COLUMNS: [(&str, bool); 10] = [
-    ("target", false),
-    ("method", false),
-    ("size", true),
-    ("bpw", true),
-    ("perplexity", true),
-    ("ratio", true),
-    ("mean KLD", true),
-    ("same top", true),
-    ("time", true),
-    ("peak memory", true),
-];
+/// Artifacts are compared each with each up to this number, beyond it each with the next in divergence.
+const EACH_WITH_EACH: usize = 6;
 
 impl Report {
-    /// The report as a table for the terminal.
+    /// Of a quality map: the model quantized to each codec as a whole, and what each tensor alone costs.
+    pub fn of_map(mut map: QualityMap) -> Report {
+        let row = |c: &mut PlanCheck| {
+            let kld = c.kld.take()?;
+            let eval = EvalResult { model: map.model.clone(), kld: vec![kld], ..EvalResult::default() };
+            Some(ReportRow {
+                target: c.codec.clone(),
+                method: map.method.clone(),
+                bytes: Some(c.bytes),
+                eval,
+                ..ReportRow::default()
+            })
+        };
+        let rows = map.plan_check.iter_mut().filter_map(row).collect();
+        Report { model: map.model.clone(), rows, map: Some(map), ..Report::default() }
+    }
+
+    /// Adds a row that is named after its model, by the last part of a path.
+    pub fn add(&mut self, eval: EvalResult) {
+        let row = ReportRow::of(eval);
+        if self.model.is_empty() {
+            self.model = row.target.clone();
+        }
+        self.rows.push(row);
+    }
+
+    /// The report for the terminal.
     pub fn to_text(&self) -> String {
         text::render(self)
     }
@@ -69,35 +103,49 @@ impl Report {
     pub fn to_html(&self) -> String {
         html::render(self)
     }
-
-    /// Divergence by domain of the rows that have it: target, method, domains.
-    fn by_domain(&self) -> Vec<(&str, &str, &[DomainKld])> {
-        let domains = |r: &'_ ReportRow| r.eval.kld.first().is_some_and(|k| !k.domains.is_empty());
-        let rows = self.rows.iter().filter(|r| domains(r));
-        rows.map(|r| (r.target.as_str(), r.method.as_str(), r.eval.kld[0].domains.as_slice())).collect()
+    /// The tables as LaTeX, one after the other.
+    pub fn to_latex(&self) -> String {
+        self.tables().iter().map(Table::to_latex).collect::<Vec<_>>().join("\n")
+    }
+    /// One row per artifact and text with all numbers, as CSV.
+    pub fn to_csv(&self) -> String {
+        Tidy::of(self).to_csv()
+    }
+    /// The figures, by the names that their files should have.
+    pub fn figures(&self) -> Vec<(String, Figure)> {
+        charts::all(self)
+    }
+    /// Size against divergence, if there are two artifacts.
+    pub fn pareto(&self) -> Option<Figure> {
+        charts::pareto(self)
+    }
+    /// The report in plain words.
+    pub fn summary(&self) -> Summary {
+        Summary::of(self)
     }
 
-    /// Heads and cells of the table of divergence by domain, if any row has it.
-    fn domain_table(&self) -> Option<(Vec<String>, Vec<Vec<String>>)> {
-        let rows = self.by_domain();
-        let mut names: Vec<&str> = Vec::new();
-        for d in rows.iter().flat_map(|(_, _, domains)| *domains) {
-            if !names.contains(&d.domain.as_str()) {
-                names.push(&d.domain);
-            }
+    /// Paired comparisons of the artifacts that were measured on the same windows.
+    pub fn pairs(&self) -> Vec<Pair> {
+        let mut rows: Vec<&ReportRow> = self.rows.iter().filter(|r| !r.eval.kld.is_empty()).collect();
+        if rows.len() > EACH_WITH_EACH {
+            rows.sort_by(|a, b| a.eval.kld[0].summary.mean.total_cmp(&b.eval.kld[0].summary.mean));
+            return rows.windows(2).flat_map(|w| compare(w[0], w[1])).collect();
         }
-        if names.is_empty() {
-            return None;
+        let others = |(i, a): (usize, &&ReportRow)| rows[i + 1..].iter().flat_map(|b| compare(a, b)).collect::<Vec<_>>();
+        rows.iter().enumerate().flat_map(others).collect()
+    }
+
+    /// All tables, the artifacts first.
+    pub fn tables(&self) -> Vec<Table> {
+        let mut out = Vec::new();
+        if !self.rows.is_empty() {
+            out.push(tables::artifacts(self).without_empty_columns());
         }
-        let heads = ["target", "method"].into_iter().chain(names.iter().copied()).map(String::from).collect();
-        let cells = rows.iter().map(|(target, method, domains)| {
-            let value = |name: &&str| match domains.iter().find(|d| d.domain == *name) {
-                Some(d) => with_error(d.summary.mean, d.summary.mean_stderr),
-                None => ABSENT.to_string(),
-            };
-            [(*target).to_string(), (*method).to_string()].into_iter().chain(names.iter().map(value)).collect()
-        });
-        Some((heads, cells.collect()))
+        out.extend(tables::domains(self));
+        out.extend(tables::tasks(self));
+        out.extend(tables::pairs(&self.pairs()));
+        out.extend(tables::gates(self));
+        out
     }
 
     /// What the quality columns were measured on, if anything was.
@@ -117,75 +165,26 @@ impl Report {
     }
 }
 
+fn compare(a: &ReportRow, b: &ReportRow) -> Vec<Pair> {
+    Pair::of((&a.name(), &a.eval), (&b.name(), &b.eval))
+}
+
 impl ReportRow {
-    /// The cells of the main table.
-    fn cells(&self) -> [String; COLUMNS.len()] {
-        let perplexity = self.eval.perplexity.first();
-        let kld = self.eval.kld.first().map(|k| &k.summary);
-        let or_absent = |s: Option<String>| s.unwrap_or_else(|| ABSENT.to_string());
-        [
-            self.target.clone(),
-            self.method.clone(),
-            or_absent(self.bytes.map(bytes)),
-            or_absent(self.bpw.map(|b| format!("{b:.3}"))),
-            or_absent(perplexity.map(|p| with_error(p.ppl, p.stderr))),
-            or_absent(kld.map(|k| with_error(k.ppl_ratio, k.ppl_ratio_stderr))),
-            or_absent(kld.map(|k| with_error(k.mean, k.mean_stderr))),
-            or_absent(kld.map(|k| format!("{:.2} %", k.same_top_p * 100.0))),
-            or_absent(self.seconds.map(duration)),
-            or_absent(self.peak_rss_bytes.map(bytes)),
-        ]
+    /// A row that is named after its model: the last part of a path.
+    pub fn of(eval: EvalResult) -> Self {
+        let target = eval.model.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_string();
+        ReportRow { target, bytes: eval.bytes, bpw: eval.bpw, eval, ..ReportRow::default() }
+    }
+
+    /// What the row is called in figures and sentences.
+    pub fn name(&self) -> String {
+        self.target.clone()
     }
 }
 
-/// In cells without a value.
-const ABSENT: &str = "–";
-
-/// A value and its standard error to two significant digits of the error; small values in powers of ten.
-fn with_error(value: f64, error: f64) -> String {
-    if !value.is_finite() || !error.is_finite() {
-        return format!("{value} ± {error}");
-    }
-    if value != 0.0 && value.abs() < 1e-3 {
-        return format!("{value:.2e} ± {error:.0e}");
-    }
-    let digits = match error > 0.0 {
-        true => (1 - error.log10().floor() as i64).clamp(0, 9) as usize,
-        // Without an error, four digits after the point of a number near 1.
-        false => 4,
-    };
-    format!("{value:.digits$} ± {error:.digits$}")
-}
-
-/// Bytes in the unit that suits them.
-fn bytes(n: u64) -> String {
-    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    match UNITS.iter().find(|(_, shift)| n >= 1 << shift) {
-        Some((unit, shift)) => format!("{:.2} {unit}", n as f64 / (1u64 << shift) as f64),
-        None => format!("{n} B"),
-    }
-}
-
-/// Seconds in the unit that suits them.
-fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
-    }
-}
-
-/// A number of a gate: short, and exact enough to be judged by.
-fn number(value: Option<f64>) -> String {
-    match value {
-        None => "not measured".into(),
-        Some(v) if v.fract() == 0.0 && v.abs() < 1e15 => format!("{v}"),
-        Some(v) => {
-            let digits = (5 - v.abs().log10().floor().clamp(-12.0, 5.0) as i64) as usize;
-            format!("{v:.digits$}")
-        }
-    }
+/// Text as part of HTML or SVG.
+pub(crate) fn escape(s: &str) -> String {
+    s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -197,7 +196,7 @@ mod tests {
 
     fn report() -> Report {
         let eval = eval_windows(&["prose", "code"], &[0, 1]);
-        let at = |kld| Position { nll_against: 1.0, nll: 1.01 + kld, kld, same_top: kld < 0.03 };
+        let at = |kld| Position { nll_against: 1.0, nll: 1.01 + kld, kld, same_top: kld < 0.03, ..Position::default() };
         let windows = [vec![at(0.01), at(0.02)], vec![at(0.03), at(0.05)]];
         let result = EvalResult {
             model: "m".into(),
@@ -230,6 +229,7 @@ mod tests {
                 gate("bytes<2MB", Some(1_900_000.0), true),
                 gate("seconds<1", None, false),
             ],
+            map: None,
             notes: vec!["one & two".into()],
         }
     }
@@ -253,43 +253,93 @@ mod tests {
         assert!(table[3].contains("| gguf:q4_k_m | gptq | 1.81 MiB | 4.830 |"));
         // A bar in a name must not make a column.
         assert!(md.contains("demo\\|"));
-        assert!(md.contains("| prose | code |"));
+        assert!(md.contains("| prose | prose, ppl | code | code, ppl |"));
     }
 
     #[test]
     fn html_is_whole_and_escaped() {
-        let html = report().to_html();
+        let mut whole = report();
+        whole.map = Some(heat::tests::map(3));
+        let mut other = whole.rows[1].clone();
+        other.target = "mlx:4bit".into();
+        other.bytes = Some(2_000_000);
+        whole.rows.push(other);
+        let html = whole.to_html();
         assert!(html.starts_with("<!DOCTYPE html>") && html.trim_end().ends_with("</html>"));
         assert!(html.contains("demo|&lt;model&gt;") && html.contains("one &amp; two") && !html.contains("<model>"));
-        assert!(!html.contains("<script") && !html.contains("http"));
-        for tag in ["table", "tr", "td", "th", "thead", "tbody", "p", "ul", "li", "main", "section"] {
+        assert!(!html.contains("{{") && html.contains("id=\"heat\"") && html.contains("id=\"pareto\""));
+        // Nothing is fetched.
+        for fetched in ["src=", "href=\"http", "@import", "url(", "fetch("] {
+            assert!(!html.contains(fetched), "{fetched}");
+        }
+        for tag in
+            ["table", "tr", "td", "th", "thead", "tbody", "p", "ul", "li", "main", "section", "figure", "details", "div", "svg"]
+        {
             let opened = html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, html.matches(&format!("</{tag}>")).count(), "{tag}");
         }
+        let mut ids: Vec<&str> = html.split(" id=\"").skip(1).filter_map(|s| s.split('"').next()).collect();
+        let all = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), all);
+    }
+
+    #[test]
+    fn the_summary_recommends_the_smallest_that_is_good_enough() {
+        let eval = eval_windows(&["prose", "code"], &[0, 0, 1, 1]);
+        let row = |target: &str, bytes: u64, prose: f64, code: f64| {
+            let window = |loss: f64, i: usize| {
+                let kld = loss * (1.0 + 0.01 * i as f64);
+                vec![Position { nll_against: 1.0, nll: 1.0 + loss, kld, same_top: true, ..Position::default() }; 50]
+            };
+            let windows = [window(prose, 0), window(prose, 1), window(code, 2), window(code, 3)];
+            let kld = vec![Kld::from_positions(&eval, "source", &windows)];
+            ReportRow {
+                target: target.into(),
+                bytes: Some(bytes),
+                eval: EvalResult { kld, ..EvalResult::default() },
+                ..ReportRow::default()
+            }
+        };
+        let rows = vec![row("q2", 10, 0.05, 0.2), row("q4", 20, 0.002, 0.006), row("q8", 40, 0.0001, 0.0002)];
+        let mut report = Report { model: "m".into(), rows, ..Report::default() };
+        let summary = report.summary();
+        assert_eq!(summary.recommended.as_deref(), Some("q4"));
+        assert_eq!(summary.headline, "Use q4: 0.4 % perplexity, code 0.6 %.");
+        assert!(summary.sentences[0].starts_with("Of 3 artifacts it is the smallest"), "{:?}", summary.sentences);
+        // A gate that it does not meet leaves the next.
+        let failed = GateOutcome { gate: "kld.mean<0.001".into(), value: Some(0.004), held: false };
+        report.gates.push(("q4".into(), failed));
+        assert_eq!(report.summary().recommended.as_deref(), Some("q8"));
+        // Where none is good enough, that is said.
+        report.rows.retain(|r| r.target == "q2");
+        let summary = report.summary();
+        assert!(summary.headline.starts_with("Use q2") && summary.sentences[0].contains("cannot be shown"), "{summary:?}");
+        assert_eq!(Report::default().summary().headline, "Nothing was compared with a reference.");
+    }
+
+    #[test]
+    fn csv_has_one_row_per_artifact_and_text() {
+        let csv = report().to_csv();
+        let lines: Vec<Vec<&str>> = csv.lines().map(|l| l.split(',').collect()).collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines.iter().all(|l| l.len() == lines[0].len()));
+        let column = |name: &str| lines[0].iter().position(|c| *c == name).unwrap();
+        assert_eq!((lines[1][column("kld_mean")], lines[2][column("bytes")]), ("", "1900000"));
+        assert!((lines[2][column("kld_mean")].parse::<f64>().unwrap() - 0.0275).abs() < 1e-9);
+        assert!(lines[2][column("kld_mean.code")].parse::<f64>().is_ok());
+    }
+
+    #[test]
+    fn a_report_is_read_back() {
+        let json = serde_json::to_value(report()).unwrap();
+        assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report());
     }
 
     #[test]
     fn an_empty_report_renders() {
         let r = Report { model: "m".into(), ..Report::default() };
         assert!(r.to_text().contains('m') && r.to_markdown().starts_with("# ") && r.to_html().contains("</html>"));
-    }
-
-    #[test]
-    fn figures() {
-        assert_eq!(with_error(5.12345, 0.0321), "5.123 ± 0.032");
-        assert_eq!(with_error(273.4456, 2.34), "273.4 ± 2.3");
-        assert_eq!(with_error(0.0095, 0.00021), "0.00950 ± 0.00021");
-        assert_eq!(with_error(1.0, 0.0), "1.0000 ± 0.0000");
-        assert_eq!(with_error(3.973e-5, 7.6e-7), "3.97e-5 ± 8e-7");
-        assert_eq!(with_error(0.0, 0.0), "0.0000 ± 0.0000");
-        assert_eq!(with_error(12345.0, 321.0), "12345 ± 321");
-        assert_eq!(bytes(4 << 30), "4.00 GiB");
-        assert_eq!(bytes(17), "17 B");
-        assert_eq!(duration(3.21), "3.2 s");
-        assert_eq!(duration(59.96), "1 min 00 s");
-        assert_eq!(duration(7320.0), "2 h 02 min");
-        assert_eq!(number(Some(0.02751234)), "0.0275123");
-        assert_eq!(number(Some(1.0042)), "1.00420");
-        assert_eq!(number(Some(4294967296.0)), "4294967296");
     }
 }

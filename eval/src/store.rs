@@ -1,0 +1,454 @@
+//! A reference's predictions in a file, so that a model can be compared with one that is not there.
+//!
+//! Of each scored position's distribution the file has the likeliest tokens, until what is left is below [`TAIL`] or 1/32 of the
+//! vocabulary is stored, and the mass of the rest, the tail. Log-probabilities are rounded to 1/512 nat, ids are stored as
+//! differences, and each window is a zstd frame: at least 20 times less than the 2 bytes per token of the vocabulary in llama.cpp's
+//! files, mostly far more.
+//!
+//! With the tail as one outcome the divergence `Σ p ln(p/q)` cannot exceed the true one (data processing inequality), and lacks
+//! `p_tail · KL(p|tail ‖ q|tail)`. To second order a divergence is half the variance of `ln(p/q)`; the tail's is taken to be that of the
+//! rarer half of the stored tokens. Rounding adds less than 4e-7.
+
+use crate::metrics::{Position, log_sum};
+use bitsmith_datasets::{EvalWindows, Style};
+use bitsmith_formats::atomic::AtomicFile;
+use bitsmith_formats::hash::sha256_bytes;
+use bitsmith_formats::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+const MAGIC: &[u8; 8] = b"BSREF\0\0\x01";
+/// Probability that need not be stored.
+const TAIL: f64 = 1e-4;
+/// At most this part of the vocabulary is stored.
+const STORED: usize = 32;
+/// Steps of log-probabilities per nat.
+const STEPS: f64 = 512.0;
+/// The tail that is nothing.
+const NO_TAIL: u16 = u16::MAX;
+
+/// What the file says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The reference model.
+    pub model: String,
+    /// The DATA argument.
+    pub data: String,
+    /// SHA-256 of the text.
+    pub sha256: String,
+    /// Tokens per window.
+    pub ctx: usize,
+    /// How windows were cut.
+    pub style: Style,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Number of windows.
+    pub windows: usize,
+}
+
+/// The prediction of one token, as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sparse {
+    /// Negative log-likelihood of the token that came.
+    nll: f64,
+    /// Ids in ascending order, and their probabilities.
+    entries: Vec<(u32, f64)>,
+    /// Probability of all other tokens.
+    tail: f64,
+}
+
+/// Whether a file holds a stored reference.
+pub fn is_store(path: &Path) -> bool {
+    let mut magic = [0; 8];
+    File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *MAGIC
+}
+
+impl Sparse {
+    /// Keeps what is worth keeping of a row of logits. `target` is the token that came.
+    pub fn of(logits: &[f32], target: u32) -> Sparse {
+        let z = log_sum(logits);
+        let p = |id: u32| (f64::from(logits[id as usize]) - z).exp();
+        let most = (logits.len() / STORED).max(1);
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        if most < ids.len() {
+            ids.select_nth_unstable_by(most, by_logit);
+            ids.truncate(most);
+        }
+        ids.sort_unstable_by(by_logit);
+        let mut rest = 1.0;
+        let mut kept = 0;
+        while kept < ids.len() && rest > TAIL {
+            rest -= p(ids[kept]);
+            kept += 1;
+        }
+        ids.truncate(kept);
+        ids.sort_unstable();
+        let tail = match kept == logits.len() {
+            true => 0.0,
+            false => rest.max(0.0),
+        };
+        Sparse { nll: z - f64::from(logits[target as usize]), entries: ids.into_iter().map(|id| (id, p(id))).collect(), tail }
+    }
+
+    /// Negative log-likelihood of the token that came.
+    pub fn nll(&self) -> f64 {
+        self.nll
+    }
+
+    /// Compares a candidate's row of logits with the stored prediction.
+    pub fn compare(&self, candidate: &[f32], target: u32) -> Position {
+        let z = log_sum(candidate);
+        // Rounding has moved the sum from 1.
+        let total: f64 = self.entries.iter().map(|e| e.1).sum::<f64>() + self.tail;
+        let mut q_stored = 0.0;
+        let mut kld = 0.0;
+        let mut ratios: Vec<(f64, f64)> = Vec::with_capacity(self.entries.len());
+        for (id, p) in &self.entries {
+            let (p, log_q) = (p / total, f64::from(candidate[*id as usize]) - z);
+            let ratio = p.ln() - log_q;
+            kld += p * ratio;
+            q_stored += log_q.exp();
+            ratios.push((p, ratio));
+        }
+        let tail = self.tail / total;
+        if tail > 0.0 {
+            kld += tail * (tail.ln() - (1.0 - q_stored).max(f64::MIN_POSITIVE).ln());
+            kld += tail * half_variance(ratios);
+        }
+        let best = |a: (u32, f64), b: (u32, f64)| if b.1 > a.1 { b } else { a };
+        let (top_against, confidence) = self.entries.iter().copied().fold((0, 0.0), best);
+        let top =
+            candidate.iter().enumerate().fold((0, f32::NEG_INFINITY), |a, (i, v)| if *v > a.1 { (i, *v) } else { a }).0 as u32;
+        Position {
+            nll_against: self.nll,
+            nll: z - f64::from(candidate[target as usize]),
+            kld: if kld < 0.0 { 0.0 } else { kld },
+            same_top: top == top_against,
+            top_against,
+            top,
+            confidence: confidence / total,
+        }
+    }
+}
+
+/// Half the variance of the log ratios of the rarer half of the tokens, `(p, ln p/q)` each.
+fn half_variance(mut ratios: Vec<(f64, f64)>) -> f64 {
+    ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
+    ratios.truncate(ratios.len().div_ceil(2));
+    let weight: f64 = ratios.iter().map(|r| r.0).sum();
+    if ratios.len() < 2 || weight <= 0.0 {
+        return 0.0;
+    }
+    let mean = ratios.iter().map(|(p, r)| p * r).sum::<f64>() / weight;
+    0.5 * ratios.iter().map(|(p, r)| p * (r - mean).powi(2)).sum::<f64>() / weight
+}
+
+/// Writes a store, window by window.
+pub(crate) struct Writer {
+    file: AtomicFile,
+    at: u64,
+    offsets: Vec<u64>,
+}
+
+impl Writer {
+    pub(crate) fn create(path: &Path, header: &Header) -> Result<Self> {
+        let file = AtomicFile::create(path)?;
+        let json = serde_json::to_vec(header).map_err(|e| Error::failed(e.to_string()))?;
+        file.write_all_at(&[MAGIC.as_slice(), &(json.len() as u64).to_le_bytes(), &json].concat(), 0)?;
+        let at = 16 + json.len() as u64;
+        Ok(Writer { file, at, offsets: vec![at] })
+    }
+
+    /// Adds the predictions of a window's scored tokens.
+    pub(crate) fn push(&mut self, tokens: &[u32], positions: &[Sparse]) -> Result<()> {
+        let frame = zstd::bulk::compress(&encode(tokens, positions), 9).map_err(|e| Error::failed(e.to_string()))?;
+        self.file.write_all_at(&frame, self.at)?;
+        self.at += frame.len() as u64;
+        self.offsets.push(self.at);
+        Ok(())
+    }
+
+    /// Gives the file its name; returns its size.
+    pub(crate) fn finish(self) -> Result<u64> {
+        let index: Vec<u8> = self.offsets.iter().chain([&self.at]).flat_map(|o| o.to_le_bytes()).collect();
+        self.file.write_all_at(&index, self.at)?;
+        self.file.commit()?;
+        Ok(self.at + index.len() as u64)
+    }
+}
+
+/// An opened store.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    header: Header,
+    offsets: Vec<u64>,
+    file: Mutex<File>,
+}
+
+impl Store {
+    /// Opens a store.
+    pub fn open(path: impl AsRef<Path>) -> Result<Store> {
+        let path = path.as_ref();
+        let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
+        let len = file.metadata().map_err(|e| Error::read(path, e))?.len();
+        let damaged = || Error::corrupt("this is no stored reference, or it is cut short").file(path);
+        let start = read_at(&mut file, 0, 16, len).ok_or_else(damaged)?;
+        let header_len = start.strip_prefix(MAGIC).map(|n| u64_at(n, 0)).ok_or_else(damaged)?;
+        let header = read_at(&mut file, 16, header_len, len).ok_or_else(damaged)?;
+        let header: Header = serde_json::from_slice(&header).map_err(|_| damaged())?;
+        let trailer = read_at(&mut file, len.saturating_sub(8), 8, len).ok_or_else(damaged)?;
+        let (index, end) = (u64_at(&trailer, 0), len - 8);
+        let offsets = index.le(&end).then(|| read_at(&mut file, index, end - index, len)).flatten().ok_or_else(damaged)?;
+        let offsets: Vec<u64> = offsets.chunks_exact(8).map(|b| u64_at(b, 0)).collect();
+        let rising = offsets.windows(2).all(|w| w[0] <= w[1]) && offsets.last() == Some(&index);
+        if !rising || header.windows.checked_add(1) != Some(offsets.len()) || header.vocab_size == 0 {
+            return Err(damaged());
+        }
+        Ok(Store { path: path.to_path_buf(), header, offsets, file: Mutex::new(file) })
+    }
+
+    /// What the file says of itself.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Checks that it has these windows, or more.
+    pub(crate) fn check(&self, eval: &EvalWindows) -> Result<()> {
+        let h = &self.header;
+        let cut = (h.ctx, h.style) == (eval.set.ctx, eval.style);
+        let refuse = |why: String| {
+            let hint = format!("it was made of {} with windows of {} tokens, {} style", h.data, h.ctx, h.style);
+            Err(Error::usage(why).file(&self.path).hint(hint))
+        };
+        if !cut || eval.set.windows.len() > h.windows {
+            return refuse(format!("the stored reference does not have {} windows of this text", eval.set.windows.len()));
+        }
+        for (w, tokens) in eval.set.windows.iter().enumerate() {
+            if self.frame(w)?.get(..8) != Some(&tag(tokens)) {
+                return refuse(format!("window {w} of the text has other tokens than the stored reference saw"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The predictions of a window's scored tokens.
+    pub(crate) fn window(&self, window: usize) -> Result<Vec<Sparse>> {
+        let damaged = || Error::corrupt(format!("the stored reference is damaged in window {window}")).file(&self.path);
+        decode(&self.frame(window)?, self.header.style.scored(self.header.ctx).len(), self.header.vocab_size).ok_or_else(damaged)
+    }
+
+    fn frame(&self, window: usize) -> Result<Vec<u8>> {
+        let damaged = || Error::corrupt(format!("the stored reference is damaged in window {window}")).file(&self.path);
+        let (from, to) = (self.offsets[window], self.offsets[window + 1]);
+        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        let frame = read_at(&mut file, from, to - from, to).ok_or_else(damaged)?;
+        // Nothing larger comes from a sound file.
+        let limit = 8 + self.header.ctx.saturating_mul(16 + 7 * (self.header.vocab_size / STORED).max(1));
+        zstd::bulk::decompress(&frame, limit).map_err(|_| damaged())
+    }
+}
+
+/// `n` bytes at `at` of a file of length `len`, if they are there.
+fn read_at(file: &mut File, at: u64, n: u64, len: u64) -> Option<Vec<u8>> {
+    at.checked_add(n).filter(|end| *end <= len)?;
+    let mut bytes = vec![0; usize::try_from(n).ok()?];
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes)).ok().map(|()| bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// Tells windows apart.
+fn tag(tokens: &[u32]) -> [u8; 8] {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+    let mut tag = [0; 8];
+    tag.copy_from_slice(&sha256_bytes(&bytes).as_bytes()[..8]);
+    tag
+}
+
+fn to_steps(p: f64) -> u16 {
+    match p > 0.0 {
+        true => (-p.ln() * STEPS).round().clamp(0.0, f64::from(NO_TAIL - 1)) as u16,
+        false => NO_TAIL,
+    }
+}
+
+fn from_steps(steps: u16) -> f64 {
+    if steps == NO_TAIL { 0.0 } else { (-f64::from(steps) / STEPS).exp() }
+}
+
+/// Kind by kind, because like compresses with like: tag, negative log-likelihoods, tails, numbers of entries, differences of ids, upper
+/// and lower bytes of log-probabilities.
+fn encode(tokens: &[u32], positions: &[Sparse]) -> Vec<u8> {
+    let mut out = tag(tokens).to_vec();
+    positions.iter().for_each(|p| out.extend((p.nll as f32).to_le_bytes()));
+    positions.iter().for_each(|p| out.extend(to_steps(p.tail).to_le_bytes()));
+    positions.iter().for_each(|p| varint(p.entries.len() as u32, &mut out));
+    for p in positions {
+        let mut last = 0;
+        for (id, _) in &p.entries {
+            varint(id - last, &mut out);
+            last = *id;
+        }
+    }
+    let steps = || positions.iter().flat_map(|p| p.entries.iter().map(|e| to_steps(e.1)));
+    out.extend(steps().map(|s| (s >> 8) as u8));
+    out.extend(steps().map(|s| s as u8));
+    out
+}
+
+fn decode(bytes: &[u8], scored: usize, vocab_size: usize) -> Option<Vec<Sparse>> {
+    let mut rest = bytes.get(8..)?;
+    let mut take = |n: usize| {
+        let (head, tail) = rest.split_at_checked(n)?;
+        rest = tail;
+        Some(head)
+    };
+    let nlls: Vec<f64> = take(4 * scored)?.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect();
+    let tails: Vec<f64> = take(2 * scored)?.as_chunks::<2>().0.iter().map(|b| from_steps(u16::from_le_bytes(*b))).collect();
+    let counts: Vec<usize> = (0..scored).map(|_| read_varint(&mut rest).map(|n| n as usize)).collect::<Option<_>>()?;
+    let total = counts.iter().try_fold(0usize, |a, n| a.checked_add(*n)).filter(|n| *n <= rest.len())?;
+    let mut ids = Vec::with_capacity(total);
+    for n in &counts {
+        let mut last = 0u32;
+        for _ in 0..*n {
+            last = last.checked_add(read_varint(&mut rest)?).filter(|id| (*id as usize) < vocab_size)?;
+            ids.push(last);
+        }
+    }
+    let (high, low) = rest.split_at_checked(total)?;
+    let steps = high.iter().zip(low).map(|(h, l)| from_steps(u16::from_be_bytes([*h, *l])));
+    if low.len() != total || nlls.iter().any(|n| !n.is_finite()) {
+        return None;
+    }
+    let mut entries = ids.into_iter().zip(steps);
+    let sparse = |((nll, tail), n): ((f64, f64), usize)| Sparse { nll, entries: entries.by_ref().take(n).collect(), tail };
+    Some(nlls.into_iter().zip(tails).zip(counts).map(sparse).collect())
+}
+
+fn varint(mut n: u32, out: &mut Vec<u8>) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+fn read_varint(bytes: &mut &[u8]) -> Option<u32> {
+    let mut n = 0u32;
+    for shift in (0..35).step_by(7) {
+        let (first, rest) = bytes.split_first()?;
+        *bytes = rest;
+        n |= u32::from(first & 0x7f).checked_shl(shift)?;
+        if first & 0x80 == 0 {
+            return Some(n);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics;
+    use crate::results::tests::eval_windows;
+
+    /// Logits as models have them, `spread` apart, and a candidate's that differ by `noise`.
+    fn rows(vocab: usize, seed: u64, spread: f32, noise: f32) -> (Vec<f32>, Vec<f32>) {
+        let mut state = seed;
+        let mut next = || {
+            // The sum of uniform numbers is bell-shaped enough.
+            let sum: f32 = (0..4)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+                })
+                .sum();
+            sum * 1.73
+        };
+        let reference: Vec<f32> = (0..vocab).map(|_| spread * next()).collect();
+        let candidate = reference.iter().map(|r| r + noise * next()).collect();
+        (reference, candidate)
+    }
+
+    #[test]
+    fn divergence_is_close_to_the_exact_one_and_the_file_small() {
+        // Confident and unsure predictions, large and small changes.
+        for (vocab, spread, noise) in [(4096, 3.0, 0.05), (32_000, 4.0, 0.3), (4096, 1.5, 0.02), (32_000, 2.5, 0.01)] {
+            let (mut exact, mut stored, mut bytes) = (0.0, 0.0, 0);
+            for seed in 0..20 {
+                let (r, c) = rows(vocab, seed, spread, noise);
+                let target = (seed * 37) as u32;
+                let sparse = Sparse::of(&r, target);
+                let frame = zstd::bulk::compress(&encode(&[1, 2], std::slice::from_ref(&sparse)), 9).unwrap();
+                bytes += frame.len();
+                let back = decode(&zstd::bulk::decompress(&frame, 1 << 20).unwrap(), 1, vocab).unwrap();
+                let (want, got) = (metrics::compare(&r, &c, target), back[0].compare(&c, target));
+                assert!((got.nll - want.nll).abs() < 1e-9 && (got.nll_against - want.nll_against).abs() < 1e-5);
+                assert_eq!((got.top, got.top_against, got.same_top), (want.top, want.top_against, want.same_top));
+                assert!((got.confidence - want.confidence).abs() < 0.003 * want.confidence);
+                exact += want.kld;
+                stored += got.kld;
+            }
+            assert!((stored / exact - 1.0).abs() < 0.05, "{vocab} {spread} {noise}: {stored} for {exact}");
+            assert!(bytes * 20 < 2 * vocab * 20, "{vocab} {spread}: {} times", 2 * vocab * 20 / bytes);
+        }
+    }
+
+    #[test]
+    fn equal_models_do_not_diverge() {
+        let (r, _) = rows(4096, 1, 3.0, 0.0);
+        let sparse = Sparse::of(&r, 3);
+        let back = decode(&encode(&[], std::slice::from_ref(&sparse)), 1, 4096).unwrap();
+        assert!(back[0].compare(&r, 3).kld < 4e-7, "{}", back[0].compare(&r, 3).kld);
+    }
+
+    #[test]
+    fn files_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.bsref");
+        let mut eval = eval_windows(&["a"], &[0, 0]);
+        eval.set.ctx = 8;
+        eval.set.windows = vec![(0..8).collect(), (8..16).collect()];
+        let header = Header {
+            model: "m".into(),
+            data: "d".into(),
+            sha256: "s".into(),
+            ctx: 8,
+            style: eval.style,
+            vocab_size: 64,
+            windows: 2,
+        };
+        let mut writer = Writer::create(&path, &header).unwrap();
+        let window: Vec<Sparse> = (0..eval.scored().len()).map(|i| Sparse::of(&rows(64, i as u64, 3.0, 0.0).0, 1)).collect();
+        eval.set.windows.iter().for_each(|tokens| writer.push(tokens, &window).unwrap());
+        assert_eq!(writer.finish().unwrap(), std::fs::metadata(&path).unwrap().len());
+        assert!(is_store(&path) && !is_store(dir.path()));
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.header(), &header);
+        store.check(&eval).unwrap();
+        assert_eq!(store.window(1).unwrap().len(), window.len());
+        // Other tokens, other windows.
+        let mut other = eval.clone();
+        other.set.windows[1][0] = 3;
+        assert!(store.check(&other).unwrap_err().message.contains("window 1"));
+        other.set.ctx = 16;
+        assert!(store.check(&other).is_err());
+        // Every cut and every changed byte gives an error or other numbers, never a panic.
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            for damaged in [whole[..at].to_vec(), [&whole[..at], &[whole[at] ^ 0x55], &whole[at + 1..]].concat()] {
+                std::fs::write(&path, damaged).unwrap();
+                if let Ok(store) = Store::open(&path) {
+                    let _ = store.check(&eval).map(|()| (0..2).map(|w| store.window(w)).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+}
