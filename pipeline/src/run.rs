@@ -6,6 +6,7 @@ use crate::manifest::Manifest;
 use crate::model::Located;
 use crate::opened::Opened;
 use crate::quantize::{Artifact, Job, QuantizeOptions};
+use crate::release;
 use bitsmith_datasets::{DataSpec, EvalWindows};
 use bitsmith_eval::{EvalResult, Gate, GateOutcome, Measured, Reference, Report, ReportRow};
 use bitsmith_formats::atomic::write_file;
@@ -40,6 +41,8 @@ pub struct Outcome {
     pub eval: Vec<EvalResult>,
     /// Gates, by target.
     pub gates: Vec<(String, GateOutcome)>,
+    /// Folders that are ready to be published.
+    pub releases: Vec<PathBuf>,
     /// The report's content, for the terminal.
     #[serde(skip)]
     pub table: String,
@@ -77,6 +80,7 @@ impl<'a> Pipeline<'a> {
     pub fn new(model: &'a Opened, options: &'a RunOptions, context: &'a Context) -> Result<Self> {
         let tokenizer = model.text_tokenizer()?;
         let job = Job::new(model, &options.quantize, context)?;
+        release::check(&job)?;
         let windows = options.data.iter().map(|d| options.eval.windows(d, model, &tokenizer)).collect::<Result<_>>()?;
         Ok(Pipeline { model, options, context, job, windows })
     }
@@ -127,7 +131,8 @@ impl<'a> Pipeline<'a> {
             eval.push(result);
         }
         let files = write_report(&report, &options.reports)?;
-        Ok(Outcome { artifacts, report: files, eval, gates: report.gates.clone(), table: report.to_text() })
+        let releases = release::write(&job, &artifacts)?;
+        Ok(Outcome { artifacts, report: files, eval, gates: report.gates.clone(), releases, table: report.to_text() })
     }
 }
 

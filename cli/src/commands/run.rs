@@ -106,8 +106,8 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     if let Some(gate) = gates.iter().find(|g| g.needs_tasks()) {
         return Err(Error::unsupported(format!("gate `{gate}`: tasks are not measured")));
     }
-    let options = RunOptions {
-        quantize: job.resolve(Output::Folder(out.clone()))?,
+    let mut options = RunOptions {
+        quantize: job.resolve(Output::Folder(out.clone().into()))?,
         data: data(&measure.data)?,
         eval: EvalOptions {
             style: measure.style.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
@@ -117,7 +117,12 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
         gates,
         reports: out,
     };
-    let model = Opened::find(&model, &app.context)?;
+    let mut model = Opened::find(&model, &app.context)?;
+    job.describe(&mut model);
+    if let Output::Folder(folder) = &options.quantize.out {
+        // Beside the files that it is about.
+        options.reports = folder.gguf_dir(&model.about.name);
+    }
     let pipeline = Pipeline::new(&model, &options, &app.context)?;
     if args.dry_run {
         let (document, text) = estimates(&pipeline.estimates()?);
