@@ -62,6 +62,7 @@ fn context(global: &Global, console: Arc<Console>) -> Result<Context> {
     context.progress = console as Arc<dyn Progress>;
     context.max_ram = global.max_ram;
     context.seed = global.seed;
+    context.commit = option_env!("BITSMITH_COMMIT").map(String::from);
     context.hub.offline |= global.offline;
     if let Some(dir) = &global.cache_dir {
         context.set_cache_dir(dir.clone());

@@ -1,8 +1,8 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, check, compare, completions, convert, datasets, embed, eval, generate, imatrix, inspect, logits, map,
-    methods, pull, quantize, run, serve, targets, tasks, tokenize, verify,
+    archs, calibrate, check, compare, completions, convert, datasets, doctor, embed, eval, generate, imatrix, inspect, logits,
+    map, methods, publish, pull, quantize, reproduce, run, serve, targets, tasks, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -151,10 +151,16 @@ pub enum Command {
     Check(check::Arguments),
     /// Prove an artifact sound: structure, checksums, finite values, error against its source
     Verify(verify::Arguments),
+    /// Make a release's artifacts again, and compare them with what it records
+    Reproduce(reproduce::Arguments),
+    /// Find known faults of GGUF files and checkpoint folders, and mend those of the metadata
+    Doctor(doctor::Arguments),
     /// Show what importance matrices cover; merge and convert them
     Imatrix(imatrix::Arguments),
     /// Download and verify a checkpoint
     Pull(pull::Arguments),
+    /// Upload a release to the hub
+    Publish(publish::Arguments),
     /// Turn text into token ids
     Tokenize(tokenize::Arguments),
     /// Print next-token distributions

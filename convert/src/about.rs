@@ -117,7 +117,7 @@ impl ModelAbout {
 }
 
 /// A YAML scalar, quoted where it must be.
-pub(crate) fn yaml(text: &str) -> String {
+pub fn yaml(text: &str) -> String {
     // Plain letters, except the words that YAML reads as something else (Norway's `no` for one).
     let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));

@@ -101,6 +101,11 @@ impl FolderFiles {
         self.config.clone()
     }
 
+    /// What `generation_config.json` says.
+    pub fn generation(&self) -> Option<&Map<String, Value>> {
+        self.generation.as_ref()
+    }
+
     /// What ends a text, where `generation_config.json` says so.
     pub(crate) fn generation_eos(&self) -> Option<&Value> {
         self.generation.as_ref()?.get("eos_token_id").filter(|v| !v.is_null())

@@ -1,7 +1,8 @@
 //! Checkpoint folders: safetensors beside configuration, tokenizer and card. What differs between kinds of folder is the
 //! configuration and how a weight is spread over tensors; see [`FolderPlan::hf`], [`FolderPlan::mlx`] and [`FolderPlan::packed`].
 
-use crate::about::{ModelAbout, yaml};
+use crate::about::ModelAbout;
+use crate::card::{Card, Kind};
 use crate::files::FolderFiles;
 use crate::joint::Joints;
 use crate::layout::{Layout, PlannedTensor, n_rows};
@@ -57,9 +58,16 @@ impl FolderPlan {
         config: Map<String, Value>,
         layout: Layout,
         scheme: Scheme,
-        kind: &Kind<'_>,
+        kind: Kind,
     ) -> Self {
-        let card = card(about, &layout, kind, files.tower().is_some());
+        let card = Card {
+            about,
+            sees: files.tower().is_some(),
+            quantized: layout.tensors.iter().any(|t| t.codec.float().is_none()),
+            publisher: None,
+            tags: &[],
+        };
+        let card = card.render(&kind, &card.introduction(&kind, layout.bits_per_weight().0));
         let (files, config) = (files.clone(), config.into());
         FolderPlan {
             files,
@@ -328,40 +336,6 @@ pub(crate) fn pretty(value: &Value) -> Result<String> {
 pub(crate) fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
     let path = folder.join(name);
     std::fs::write(&path, pretty(value)?).map_err(|e| Error::write(path, e))
-}
-
-/// What a card says of its kind of folder.
-pub(crate) struct Kind<'a> {
-    /// The hub's name of the library that loads it.
-    pub library: &'a str,
-    /// The tag by which it is found.
-    pub tag: &'a str,
-    /// The format's name in a sentence.
-    pub format: &'a str,
-    /// Commands that install and run it.
-    pub commands: &'a str,
-}
-
-/// The `README.md` of a folder.
-fn card(about: &ModelAbout, layout: &Layout, kind: &Kind<'_>, sees: bool) -> String {
-    let task = if sees { "image-text-to-text" } else { "text-generation" };
-    let mut lines = vec!["---".to_string(), format!("library_name: {}", kind.library)];
-    lines.push(format!("pipeline_tag: {}", yaml(about.pipeline_tag.as_deref().unwrap_or(task))));
-    lines.extend(about.card_lines(layout.tensors.iter().any(|t| t.codec.float().is_none())));
-    lines.push("tags:".into());
-    lines.push(format!("- {}", kind.tag));
-    lines.extend(about.tags.iter().filter(|t| *t != kind.tag).map(|t| format!("- {}", yaml(t))));
-    lines.push("---".into());
-    let (bpw, _) = layout.bits_per_weight();
-    let origin = match &about.repo {
-        Some(repo) => format!("[{repo}](https://huggingface.co/{repo})"),
-        None => about.name.clone(),
-    };
-    let version = env!("CARGO_PKG_VERSION");
-    lines.push(format!("\n# {}\n", about.name));
-    lines.push(format!("{origin} in {} format, {bpw:.2} bits per weight, made with bitsmith {version}.\n", kind.format));
-    lines.push(format!("```sh\n{}\n```\n", kind.commands));
-    lines.join("\n")
 }
 
 fn sizes(folder: &Path, out: &mut Vec<(PathBuf, u64)>) -> Result<()> {

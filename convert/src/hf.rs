@@ -1,8 +1,9 @@
 //! Plain Hugging Face folders: one safetensors tensor per weight, as transformers and everything after it loads.
 
 use crate::about::ModelAbout;
+use crate::card::Kind;
 use crate::files::FolderFiles;
-use crate::folder::{self, FolderPlan, Kind, Scheme};
+use crate::folder::{self, FolderPlan, Scheme};
 use crate::layout::Layout;
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_runtime::{ContainerKind, ModelSpec, Role};
@@ -24,8 +25,6 @@ impl FolderPlan {
         let mut config = files.config();
         folder::set_dtype(&mut config, dense);
         folder::set_mtp(&mut config, spec);
-        let commands = "pip install vllm\nvllm serve <this folder>";
-        let kind = Kind { library: "transformers", tag: "safetensors", format: "Hugging Face", commands };
-        Ok(FolderPlan::new(files, about, config, layout, Scheme::Plain, &kind).carrying(ContainerKind::Hf, Some(dense)))
+        Ok(FolderPlan::new(files, about, config, layout, Scheme::Plain, Kind::hf()).carrying(ContainerKind::Hf, Some(dense)))
     }
 }

@@ -6,6 +6,7 @@
 //! artifact appears under its final name when it is whole.
 
 mod about;
+pub mod card;
 mod check;
 mod files;
 mod folder;
@@ -16,16 +17,18 @@ mod layout;
 mod mlx;
 mod mmproj;
 pub mod names;
+pub mod ollama;
 mod packed;
 mod sidecars;
 mod tower;
 
-pub use about::ModelAbout;
+pub use about::{ModelAbout, yaml};
 pub use files::FolderFiles;
 pub use folder::FolderPlan;
 pub use gguf::GgufPlan;
 pub use layout::PlannedTensor;
 pub use mmproj::MmprojPlan;
+pub use sidecars::licenses;
 pub use tower::TowerFiles;
 
 use bitsmith_formats::{EncodedTensor, Error, Result};

@@ -1,8 +1,9 @@
 //! MLX folders: configuration and tokenizer with weights packed for mlx-lm.
 
 use crate::about::ModelAbout;
+use crate::card::Kind;
 use crate::files::FolderFiles;
-use crate::folder::{self, FolderPlan, Kind};
+use crate::folder::{self, FolderPlan};
 use crate::layout::{Layout, PlannedTensor};
 use bitsmith_formats::mlx::{Scheme, quantization_block};
 use bitsmith_formats::{CodecId, Error, Float, Result};
@@ -27,14 +28,8 @@ impl FolderPlan {
         let plain = layout.tensors.iter().all(|t| t.codec.float().is_some());
         let tower = if plain { Some(dense) } else { None };
         let config = config(spec, files, dense, &layout.tensors, tower)?;
-        let commands = match files.tower() {
-            None => "pip install mlx-lm\nmlx_lm.generate --model <this folder> --prompt \"hello\"",
-            Some(_) => {
-                "pip install mlx-vlm\nmlx_vlm.generate --model <this folder> --image <a picture> --prompt \"what is this?\""
-            }
-        };
-        let kind = Kind { library: "mlx", tag: "mlx", format: "MLX", commands };
-        Ok(FolderPlan::new(files, about, config, layout, folder::Scheme::Mlx, &kind).carrying(ContainerKind::Mlx, tower))
+        let kind = Kind::mlx(files.tower().is_some());
+        Ok(FolderPlan::new(files, about, config, layout, folder::Scheme::Mlx, kind).carrying(ContainerKind::Mlx, tower))
     }
 }
 

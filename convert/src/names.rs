@@ -27,6 +27,20 @@ pub fn gguf_file(model: &str, encoding: &str) -> String {
     format!("{model}-{}.gguf", plain(encoding).to_uppercase())
 }
 
+/// A model's name as GGUF's naming convention has it, `Base-Size-FineTune-vVersion`: what the name does not say is added, and characters
+/// that the convention has no place for become hyphens. `Llama-3.2-1B-Instruct` → `Llama-3-2-1B-Instruct-v1.0`.
+pub fn spec_name(model: &str, n_weights: usize) -> String {
+    let parts = name_parts(model);
+    // The size stays as it is written: `8x7B`.
+    let written = |label: &str| model.split(['-', '_', ' ']).find(|p| p.eq_ignore_ascii_case(label)).map(String::from);
+    let size = parts.size_label.as_deref().and_then(written).unwrap_or_else(|| size_label(n_weights));
+    let base = parts.basename.unwrap_or_else(|| model.to_string());
+    let hyphens = |text: &str| text.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "-");
+    let version = parts.version.map_or_else(|| "v1.0".to_string(), |v| v.to_lowercase());
+    let finetune = parts.finetune.map(|f| format!("-{}", hyphens(&f))).unwrap_or_default();
+    format!("{}-{size}{finetune}-{version}", hyphens(&base))
+}
+
 /// `lab-5m`, `bf16` → `mmproj-lab-5m-BF16.gguf`.
 pub fn mmproj_file(model: &str, encoding: &str) -> String {
     format!("mmproj-{}", gguf_file(model, encoding))
@@ -124,6 +138,24 @@ mod tests {
         assert_eq!(mlx_folder("Lab-5M", "bf16"), "Lab-5M-bf16");
         assert_eq!(folder("Lab-5M", "gptq", "4bit-g128"), "Lab-5M-gptq-4bit-g128");
         assert_eq!(folder("Lab-5M", "hf", "bf16"), "Lab-5M-hf-bf16");
+    }
+
+    /// GGUF's specification tests names with this expression, but for look-aheads that these names do not need.
+    const CONVENTION: &str = r"^[A-Za-z0-9\s]*(?:-(?:[A-Za-z\s][A-Za-z0-9\s]*|[0-9\s]*))*-(?:\d+x)?(?:\d+\.)?\d+[A-Za-z](?:-[A-Za-z0-9\s-]+)?-v\d+(?:\.\d+)*(?:-[\w_]+)?\.gguf$";
+
+    #[test]
+    fn names_by_the_convention() {
+        let convention = fancy_regex::Regex::new(CONVENTION).unwrap();
+        for (model, name) in [
+            ("Llama-3.2-1B-Instruct", "Llama-3-2-1B-Instruct-v1.0-Q4_K_M.gguf"),
+            ("Mistral-7B-Instruct-v0.3", "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf"),
+            ("Mixtral-8x7B-v0.1", "Mixtral-8x7B-v0.1-Q4_K_M.gguf"),
+            ("bitsmith-demo", "bitsmith-demo-2.9M-v1.0-Q4_K_M.gguf"),
+            ("Qwen2.5-0.5B", "Qwen2-5-0.5B-v1.0-Q4_K_M.gguf"),
+        ] {
+            assert_eq!(gguf_file(&spec_name(model, 2_885_376), "q4_k_m"), name);
+            assert!(convention.is_match(name).unwrap(), "{name}");
+        }
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! ModelOpt a list of modules that stay dense.
 
 use crate::about::ModelAbout;
+use crate::card::Kind;
 use crate::files::FolderFiles;
-use crate::folder::{self, FolderPlan, Kind, Scheme};
+use crate::folder::{self, FolderPlan, Scheme};
 use crate::layout::{Layout, PlannedTensor};
 use bitsmith_formats::packed::{Described, PackedFormat, ZeroPoints, compressed_tensors_config, modelopt_config};
 use bitsmith_formats::{CodecId, Error, Float, Result};
@@ -52,9 +53,8 @@ impl FolderPlan {
         folder::set_mtp(&mut config, spec);
         let own = (format == PackedFormat::ModelOpt).then(|| modelopt_block(&listed, tied.as_deref(), &roots).1);
         let layout = layout.wrapped(wrapper, ContainerKind::Hf);
-        let commands = "pip install vllm\nvllm serve <this folder>";
-        let kind = Kind { library: "transformers", tag: format.method(), format: &name, commands };
-        let plan = FolderPlan::new(files, about, config, layout, Scheme::Packed(format), &kind).carrying(ContainerKind::Hf, None);
+        let kind = Kind::packed(format.method());
+        let plan = FolderPlan::new(files, about, config, layout, Scheme::Packed(format), kind).carrying(ContainerKind::Hf, None);
         Ok(match own {
             Some(config) => plan.beside(MODELOPT_FILE, config),
             None => plan,

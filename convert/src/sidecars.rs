@@ -38,6 +38,20 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<Vec<PathBuf>> {
     Ok(names)
 }
 
+/// Names of the licence files in a folder, sorted; none if there is no such folder.
+pub fn licenses(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.flatten().filter(|e| e.path().is_file()).filter_map(|e| e.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|n| is_license(n)).collect();
+    names.sort();
+    names
+}
+
+fn is_license(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| upper.starts_with(start))
+}
+
 fn is_sidecar(name: &str) -> bool {
     const EXACT: &[&str] = &[
         "special_tokens_map.json",
@@ -56,9 +70,8 @@ fn is_sidecar(name: &str) -> bool {
         "video_preprocessor_config.json",
         "image_processor_config.json",
     ];
-    let upper = name.to_ascii_uppercase();
     EXACT.contains(&name)
         || name.starts_with("tokenizer") && name.ends_with(".json")
         || [".jinja", ".model", ".tiktoken"].iter().any(|end| name.ends_with(end))
-        || ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| upper.starts_with(start))
+        || is_license(name)
 }

@@ -82,6 +82,19 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Bytes that may still be written where `path` is or will be; nothing where the system does not say.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    #[cfg(unix)]
+    return rustix::fs::statvfs(there).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize));
+    #[cfg(not(unix))]
+    {
+        let _ = there;
+        None
+    }
+}
+
 /// Writes a whole file atomically.
 pub fn write_file(target: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let file = AtomicFile::create(target)?;

@@ -96,6 +96,15 @@ pub fn vectors() -> Vectors {
     Vectors::Baseline
 }
 
+/// The widest vector instructions in use, by name: `avx512`, `avx2`, or `baseline` of the target. All give the same bytes.
+pub fn instructions() -> &'static str {
+    match vectors() {
+        Vectors::Avx512 => "avx512",
+        Vectors::Avx2 => "avx2",
+        _ => "baseline",
+    }
+}
+
 /// Lanes of the sums over a block. Vector registers divide it, and it divides every block length.
 const LANES: usize = 8;
 /// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer, ties to even, for magnitudes below 2²².

@@ -25,6 +25,7 @@ pub use codec::{
 pub use container::{Encoding, TensorInfo, TensorStore};
 pub use error::{Error, ErrorKind, Result};
 pub use hash::{sha256_bytes, sha256_file};
+pub use kernels::instructions;
 #[cfg(feature = "twins")]
 #[doc(hidden)]
 pub use kernels::set_scalar;

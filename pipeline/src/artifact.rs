@@ -1,5 +1,6 @@
 //! Where artifacts go, and writing them.
 
+use crate::manifest::IN_FOLDER;
 use crate::opened::Opened;
 use crate::spool::Spool;
 use crate::target::Target;
@@ -10,6 +11,7 @@ use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
 use bitsmith_runtime::{ModelSpec, Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Tensors of a GGUF begin at multiples of this.
 const ALIGNMENT: u64 = 32;
@@ -19,8 +21,75 @@ const ALIGNMENT: u64 = 32;
 pub enum Output {
     /// Exactly here: one target only.
     Exact(PathBuf),
-    /// In this folder, named after model and encoding.
-    Folder(PathBuf),
+    /// In a folder, named after model and encoding.
+    Folder(Folder),
+}
+
+/// A folder of artifacts, and how they are named and laid out in it.
+#[derive(Debug, Clone, Default)]
+pub struct Folder {
+    /// The folder.
+    pub dir: PathBuf,
+    /// How GGUF files are named.
+    pub naming: Naming,
+    /// LM Studio's layout, `PUBLISHER/MODEL/FILE`, with this publisher; otherwise artifacts lie in the folder itself.
+    pub lm_studio: Option<String>,
+}
+
+/// How GGUF files are named.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// After the model, as on the hub: `Llama-3.2-1B-Instruct-Q4_K_M.gguf`.
+    #[default]
+    Hub,
+    /// By GGUF's naming convention: `Llama-3-2-1B-Instruct-v1.0-Q4_K_M.gguf`.
+    Spec,
+}
+
+impl FromStr for Naming {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "hub" => Ok(Naming::Hub),
+            "spec" => Ok(Naming::Spec),
+            _ => Err(Error::usage(format!("`{text}` is no way of naming files")).hint("--naming hub or --naming spec")),
+        }
+    }
+}
+
+impl From<PathBuf> for Folder {
+    fn from(dir: PathBuf) -> Self {
+        Folder { dir, ..Folder::default() }
+    }
+}
+
+impl Folder {
+    /// What the names of a model's GGUF files begin with.
+    pub fn stem(&self, model: &str, n_weights: usize) -> String {
+        match self.naming {
+            Naming::Hub => model.to_string(),
+            Naming::Spec => names::spec_name(model, n_weights),
+        }
+    }
+
+    /// Where a model's GGUF files lie.
+    pub fn gguf_dir(&self, model: &str) -> PathBuf {
+        match &self.lm_studio {
+            Some(publisher) => self.dir.join(publisher).join(format!("{model}-GGUF")),
+            None => self.dir.clone(),
+        }
+    }
+
+    fn path(&self, model: &str, n_weights: usize, target: Target) -> PathBuf {
+        let encoding = target.encoding();
+        let name = match target.container() {
+            "gguf" => return self.gguf_dir(model).join(names::gguf_file(&self.stem(model, n_weights), &encoding)),
+            "mlx" => names::mlx_folder(model, &encoding),
+            other => names::folder(model, other, &encoding),
+        };
+        self.lm_studio.as_ref().map_or(self.dir.clone(), |publisher| self.dir.join(publisher)).join(name)
+    }
 }
 
 impl Output {
@@ -32,28 +101,22 @@ impl Output {
             [_] => out.as_os_str().to_string_lossy().ends_with('/'),
             _ => true,
         };
-        if folder { Output::Folder(out.to_path_buf()) } else { Output::Exact(out.to_path_buf()) }
+        if folder { Output::Folder(out.to_path_buf().into()) } else { Output::Exact(out.to_path_buf()) }
     }
 
     /// The path of each target's artifact. Parent folders are created; nothing that is not an artifact of ours, and nothing
     /// that belongs to the source, may be overwritten.
-    pub fn paths(&self, model: &str, targets: &[Target], source: &Path) -> Result<Vec<PathBuf>> {
+    pub fn paths(&self, model: &Opened, targets: &[Target]) -> Result<Vec<PathBuf>> {
+        let (name, n_weights) = (&model.about.name, model.checkpoint.spec().n_weights());
         let paths: Vec<PathBuf> = match self {
             Output::Exact(path) => vec![path.clone()],
-            Output::Folder(dir) => targets
-                .iter()
-                .map(|t| match t.container() {
-                    "gguf" => dir.join(names::gguf_file(model, &t.encoding())),
-                    "mlx" => dir.join(names::mlx_folder(model, &t.encoding())),
-                    other => dir.join(names::folder(model, other, &t.encoding())),
-                })
-                .collect(),
+            Output::Folder(folder) => targets.iter().map(|t| folder.path(name, n_weights, *t)).collect(),
         };
         for (path, target) in paths.iter().zip(targets) {
             if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
                 std::fs::create_dir_all(parent).map_err(|e| Error::write(parent, e))?;
             }
-            refuse_clobber(path, target, source)?;
+            refuse_clobber(path, target, model.checkpoint.path())?;
         }
         Ok(paths)
     }
@@ -79,7 +142,8 @@ fn refuse_clobber(path: &Path, target: &Target, source: &Path) -> Result<()> {
 /// A folder that holds nothing, or a manifest of ours, or that a run of ours had just finished when it was killed, before the
 /// manifest: then its work folder is still there.
 fn is_replaceable(dir: &Path) -> bool {
-    dir.join("bitsmith.json").is_file()
+    // That of a release stands among files that are not an artifact's.
+    dir.join(IN_FOLDER).is_file() && !crate::release::is_at(dir)
         || Spool::is_at(&work_folder(dir))
         || std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }

@@ -72,10 +72,11 @@ impl<'a> Companions<'a> {
         }
     }
 
-    /// Makes the files that belong to the artifact at `path`, unless another artifact of the job has them already.
-    pub fn make(&self, target: Target, path: &Path) -> Result<Vec<Companion>> {
+    /// Makes the files that belong to the artifact at `path`, unless another artifact of the job has them already. Their names go on with
+    /// `stem`.
+    pub fn make(&self, target: Target, path: &Path, stem: &str) -> Result<Vec<Companion>> {
         let Some(plan) = self.mmproj(target) else { return Ok(Vec::new()) };
-        let path = path.with_file_name(plan.file_name(&self.model.about.name));
+        let path = path.with_file_name(plan.file_name(stem));
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(companion) = made.get(&path) {
             return Ok(vec![companion.clone()]);

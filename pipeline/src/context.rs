@@ -24,6 +24,8 @@ pub struct Context {
     pub hub: Hub,
     /// Seed of everything random.
     pub seed: u64,
+    /// The commit that the program was built from, if it is known.
+    pub commit: Option<String>,
 }
 
 impl Context {
@@ -37,6 +39,7 @@ impl Context {
             cache_dir: default_cache_dir(),
             hub: Hub::from_env(),
             seed: 0,
+            commit: None,
         }
     }
 

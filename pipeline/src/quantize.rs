@@ -8,7 +8,7 @@ use crate::companions::Companions;
 use crate::context::Context;
 use crate::encode::{Encoder, Evidence, gather, importance};
 use crate::estimate::Estimate;
-use crate::manifest::{Companion, InputFile, Manifest, Recipe, hash_inputs};
+use crate::manifest::{Companion, InputFile, Made, Manifest, Recipe, hash_inputs};
 use crate::memory;
 use crate::mtp::Mtp;
 use crate::opened::Opened;
@@ -18,7 +18,7 @@ use crate::stream;
 use crate::target::Target;
 use bitsmith_calibrate::Detail;
 use bitsmith_convert::{ArtifactWriter, names};
-use bitsmith_formats::{Error, Float, Result};
+use bitsmith_formats::{Error, Float, Result, instructions};
 use bitsmith_quantize::Method;
 use bitsmith_quantize::plan::{Plan, PlanOptions};
 use bitsmith_runtime::{ModelSpec, Role, WeightSource, device};
@@ -51,6 +51,10 @@ pub struct QuantizeOptions {
     pub mtp: Option<Mtp>,
     /// How `auto` targets choose formats.
     pub auto: AutoOptions,
+    /// Who publishes the artifacts.
+    pub publisher: Option<String>,
+    /// The flags behind these options, as a recipe file has them; for the manifest.
+    pub command: Value,
 }
 
 /// A finished artifact.
@@ -100,11 +104,11 @@ struct Work<'a> {
 
 /// A job ready to run: everything read but the weights.
 pub struct Job<'a> {
-    model: &'a Opened,
-    options: &'a QuantizeOptions,
-    context: &'a Context,
-    evidence: Loaded,
-    calibration: Option<Value>,
+    pub(crate) model: &'a Opened,
+    pub(crate) options: &'a QuantizeOptions,
+    pub(crate) context: &'a Context,
+    pub(crate) evidence: Loaded,
+    pub(crate) calibration: Option<Value>,
     dense: Float,
     /// Known once the job runs: finding it may take running the model.
     mlx_dtype: OnceLock<Float>,
@@ -275,7 +279,7 @@ impl<'a> Job<'a> {
         for &target in &self.options.targets {
             self.companions.tell_dropped(target, self.mtp(target)?);
         }
-        let paths = self.options.out.paths(&self.model.about.name, &self.options.targets, self.model.checkpoint.path())?;
+        let paths = self.options.out.paths(self.model, &self.options.targets)?;
         if self.mlx_dtype.get().is_none() {
             let found = mlx_dtype(self.model, self.options, &self.evidence, self.dense, self.context)?;
             self.mlx_dtype.get_or_init(|| found);
@@ -437,14 +441,37 @@ impl<'a> Job<'a> {
     fn record(&self, work: &Work<'_>, recipe: Recipe, start: Instant, notes: Vec<String>) -> Result<Artifact> {
         let (spec, plan) = &work.own;
         let bpw = plan.bytes(spec) as f64 * 8.0 / spec.n_weights() as f64;
-        let mut companions = self.companions.make(work.target, &work.path)?;
+        let stem = self.stem();
+        let mut companions = self.companions.make(work.target, &work.path, &stem)?;
         if work.beside.is_some() {
             companions.push(Companion::of("mtp", &mtp_path(&work.path))?);
         }
         let mut manifest = Manifest::new(&work.path, recipe, bpw, start.elapsed().as_secs_f64(), notes)?;
         (manifest.companions, manifest.dropped) = (companions, self.companions.dropped(work.target, work.mtp));
+        manifest.made = self.made();
         manifest.save(&work.path)?;
         Ok(self.artifact(work.target, &work.path, manifest, memory::peak_bytes(), false))
+    }
+
+    /// What the names of GGUF files begin with.
+    pub(crate) fn stem(&self) -> String {
+        let name = &self.model.about.name;
+        match &self.options.out {
+            Output::Folder(folder) => folder.stem(name, self.model.checkpoint.spec().n_weights()),
+            Output::Exact(_) => name.clone(),
+        }
+    }
+
+    fn made(&self) -> Made {
+        Made {
+            model: self.model.name.clone(),
+            repo: self.model.about.repo.clone(),
+            revision: self.model.about.revision.clone(),
+            command: self.options.command.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: self.context.commit.clone(),
+            instructions: instructions().into(),
+        }
     }
 
     fn make(&self, work: &Work<'_>, inputs: &[InputFile]) -> Result<Artifact> {

@@ -6,6 +6,7 @@ use crate::manifest::Manifest;
 use crate::model::Located;
 use crate::opened::Opened;
 use crate::quantize::{Artifact, Job, QuantizeOptions};
+use crate::release;
 use crate::remember::{Memory, Scores};
 use crate::tasks::{Answered, Tasks};
 use bitsmith_datasets::{DataSpec, EvalWindows};
@@ -45,6 +46,8 @@ pub struct Outcome {
     pub eval: Vec<EvalResult>,
     /// Gates, by target.
     pub gates: Vec<(String, GateOutcome)>,
+    /// Folders that are ready to be published.
+    pub releases: Vec<PathBuf>,
     /// The report's content, for the terminal.
     #[serde(skip)]
     pub table: String,
@@ -85,6 +88,7 @@ impl<'a> Pipeline<'a> {
     pub fn new(model: &'a Opened, options: &'a RunOptions, context: &'a Context) -> Result<Self> {
         let tokenizer = model.text_tokenizer()?;
         let job = Job::new(model, &options.quantize, context)?;
+        release::check(&job)?;
         let windows = options.data.iter().map(|d| options.eval.windows(d, model, &tokenizer)).collect::<Result<_>>()?;
         Ok(Pipeline { model, options, context, job, windows, tasks: None })
     }
@@ -152,7 +156,8 @@ impl<'a> Pipeline<'a> {
             eval.push(result);
         }
         let files = write_report(&report, &options.reports)?;
-        Ok(Outcome { artifacts, report: files, eval, gates: report.gates.clone(), table: report.to_text() })
+        let releases = release::write(&job, &artifacts)?;
+        Ok(Outcome { artifacts, report: files, eval, gates: report.gates.clone(), releases, table: report.to_text() })
     }
 }
 

@@ -92,6 +92,20 @@ pub fn verify(artifact: &Path, source: Option<(&Checkpoint, &str)>, max_error: O
 
 /// Decodes every tensor and looks for values that are not finite, and for data of the wrong length.
 fn values(store: &dyn TensorStore, roles: &BTreeMap<&str, Role>, verified: &mut Verified) {
+    verified.problems.extend(values_of(store));
+    let one = |t: &TensorInfo| VerifiedTensor {
+        name: t.name.clone(),
+        role: roles.get(t.name.as_str()).map(Role::to_string),
+        codec: t.encoding.to_string(),
+        decoded: is_decoded(t),
+        rel_rmse: None,
+        limit: None,
+    };
+    verified.tensors = store.tensors().iter().map(one).collect();
+}
+
+/// What is wrong with the values of a store's tensors, at most one problem each.
+pub(crate) fn values_of(store: &dyn TensorStore) -> Vec<Problem> {
     let tensors = store.tensors();
     let chunks: Vec<(usize, std::ops::Range<usize>)> =
         tensors.iter().enumerate().flat_map(|(i, t)| chunks(t).into_iter().map(move |rows| (i, rows))).collect();
@@ -110,22 +124,14 @@ fn values(store: &dyn TensorStore, roles: &BTreeMap<&str, Role>, verified: &mut 
             .map(|e| (i, e.file(store.file_of(&t.name)).tensor(&t.name)))
         })
         .collect();
-    let mut last = None;
+    let (mut last, mut problems) = (None, Vec::new());
     for (i, e) in failed {
         // The first finding in a tensor is enough.
         if last.replace(i) != Some(i) {
-            verified.problems.push(e.into());
+            problems.push(e.into());
         }
     }
-    let one = |t: &TensorInfo| VerifiedTensor {
-        name: t.name.clone(),
-        role: roles.get(t.name.as_str()).map(Role::to_string),
-        codec: t.encoding.to_string(),
-        decoded: is_decoded(t),
-        rel_rmse: None,
-        limit: None,
-    };
-    verified.tensors = tensors.iter().map(one).collect();
+    problems
 }
 
 fn is_decoded(t: &TensorInfo) -> bool {

@@ -114,6 +114,14 @@ fn a_complete_pull_and_a_second_that_downloads_nothing() {
 }
 
 #[test]
+fn a_full_disk_is_noticed_before_the_download() {
+    let test = Test::new(State { claimed: Some(1 << 52), ..repository() });
+    let e = test.pull().unwrap_err();
+    assert!(e.kind == ErrorKind::Io && e.message.contains("the disk has"), "{e}");
+    assert!(test.hub.gets(WEIGHTS).is_empty() && test.partials().is_empty());
+}
+
+#[test]
 fn a_broken_connection_is_resumed_where_it_broke() {
     let test = Test::new(repository());
     test.hub.fault(WEIGHTS, &[Fault::BreakAfter(100_000)]);

@@ -72,6 +72,7 @@ if [ -n "${SERVER_VENV:-}" ]; then
 else
   printf '\n-- server.py\nskipped: SERVER_VENV does not name an environment with torch, transformers, accelerate and compressed-tensors\n'
 fi
+check release.py
 check serve_load.py datasets/demo
 # lm-evaluation-harness needs torch too.
 if [ -n "${LM_EVAL_VENV:-}" ]; then

@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Split the weights into files of at most this size, for example 5GB
     #[arg(long, value_name = "SIZE")]
     pub shard_size: Option<String>,
+    /// Names of GGUF files in a folder: hub (MODEL-BF16.gguf) or spec (GGUF's convention, MODEL-7B-v1.0-BF16.gguf) [default: hub]
+    #[arg(long, value_name = "hub|spec")]
+    pub naming: Option<String>,
     /// Quantize weights a second time that are quantized already; otherwise they must have a place in the target's grid
     #[arg(long)]
     pub allow_requantize: bool,
@@ -60,11 +63,12 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         shard_size: args.shard_size.clone(),
         allow_requantize: args.allow_requantize,
         mtp: args.mtp.clone(),
+        naming: args.naming.clone(),
         ..JobArgs::default()
     };
     let options = job.resolve(Output::from_argument(&args.out, &job.targets()?))?;
     let model = Opened::find(&args.model, &app.context)?;
-    make(&model, &options, args.dry_run, app)
+    make(&model, &options, false, args.dry_run, app)
 }
 
 /// Writes the model with every tensor as it is: a GGUF as a copy of its bytes, others in formats that have the same grids.
@@ -81,10 +85,11 @@ fn keep(args: &Arguments, container: &str, app: &App) -> Result<()> {
         shard_size: args.shard_size.clone(),
         allow_requantize: args.allow_requantize,
         mtp: args.mtp.clone(),
+        naming: args.naming.clone(),
         ..JobArgs::default()
     };
     let mut options = job.resolve(Output::from_argument(&args.out, &[kept.target]))?;
     options.plan.overrides = kept.formats;
     options.mlx_dtype = kept.mlx_dtype;
-    make(&model, &options, args.dry_run, app)
+    make(&model, &options, false, args.dry_run, app)
 }

@@ -5,7 +5,7 @@ use crate::output::{human_bytes, table};
 use bitsmith_datasets::DataSpec;
 use bitsmith_formats::{CodecId, Error, Float, Result};
 use bitsmith_pipeline::Opened;
-use bitsmith_pipeline::artifact::Output;
+use bitsmith_pipeline::artifact::{Folder, Output};
 use bitsmith_pipeline::auto::AutoOptions;
 use bitsmith_pipeline::budget::{Budget, Number};
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
@@ -13,15 +13,16 @@ use bitsmith_pipeline::context::parse_size;
 use bitsmith_pipeline::estimate::{Cost, Estimate};
 use bitsmith_pipeline::plan_file;
 use bitsmith_pipeline::quantize::{Artifact, Job, QuantizeOptions};
+use bitsmith_pipeline::release;
 use bitsmith_pipeline::repack::Repack;
 use bitsmith_pipeline::target::Target;
 use bitsmith_quantize::plan::PlanOptions;
 use clap::Args;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// What to make of a model, and how.
-#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct JobArgs {
     /// Targets, as container:encoding, separated by commas; `bitsmith targets` lists them
@@ -96,6 +97,18 @@ pub struct JobArgs {
     /// keep, and drop in MLX folders, which have no place for them]
     #[arg(long, value_name = "keep|split|drop")]
     pub mtp: Option<String>,
+    /// Names of GGUF files: hub (MODEL-Q4_K_M.gguf) or spec (GGUF's convention, MODEL-7B-v1.0-Q4_K_M.gguf) [default: hub]
+    #[arg(long, value_name = "hub|spec", help_heading = "Release")]
+    pub naming: Option<String>,
+    /// Layout of the output folder: flat, or lmstudio (PUBLISHER/MODEL/FILE, as below ~/.lmstudio/models) [default: flat]
+    #[arg(long, value_name = "flat|lmstudio", help_heading = "Release")]
+    pub layout: Option<String>,
+    /// Who publishes the artifacts: `quantized_by` of cards, and LM Studio's first folder [default there: local]
+    #[arg(long, value_name = "NAME", help_heading = "Release")]
+    pub publisher: Option<String>,
+    /// The model's licence, where its card does not say: an identifier like apache-2.0
+    #[arg(long, value_name = "ID", help_heading = "Release")]
+    pub license: Option<String>,
 }
 
 impl JobArgs {
@@ -131,6 +144,10 @@ impl JobArgs {
             shard_size: self.shard_size.or(other.shard_size),
             allow_requantize: self.allow_requantize || other.allow_requantize,
             mtp: self.mtp.or(other.mtp),
+            naming: self.naming.or(other.naming),
+            layout: self.layout.or(other.layout),
+            publisher: self.publisher.or(other.publisher),
+            license: self.license.or(other.license),
         }
     }
 
@@ -168,6 +185,49 @@ impl JobArgs {
         Ok(targets)
     }
 
+    /// The output folder with names and layout as asked for. A single artifact with a name of its own has none of this.
+    fn place(&self, out: Output) -> Result<Output> {
+        let naming = self.naming.as_deref().map(str::parse).transpose()?;
+        let layout = self.layout.as_deref().unwrap_or("flat");
+        if !["flat", "lmstudio"].contains(&layout) {
+            return Err(Error::usage(format!("--layout {layout}: the layouts are flat and lmstudio")));
+        }
+        let publisher = self.publisher.clone().unwrap_or_else(|| "local".into());
+        if !publisher.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            || publisher.starts_with('.')
+            || publisher.is_empty()
+        {
+            return Err(Error::usage(format!("--publisher {publisher}: a name has letters, digits, - _ and .")));
+        }
+        match out {
+            Output::Folder(folder) => {
+                let lm_studio = (layout == "lmstudio").then_some(publisher);
+                Ok(Output::Folder(Folder { naming: naming.unwrap_or_default(), lm_studio, ..folder }))
+            }
+            Output::Exact(_) if naming.is_some() || layout != "flat" => {
+                Err(Error::usage("--naming and --layout are for a folder of artifacts, and the output is the name of one")
+                    .hint("name a folder, ended by `/`, with -o"))
+            }
+            exact => Ok(exact),
+        }
+    }
+
+    /// Tells the model's licence, where it is not known.
+    pub fn describe(&self, model: &mut Opened) {
+        if model.about.license.is_none() {
+            model.about.license = self.license.clone();
+        }
+    }
+
+    /// What was given, as a recipe file has it.
+    fn given(&self) -> Result<serde_json::Value> {
+        let mut all = serde_json::to_value(self).map_err(|e| Error::failed(e.to_string()))?;
+        if let Some(map) = all.as_object_mut() {
+            map.retain(|_, v| !(v.is_null() || *v == false || v.as_array().is_some_and(Vec::is_empty)));
+        }
+        Ok(all)
+    }
+
     /// The options that the libraries take.
     pub fn resolve(&self, out: Output) -> Result<QuantizeOptions> {
         let mut overrides = self.plan.as_deref().map(plan_file::read).transpose()?.unwrap_or_default();
@@ -194,7 +254,9 @@ impl JobArgs {
                 independent: self.independent,
             },
             plan,
-            out,
+            out: self.place(out)?,
+            publisher: self.publisher.clone(),
+            command: self.given()?,
             mlx_dtype: self.mlx_dtype.as_deref().map(float).transpose()?.flatten(),
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,
             allow_requantize: self.allow_requantize,
@@ -278,15 +340,22 @@ pub fn estimates(list: &[Estimate]) -> (serde_json::Value, String) {
     (serde_json::json!({ "dry_run": true, "estimates": list }), text)
 }
 
-/// Makes the artifacts and lists them, or only says what they would cost.
-pub fn make(model: &Opened, options: &QuantizeOptions, dry_run: bool, app: &App) -> Result<()> {
+/// Makes the artifacts, with `release` also what belongs beside them to be published, and lists them; or only says what they would cost.
+pub fn make(model: &Opened, options: &QuantizeOptions, release: bool, dry_run: bool, app: &App) -> Result<()> {
     let job = Job::new(model, options, &app.context)?;
+    if release {
+        release::check(&job)?;
+    }
     if dry_run {
         let (document, text) = estimates(&job.estimates(0)?);
         return app.output.result(&document, |_| text);
     }
     let artifacts = job.run()?;
-    app.output.result(&serde_json::json!({ "artifacts": artifacts }), |_| artifact_table(&artifacts))
+    let mut document = serde_json::json!({ "artifacts": artifacts });
+    if release {
+        document["releases"] = serde_json::json!(release::write(&job, &artifacts)?);
+    }
+    app.output.result(&document, |_| artifact_table(&artifacts))
 }
 
 /// Copies a GGUF as it is, in one file or several.
@@ -339,13 +408,13 @@ mod tests {
             tensor_type: vec!["attn_v=q6_k".into()],
             ..JobArgs::default()
         };
-        let options = args.resolve(Output::Folder("out".into())).unwrap();
+        let options = args.resolve(Output::Folder(PathBuf::from("out").into())).unwrap();
         assert_eq!(
             (options.targets.len(), options.calibration.samples, options.calibration.ctx),
             (2, DEFAULT_SAMPLES, DEFAULT_CTX)
         );
         assert_eq!(options.plan.overrides, [("attn_v".to_string(), CodecId::Q6K)]);
-        let bad = |args: JobArgs| args.resolve(Output::Folder("out".into())).unwrap_err().kind.exit_code();
+        let bad = |args: JobArgs| args.resolve(Output::Folder(PathBuf::from("out").into())).unwrap_err().kind.exit_code();
         assert_eq!(bad(JobArgs { to: vec!["gguf:q9".into()], ..JobArgs::default() }), 69);
         assert_eq!(bad(JobArgs { to: vec!["gguf:q8_0".into(), "gguf:q8_0".into()], ..JobArgs::default() }), 2);
         assert_eq!(bad(JobArgs { tensor_type: vec!["attn_v".into()], ..JobArgs::default() }), 2);

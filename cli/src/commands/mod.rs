@@ -7,6 +7,7 @@ pub mod compare;
 pub mod completions;
 pub mod convert;
 pub mod datasets;
+pub mod doctor;
 pub mod embed;
 pub mod eval;
 pub mod generate;
@@ -16,9 +17,11 @@ mod job;
 pub mod logits;
 pub mod map;
 pub mod methods;
+pub mod publish;
 pub mod pull;
 pub mod quantize;
 mod recipe;
+pub mod reproduce;
 pub mod run;
 pub mod serve;
 pub mod targets;
@@ -47,7 +50,10 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Inspect(args) => done(inspect::run(args, app)),
         Command::Check(args) => check::run(args, app),
         Command::Verify(args) => verify::run(args, app),
+        Command::Reproduce(args) => reproduce::run(args, app),
+        Command::Doctor(args) => doctor::run(args, app),
         Command::Imatrix(args) => done(imatrix::run(args, app)),
+        Command::Publish(args) => done(publish::run(args, app)),
         Command::Pull(args) => done(pull::run(args, app)),
         Command::Tokenize(args) => done(tokenize::run(args, app)),
         Command::Embed(args) => done(embed::run(args, app)),

@@ -14,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   bitsmith quantize ./model --to gguf:q4_k_m -o model-q4_k_m.gguf
   bitsmith quantize ./model --to gguf:q4_k_m,mlx:4bit --method awq+gptq --calib notes.txt -o out/
+  bitsmith quantize ./model --to gguf:q4_k_m,gguf:q8_0 -o release/ --release --license apache-2.0
   bitsmith quantize ./model --to gguf:q4_k_m --tensor-type attn_v=q8_0 -o model.gguf --dry-run";
 
 /// Arguments of `quantize`.
@@ -29,6 +30,9 @@ pub struct Arguments {
     /// Where to: the artifact's name, or a folder for several targets
     #[arg(short, long, value_name = "PATH", required_unless_present = "recipe")]
     pub out: Option<PathBuf>,
+    /// Write what a release needs beside the artifacts: card, licences, Modelfile, importance matrix, provenance, checksums
+    #[arg(long, help_heading = "Release")]
+    pub release: bool,
     /// Take flags that are not given from a TOML file that has them as keys
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -53,6 +57,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         return Err(Error::usage("no target is given").hint("for example --to gguf:q4_k_m; `bitsmith targets` lists them"));
     }
     let options = job.resolve(Output::from_argument(out, &job.targets()?))?;
-    let model = Opened::find(&model, &app.context)?;
-    make(&model, &options, args.dry_run, app)
+    let mut model = Opened::find(&model, &app.context)?;
+    job.describe(&mut model);
+    make(&model, &options, args.release, args.dry_run, app)
 }

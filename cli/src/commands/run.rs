@@ -114,8 +114,8 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     if let Some(gate) = gates.iter().find(|g| g.needs_tasks()).filter(|_| tasks.tasks.is_empty()) {
         return Err(Error::usage(format!("gate `{gate}`: no tasks are measured")).hint("name them with --tasks"));
     }
-    let options = RunOptions {
-        quantize: job.resolve(Output::Folder(out.clone()))?,
+    let mut options = RunOptions {
+        quantize: job.resolve(Output::Folder(out.clone().into()))?,
         data: data(&measure.data)?,
         eval: EvalOptions {
             style: measure.style.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
@@ -127,7 +127,12 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
         fresh: args.fresh,
     };
     let tasks = tasks.prepare(options.eval.limit, &app.context)?;
-    let model = Opened::find(&model, &app.context)?;
+    let mut model = Opened::find(&model, &app.context)?;
+    job.describe(&mut model);
+    if let Output::Folder(folder) = &options.quantize.out {
+        // Beside the files that it is about.
+        options.reports = folder.gguf_dir(&model.about.name);
+    }
     let pipeline = Pipeline::new(&model, &options, &app.context)?.with_tasks(tasks);
     if args.dry_run {
         let (document, text) = estimates(&pipeline.estimates()?);

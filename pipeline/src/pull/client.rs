@@ -85,7 +85,7 @@ struct Info {
 
 impl Listed {
     /// The file, if the listing says all about it.
-    fn complete(&self) -> Option<RemoteFile> {
+    pub fn complete(&self) -> Option<RemoteFile> {
         let (size, etag) = match &self.lfs {
             Some(lfs) => (lfs.size.or(self.size)?, lfs.sha256.clone()?),
             None => (self.size?, self.blob_id.clone()?),
@@ -316,7 +316,7 @@ pub fn header<T>(response: &Response<T>, name: &str) -> Option<String> {
 }
 
 /// Scheme, host and port of an address.
-fn origin(url: &str) -> &str {
+pub fn origin(url: &str) -> &str {
     let start = url.find("://").map_or(0, |i| i + 3);
     let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |i| start + i);
     &url[..end]

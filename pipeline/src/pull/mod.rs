@@ -11,17 +11,20 @@ mod hub;
 mod peek;
 mod select;
 
+pub(crate) use client::{Failure, header, origin};
+pub(crate) use download::retry;
 pub(crate) use hub::user_cache;
 pub use hub::{DEFAULT_ENDPOINT, Hub, HubId};
 pub use peek::{Peeked, peek};
 pub use select::Selection;
 
 use crate::progress::{Progress, Silent};
+use bitsmith_formats::atomic::free_bytes;
 use bitsmith_formats::{Error, ErrorKind, Result};
 use bitsmith_runtime::ModelSpec;
 use cache::ModelCache;
 use client::{Client, RemoteFile};
-use download::{Downloader, retry};
+use download::Downloader;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -158,6 +161,7 @@ fn online(id: &HubId, revision: &str, options: &PullOptions, cache: &ModelCache)
     let mut downloaded_bytes = 0;
     if !options.dry_run {
         let missing: Vec<&RemoteFile> = files.iter().zip(&cached).filter(|(_, cached)| !**cached).map(|(f, _)| f).collect();
+        check_space(&missing, cache)?;
         let stop = AtomicBool::new(false);
         let job = Downloader { hub: &options.hub, client: &client, cache, commit: &listing.commit, progress, stop: &stop };
         downloaded_bytes = transfer(&job, &missing, &path, options)?;
@@ -170,6 +174,29 @@ fn online(id: &HubId, revision: &str, options: &PullOptions, cache: &ModelCache)
         .collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Pulled { model: id.repo.clone(), revision: revision.to_string(), commit: listing.commit, path, files, downloaded_bytes })
+}
+
+/// Names and hashes of the files of a repository's main branch: sha256 of large ones, git's hash of others.
+pub(crate) fn listed(hub: &Hub, id: &HubId, progress: &dyn Progress) -> Result<Vec<(String, String)>> {
+    let client = Client::new(hub, id)?;
+    let listing = retry(hub, progress, || client.list(DEFAULT_REVISION).map_err(|f| (f, false)))?;
+    Ok(listing.files.iter().filter_map(|f| f.complete()).map(|f| (f.name, f.etag)).collect())
+}
+
+/// Refuses a download that the disk has no room for. What earlier attempts left of it is there already.
+fn check_space(missing: &[&RemoteFile], cache: &ModelCache) -> Result<()> {
+    let partial = |f: &RemoteFile| std::fs::metadata(cache.partial(&f.etag)).map_or(0, |m| m.len());
+    let needed: u64 = missing.iter().map(|f| f.size.saturating_sub(partial(f))).sum();
+    let root = cache.blob("");
+    match free_bytes(&root) {
+        Some(free) if free < needed => {
+            let message = format!("the download takes {needed} bytes, and the disk has {free}");
+            Err(Error::new(ErrorKind::Io, message)
+                .file(root)
+                .hint("make room, or choose another disk with --cache-dir or HF_HOME"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Downloads the missing files: the configuration alone, then a few at a time.

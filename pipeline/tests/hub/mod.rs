@@ -16,6 +16,7 @@ pub struct Request {
     pub path: String,
     pub range: Option<String>,
     pub authorization: Option<String>,
+    pub body: Vec<u8>,
 }
 
 /// What to do wrong with the next request for a file, once each.
@@ -42,10 +43,24 @@ pub struct State {
     pub blobs: bool,
     /// Token without which everything is refused.
     pub token: Option<String>,
+    /// A size that the listing claims for every file.
+    pub claimed: Option<u64>,
     /// Extra names in the listing.
     pub extra_names: Vec<String>,
     /// Address of another host that keeps the large files.
     pub storage: Option<String>,
+    /// What was uploaded, by sha256.
+    pub uploads: BTreeMap<String, Vec<u8>>,
+    /// Bytes of a part, for uploads in parts; otherwise they come whole.
+    pub part_size: Option<usize>,
+    /// Parts of uploads that are not complete.
+    pub parts: BTreeMap<String, Vec<u8>>,
+    /// Whether the repository is there before it is created.
+    pub exists: bool,
+    /// How many commits there were.
+    pub commits: usize,
+    /// Address of another host to which everything that is written is redirected.
+    pub elsewhere: Option<String>,
 }
 
 pub struct Hub {
@@ -98,7 +113,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
     }
     let mut words = line.split_whitespace();
     let (method, target) = (words.next().unwrap_or("").to_string(), words.next().unwrap_or("").replace("%20", " "));
-    let (mut range, mut authorization) = (None, None);
+    let (mut range, mut authorization, mut length) = (None, None, 0);
     loop {
         let mut header = String::new();
         reader.read_line(&mut header).unwrap();
@@ -106,10 +121,15 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
         match name.to_ascii_lowercase().as_str() {
             "range" => range = Some(value.trim().to_string()),
             "authorization" => authorization = Some(value.trim().to_string()),
+            "content-length" => length = value.trim().parse().unwrap(),
             _ => {}
         }
     }
-    let request = Request { method, path: target, range, authorization };
+    let mut body = vec![0; length];
+    if reader.read_exact(&mut body).is_err() {
+        return;
+    }
+    let request = Request { method, path: target, range, authorization, body };
     let answer = {
         let mut state = state.lock().unwrap();
         state.requests.push(request.clone());
@@ -128,12 +148,18 @@ fn status_only(status: u16, headers: &str) -> Vec<u8> {
 fn respond(state: &mut State, request: &Request) -> Vec<u8> {
     let allowed = state.token.as_ref().is_none_or(|t| request.authorization == Some(format!("Bearer {t}")));
     let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+    if let Some(place) = path.strip_prefix("/upload/") {
+        return put(state, request, place);
+    }
     if let Some(name) = path.strip_prefix("/storage/") {
         // Storage of large files: its own host on the real hub, which must not see the token.
         return send(state, request, name);
     }
     if !allowed {
         return status_only(401, "X-Error-Code: GatedRepo\r\nX-Error-Message: Access to org/tiny is restricted\r\n");
+    }
+    if request.method != "GET" && request.method != "HEAD" {
+        return write(state, request, path);
     }
     if let Some(rest) = path.strip_prefix("/api/models/") {
         return match rest.strip_prefix("org/tiny").map(|r| r.strip_prefix("/revision/").unwrap_or("main")) {
@@ -165,6 +191,132 @@ fn respond(state: &mut State, request: &Request) -> Vec<u8> {
     send(state, request, &name)
 }
 
+/// A fault of a route, where one is due: an answer, or none at all.
+fn failing(state: &mut State, route: &str) -> Option<Vec<u8>> {
+    let fault = state.faults.get_mut(route).filter(|f| !f.is_empty())?.remove(0);
+    Some(match fault {
+        Fault::Status(status) => status_only(status, "Retry-After: 0\r\n"),
+        _ => Vec::new(),
+    })
+}
+
+fn json(status: u16, body: serde_json::Value) -> Vec<u8> {
+    let body = body.to_string();
+    format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// Routes that change something.
+fn write(state: &mut State, request: &Request, path: &str) -> Vec<u8> {
+    use serde_json::{Value, json};
+    if let Some(elsewhere) = &state.elsewhere {
+        return status_only(307, &format!("Location: {elsewhere}{path}\r\n"));
+    }
+    let body = || serde_json::from_slice::<Value>(&request.body).unwrap();
+    let route = path.rsplit('/').find(|part| *part != "main").unwrap().to_string();
+    if let Some(failed) = failing(state, &route) {
+        return failed;
+    }
+    match route.as_str() {
+        "create" if state.exists => json(409, json!({"error": "exists"})),
+        "create" => {
+            state.exists = true;
+            json(200, json!({"url": "x"}))
+        }
+        "preupload" => {
+            let body = body();
+            let modes = body["files"].as_array().unwrap().iter().map(|f| {
+                let path = f["path"].as_str().unwrap();
+                let large = path.ends_with(".gguf") || path.ends_with(".safetensors");
+                json!({"path": path, "uploadMode": if large { "lfs" } else { "regular" }, "shouldIgnore": path.ends_with(".ignored")})
+            });
+            json(200, json!({"files": modes.collect::<Vec<_>>()}))
+        }
+        "batch" => {
+            let object = body()["objects"][0].clone();
+            let (oid, size) = (object["oid"].as_str().unwrap(), object["size"].as_u64().unwrap() as usize);
+            if state.uploads.contains_key(oid) {
+                return json(200, json!({"objects": [object]}));
+            }
+            let storage = state.storage.clone().unwrap_or_default();
+            let (href, mut header) = (format!("{storage}/upload/{oid}/complete"), json!({}));
+            let href = match state.part_size {
+                Some(part) => {
+                    header["chunk_size"] = part.to_string().into();
+                    (1..=size.div_ceil(part))
+                        .for_each(|n| header[format!("{n:05}")] = format!("{storage}/upload/{oid}/{n}").into());
+                    href
+                }
+                None => format!("{storage}/upload/{oid}/whole"),
+            };
+            let verify = json!({"href": "/org/tiny.git/info/lfs/objects/verify"});
+            json(
+                200,
+                json!({"objects": [{"oid": oid, "size": size, "actions": {"upload": {"href": href, "header": header}, "verify": verify}}]}),
+            )
+        }
+        "verify" => match state.uploads.contains_key(body()["oid"].as_str().unwrap()) {
+            true => status_only(200, ""),
+            false => status_only(422, ""),
+        },
+        "commit" => {
+            for line in std::str::from_utf8(&request.body).unwrap().lines() {
+                let line: Value = serde_json::from_str(line).unwrap();
+                let (path, value) = (line["value"]["path"].as_str().unwrap_or("").to_string(), &line["value"]);
+                match line["key"].as_str().unwrap() {
+                    "file" => _ = state.files.insert(path, base64(value["content"].as_str().unwrap())),
+                    "lfsFile" => {
+                        let Some(data) = state.uploads.get(value["oid"].as_str().unwrap()).cloned() else {
+                            return status_only(400, "");
+                        };
+                        assert_eq!(data.len() as u64, value["size"].as_u64().unwrap());
+                        state.large.push(path.clone());
+                        state.files.insert(path, data);
+                    }
+                    _ => {}
+                }
+            }
+            state.commits += 1;
+            json(200, json!({"commitOid": COMMIT}))
+        }
+        _ => status_only(404, ""),
+    }
+}
+
+/// Storage of large files: `OID/whole`, `OID/PART`, `OID/complete`.
+fn put(state: &mut State, request: &Request, place: &str) -> Vec<u8> {
+    let (oid, part) = place.split_once('/').unwrap();
+    if let Some(failed) = failing(state, if part == "complete" { "complete" } else { "put" }) {
+        return failed;
+    }
+    let whole = match part {
+        "whole" => request.body.clone(),
+        "complete" => state.parts.remove(oid).unwrap_or_default(),
+        _ => {
+            let parts = state.parts.entry(oid.to_string()).or_default();
+            // A part that comes again replaces what came of it.
+            parts.truncate((part.parse::<usize>().unwrap() - 1) * state.part_size.unwrap());
+            parts.extend(&request.body);
+            return status_only(200, &format!("ETag: \"part-{part}\"\r\n"));
+        }
+    };
+    if hex(&Sha256::digest(&whole)) != oid {
+        return status_only(400, "");
+    }
+    state.uploads.insert(oid.to_string(), whole);
+    status_only(200, "ETag: \"whole\"\r\n")
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    let digit =
+        |b: u8| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|d| *d == b).unwrap() as u32;
+    let digits: Vec<u32> = text.bytes().filter(|b| *b != b'=').map(digit).collect();
+    let group = |g: &[u32]| {
+        let bits = g.iter().fold(0, |bits, d| bits << 6 | d) << (6 * (4 - g.len()));
+        [(bits >> 16) as u8, (bits >> 8) as u8, bits as u8][..g.len() - 1].to_vec()
+    };
+    digits.chunks(4).flat_map(group).collect()
+}
+
 fn etag(state: &State, name: &str, data: &[u8]) -> String {
     if state.large.iter().any(|n| n == name) {
         hex(&Sha256::digest(data))
@@ -179,10 +331,10 @@ fn listing(state: &State) -> Vec<u8> {
         let mut entry = serde_json::json!({"rfilename": name});
         if state.blobs {
             let hash = etag(state, name, data);
-            entry["size"] = data.len().into();
+            entry["size"] = state.claimed.unwrap_or(data.len() as u64).into();
             if state.large.contains(name) {
                 entry["blobId"] = "pointer".into();
-                entry["lfs"] = serde_json::json!({"sha256": hash, "size": data.len(), "pointerSize": 130});
+                entry["lfs"] = serde_json::json!({"sha256": hash, "size": entry["size"], "pointerSize": 130});
             } else {
                 entry["blobId"] = hash.into();
             }

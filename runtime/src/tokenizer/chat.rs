@@ -45,6 +45,28 @@ impl ChatTemplates {
         add_generation_prompt: bool,
         special: impl Iterator<Item = (&'static str, String)>,
     ) -> Result<String> {
+        self.render_by(environment(true), messages, tools, add_generation_prompt, special)
+    }
+
+    /// Renders the default template without a clock, as a system does that has no `strftime_now`: what comes out is the same on
+    /// every day.
+    pub fn render_timeless(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+        special: impl Iterator<Item = (&'static str, String)>,
+    ) -> Result<String> {
+        self.render_by(environment(false), messages, None, add_generation_prompt, special)
+    }
+
+    fn render_by(
+        &self,
+        environment: Result<Environment<'static>, minijinja::Error>,
+        messages: &[ChatMessage],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+        special: impl Iterator<Item = (&'static str, String)>,
+    ) -> Result<String> {
         // As in transformers: some models have a template of its own for conversations with tools.
         let tool_use =
             self.named.iter().find(|(name, _)| tools.is_some() && name == "tool_use").map(|(_, source)| source.as_str());
@@ -59,7 +81,7 @@ impl ChatTemplates {
             ("documents", Value::from(())),
         ];
         let context = Value::from_pairs(general.into_iter().chain(special.map(|(name, text)| (name, Value::from(text)))));
-        let rendered = environment().and_then(|env| env.render_named_str("chat_template", &source, context));
+        let rendered = environment.and_then(|env| env.render_named_str("chat_template", &source, context));
         rendered.map_err(|e| {
             let message = match (e.kind(), e.detail()) {
                 (ErrorKind::InvalidOperation, Some(detail)) if detail.starts_with(RAISED) => {
@@ -75,7 +97,8 @@ impl ChatTemplates {
 /// Marks errors that the template itself raised.
 const RAISED: &str = "raise_exception: ";
 
-fn environment() -> Result<Environment<'static>, minijinja::Error> {
+/// Without a clock, there is no `strftime_now`.
+fn environment(clock: bool) -> Result<Environment<'static>, minijinja::Error> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
@@ -83,7 +106,9 @@ fn environment() -> Result<Environment<'static>, minijinja::Error> {
     env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
     });
-    env.add_function("strftime_now", |format: String| python::strftime(&format, python::now()));
+    if clock {
+        env.add_function("strftime_now", |format: String| python::strftime(&format, python::now()));
+    }
     env.add_filter("tojson", |value: &Value, kwargs: Kwargs| -> Result<String, minijinja::Error> {
         let indent: Option<usize> = kwargs.get("indent")?;
         // Accepted and always in force: output is not escaped to ASCII, and keys keep their order.

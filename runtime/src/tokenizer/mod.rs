@@ -192,10 +192,19 @@ impl Tokenizer {
         tools: Option<&serde_json::Value>,
         add_generation_prompt: bool,
     ) -> Result<String> {
+        self.templates.render(messages, tools, add_generation_prompt, self.named_tokens()).map_err(|e| e.file(&self.origin))
+    }
+
+    /// As [`Tokenizer::apply_chat`], but the same on every day: the template gets no clock.
+    pub fn render_timeless(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+        self.templates.render_timeless(messages, add_generation_prompt, self.named_tokens()).map_err(|e| e.file(&self.origin))
+    }
+
+    /// The tokens that templates know by name, as the vocabulary spells them.
+    fn named_tokens(&self) -> impl Iterator<Item = (&'static str, String)> {
         let special =
             [("bos_token", self.bos), ("eos_token", self.eos.first().copied()), ("unk_token", self.unk), ("pad_token", self.pad)];
-        let special = special.into_iter().filter_map(|(name, id)| Some((name, self.token(id?)?)));
-        self.templates.render(messages, tools, add_generation_prompt, special).map_err(|e| e.file(&self.origin))
+        special.into_iter().filter_map(|(name, id)| Some((name, self.token(id?)?)))
     }
 }
 
