@@ -3,7 +3,7 @@
 
     compare.py MODEL --calib TEXT --data TEXT --python VENV/bin/python [--peers mlx,gptqmodel,compressor] [--work FOLDER]
 
-Every peer quantizes the checkpoint on the same windows of the same text (peer.py); bitsmith writes the same container with its default
+Every peer quantizes the checkpoint on the same windows of the same text (`peer.py`); bitsmith writes the same container with its default
 method. Each artifact, theirs and ours, is opened by `bitsmith eval` and compared with the source on text that none was calibrated on. What
 is in FOLDER already is not made again.
 

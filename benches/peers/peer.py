@@ -115,9 +115,11 @@ def compressor_gptq(a):
 
 
 def compressor_awq(a):
+    import torch
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform import AWQModifier
 
+    torch.Tensor.pin_memory = lambda tensor: tensor  # it pins memory for a GPU where there is none, too
     compressor(a, [AWQModifier(), QuantizationModifier(targets="Linear", scheme=f"W{a.bits}A16_ASYM", ignore=["lm_head"])])
 
 
