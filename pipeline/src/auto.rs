@@ -9,7 +9,7 @@ use crate::budget::{Auto, Budget, SpeedClass};
 use crate::candidates::{Candidates, Column, Kept};
 use crate::context::Context;
 use crate::encode::{Encoder, Evidence};
-use crate::evaluate::watch;
+use crate::evaluate::{EvalOptions, watch};
 use crate::manifest::hash_inputs;
 use crate::map::middle;
 use crate::opened::Opened;
@@ -17,7 +17,7 @@ use crate::quantize::QuantizeOptions;
 use crate::sensitivity::probe;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_datasets::{EvalWindows, Style, WindowSet};
+use bitsmith_datasets::{DataSpec, EvalWindows, Style, WindowSet};
 use bitsmith_eval::Perturber;
 use bitsmith_eval::stats::mean;
 use bitsmith_formats::atomic::write_file;
@@ -41,6 +41,8 @@ const MAX_HELD_OUT: usize = 16;
 pub struct AutoOptions {
     /// Which formats may be chosen.
     pub speed: SpeedClass,
+    /// Text for probes and predictions; calibration text that is held out if `None`.
+    pub data: Option<DataSpec>,
     /// Where the plan is written too.
     pub plan_out: Option<PathBuf>,
     /// Whether the formats come from a plan that was given, as overrides.
@@ -151,12 +153,18 @@ impl<'a> Allocation<'a> {
         }
         let importance = PlanOptions { importance: weighted, ..options.plan.clone() };
         let typical = Target::Auto(auto).plan(spec, dense, &importance)?;
-        let (calibration, held_out) = split(options.calibration.windows(model)?)?;
+        let set = options.calibration.windows(model)?;
+        let (calibration, held_out) = match &options.auto.data {
+            Some(data) => {
+                let eval = EvalOptions { limit: Some(MAX_HELD_OUT), ..EvalOptions::default() };
+                (set.windows, as_one(eval.windows(data, model, &model.text_tokenizer()?)?))
+            }
+            None => split(set)?,
+        };
         let key = json!({
             "tool": concat!("bitsmith ", env!("CARGO_PKG_VERSION")), "inputs": hash_inputs(model.checkpoint.path())?,
             "plans": columns.iter().map(|c| &c.plan).collect::<Vec<_>>(), "method": options.method.to_string(),
-            "data": [&held_out.set.sha256, &calibration.len().to_string(), &held_out.set.ctx.to_string()],
-            "held_out": held_out.set.windows.len(), "sequential": options.calibration.sequential(&options.method),
+            "calibration": &calibration, "held_out": &held_out.set.windows, "style": held_out.style, "sequential": options.calibration.sequential(&options.method),
             "device": bitsmith_runtime::device::kind(&context.device),
         });
         let key = sha256_bytes(key.to_string().as_bytes());
@@ -314,14 +322,14 @@ fn split(set: WindowSet) -> Result<(Vec<Vec<u32>>, EvalWindows)> {
     let rest: Vec<Vec<u32>> = (0..set.windows.len()).filter(|w| !held.contains(w)).map(|w| set.windows[w].clone()).collect();
     let calibration = if rest.is_empty() { set.windows.clone() } else { rest };
     let of = |w: &usize| set.windows[*w].clone();
-    let held_out = WindowSet {
-        windows: held.iter().map(of).collect(),
-        // Together they are what the plan is for: domains count by their share of the text.
-        domains: vec!["held out".into()],
-        domain_of: vec![0; held.len()],
-        ..set
-    };
-    Ok((calibration, EvalWindows { set: held_out, style: Style::Paper }))
+    let held_out = WindowSet { windows: held.iter().map(of).collect(), ..set };
+    Ok((calibration, as_one(EvalWindows { set: held_out, style: Style::Paper })))
+}
+
+/// The windows as a single domain: together they are what a plan is for.
+fn as_one(eval: EvalWindows) -> EvalWindows {
+    let (domains, domain_of) = (vec!["held out".into()], vec![0; eval.set.windows.len()]);
+    EvalWindows { set: WindowSet { domains, domain_of, ..eval.set }, ..eval }
 }
 
 /// A model whose tensors lie in an encoder's spool.

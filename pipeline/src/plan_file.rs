@@ -41,7 +41,7 @@ pub fn write(
     let bpw = bytes as f64 * 8.0 / spec.n_weights() as f64;
     text.push_str(&format!("target = \"{target}\"\nbytes = {bytes}\nbits-per-weight = {bpw:.4}\n"));
     if let Some((kld, _)) = predicted {
-        text.push_str(&format!("predicted-kld = {kld:.4e} # nats per token, on calibration text that was held out\n"));
+        text.push_str(&format!("predicted-kld = {kld:.4e} # nats per token, on text that no solver saw\n"));
     }
     text.push_str("\n[tensors]\n");
     for entry in plan.entries.iter().filter(|e| e.role.part.is_matrix()) {

@@ -223,8 +223,7 @@ impl<'a> Job<'a> {
 
     /// What is to be said of a plan: its fallbacks, and the divergence that an allocation predicts.
     fn plan_notes(&self, target: Target, plan: &Plan) -> Vec<String> {
-        let predicted =
-            self.allocated(target).map(|a| format!("predicted divergence on held-out calibration text: {:.6}", a.predicted));
+        let predicted = self.allocated(target).map(|a| format!("predicted divergence: {:.6}", a.predicted));
         plan.fallbacks().into_iter().chain(predicted).collect()
     }
 

@@ -83,6 +83,9 @@ pub struct JobArgs {
     /// Formats that `auto` may choose: fast (no I-quants in GGUF, groups of 64 in MLX, 4 and 8 bits in GPTQ) or all [default: fast]
     #[arg(long, value_name = "CLASS", help_heading = "Budgets")]
     pub speed_class: Option<String>,
+    /// Text on which `auto` measures and predicts divergence [default: an eighth of the calibration text, held out]
+    #[arg(long, value_name = "DATA", help_heading = "Budgets")]
+    pub predict_on: Option<String>,
     /// Type of scales, norms and activations in quantized MLX folders: bf16, f16 or f32. By default f16 where calibration shows that
     /// activations stay far below its limit, and otherwise the source's type
     #[arg(long, value_name = "TYPE", help_heading = "Formats of single tensors")]
@@ -140,6 +143,7 @@ impl JobArgs {
             size: self.size.or(other.size),
             max_kld: self.max_kld.or(other.max_kld),
             speed_class: self.speed_class.or(other.speed_class),
+            predict_on: self.predict_on.or(other.predict_on),
             mlx_dtype: self.mlx_dtype.or(other.mlx_dtype),
             shard_size: self.shard_size.or(other.shard_size),
             allow_requantize: self.allow_requantize || other.allow_requantize,
@@ -263,6 +267,7 @@ impl JobArgs {
             mtp: self.mtp.as_deref().map(str::parse).transpose()?,
             auto: AutoOptions {
                 speed: self.speed_class.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+                data: self.predict_on.as_deref().map(str::parse::<DataSpec>).transpose()?,
                 plan_out: self.plan_out.clone(),
                 planned: self.plan.is_some(),
             },
