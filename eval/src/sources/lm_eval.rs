@@ -11,13 +11,14 @@ pub(super) fn read(text: &str, name: &str) -> Option<Result<Report>> {
     let mut tasks = Vec::new();
     for (task, metrics) in results {
         let n = json["n-samples"][task]["effective"].as_u64().unwrap_or(0) as usize;
+        let shots = json["n-shot"][task].as_u64().unwrap_or(0) as usize;
         for (key, value) in metrics.as_object()? {
             // `metric,filter`; groups and aliases have no comma.
             let Some((metric, filter)) = key.split_once(',').filter(|(m, _)| !m.ends_with("_stderr")) else { continue };
             let Some(value) = value.as_f64() else { continue };
             let stderr = metrics[format!("{metric}_stderr,{filter}")].as_f64().unwrap_or(0.0);
             let metric = if filter == "none" { metric.to_string() } else { key.clone() };
-            tasks.push(TaskResult { task: task.clone(), n, metric, value, stderr, paired: None });
+            tasks.push(TaskResult { task: task.clone(), n, metric, value, stderr, shots, interval: None, paired: None });
         }
     }
     let target = model(&json).unwrap_or_else(|| name.to_string());
