@@ -3,12 +3,12 @@
 
     compare.py MODEL --calib TEXT --data TEXT --python VENV/bin/python [--peers mlx,gptqmodel,compressor] [--work FOLDER]
 
-Every peer quantizes the checkpoint on the same windows of the same text (`peer.py`); bitsmith writes the same container with its default
-method. Each artifact, theirs and ours, is opened by `bitsmith eval` and compared with the source on text that none was calibrated on. What
-is in FOLDER already is not made again.
+Every peer quantizes the checkpoint on the same windows of the same text (`peer.py`); bitsmith writes the same container with the method
+that `--method` names. Each artifact, theirs and ours, is opened by `bitsmith eval` and compared with the source on text that none was
+calibrated on. What is in FOLDER already is not made again.
 
 Bytes are those of quantized tensors: codes, scales, zero points and order of columns; where a peer leaves embedding and output matrix as
-they are, so does bitsmith. A peer's quality is the best of its methods with at most as many bits.
+they are, so does bitsmith.
 """
 
 import argparse
@@ -75,6 +75,7 @@ def main():
     a.add_argument("--python", default=sys.executable, help="of the environment that has the peers")
     a.add_argument("--peers", default=",".join(ROWS))
     a.add_argument("--bitsmith", default="target/release/bitsmith")
+    a.add_argument("--method", default="best")
     a.add_argument("--samples", default="60")
     a.add_argument("--awq-samples", default="8", help="for mlx-lm's AWQ, whose search takes minutes per window on a CPU")
     a.add_argument("--limit", default="64")
@@ -108,12 +109,13 @@ def main():
             calib = ["--calib", a.calib, "--samples", samples]
             slug = "-".join([peer, *words]).replace("--", "").replace("=", "-")
             results.append((name, *made(slug, lambda out: [a.python, HERE / "peer.py", peer, a.model, out, *calib, *words])))
-        calib = ["--calib", a.calib, "--samples", a.samples]
-        ours, cost = made(target.replace(":", "-"), lambda out: [a.bitsmith, "quantize", a.model, "--to", target, *calib, "-o", out])
+        how = ["--method", a.method, "--calib", a.calib, "--samples", a.samples]
+        slug = f"{target.replace(':', '-')}-{a.method}"
+        ours, cost = made(slug, lambda out: [a.bitsmith, "quantize", a.model, "--to", target, *how, "-o", out])
         own = measured(ours)
         for name, artifact, spent in results:
             row(target, name, artifact, measured(artifact), own, spent)
-        row(target, "bitsmith", ours, own, None, cost)
+        row(target, f"bitsmith {a.method}", ours, own, None, cost)
 
 
 def row(target, name, artifact, kld, own, cost):
