@@ -9,7 +9,7 @@ use bitsmith_formats::gguf::set_paths;
 use bitsmith_formats::{Error, ErrorKind, Float, Result};
 use bitsmith_quantize::Plan;
 use bitsmith_runtime::tokenizer::{PROBES, verify_roundtrip};
-use bitsmith_runtime::{ModelSpec, Tokenizer};
+use bitsmith_runtime::{ModelSpec, Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
