@@ -144,6 +144,7 @@ mod tests {
             assert_eq!((got.tokens, &got.max_abs), (want.tokens, &want.max_abs));
             got.sum_sq.iter().zip(&want.sum_sq).for_each(|(a, b)| close(*a, *b));
             got.sum_abs.iter().zip(&want.sum_abs).for_each(|(a, b)| close(*a, *b));
+            got.sum.iter().zip(&want.sum).for_each(|(a, b)| close(*a, *b));
             let (a, b) = (got.hessian().unwrap(), want.hessian().unwrap());
             a.iter().zip(&b).for_each(|(a, b)| close(f64::from(*a), f64::from(*b)));
             assert_eq!(got.unseen(), want.unseen());

@@ -10,6 +10,8 @@ use candle_core::Tensor;
 pub(crate) struct Channels {
     /// Σ x².
     sum_sq: Vec<f32>,
+    /// Σ x.
+    sum: Vec<f32>,
     /// Σ |x|.
     sum_abs: Vec<f32>,
     /// max |x|.
@@ -21,7 +23,9 @@ impl Channels {
     pub fn of(x: &Tensor) -> Result<Self> {
         let sums = || {
             let abs = x.abs()?;
-            Ok(Channels { sum_sq: x.sqr()?.sum(0)?.to_vec1()?, sum_abs: abs.sum(0)?.to_vec1()?, max_abs: abs.max(0)?.to_vec1()? })
+            let of = |t: Tensor| t.to_vec1::<f32>();
+            let (sum_sq, sum) = (of(x.sqr()?.sum(0)?)?, of(x.sum(0)?)?);
+            Ok(Channels { sum_sq, sum, sum_abs: of(abs.sum(0)?)?, max_abs: of(abs.max(0)?)? })
         };
         failed(sums())
     }
@@ -43,6 +47,7 @@ impl SiteStats {
     pub(crate) fn add_channels(&mut self, tokens: usize, channels: &Channels) {
         self.tokens += tokens as u64;
         self.sum_sq.iter_mut().zip(&channels.sum_sq).for_each(|(sum, v)| *sum += f64::from(*v));
+        self.sum.iter_mut().zip(&channels.sum).for_each(|(sum, v)| *sum += f64::from(*v));
         self.sum_abs.iter_mut().zip(&channels.sum_abs).for_each(|(sum, v)| *sum += f64::from(*v));
         self.max_abs.iter_mut().zip(&channels.max_abs).for_each(|(max, v)| *max = max.max(*v));
     }
@@ -53,6 +58,8 @@ impl SiteStats {
         matrix.tokens += tokens as u64;
         matrix.sum_sq.resize(channels.sum_sq.len(), 0.0);
         matrix.sum_sq.iter_mut().zip(&channels.sum_sq).for_each(|(sum, v)| *sum += f64::from(*v));
+        matrix.sum.resize(channels.sum.len(), 0.0);
+        matrix.sum.iter_mut().zip(&channels.sum).for_each(|(sum, v)| *sum += f64::from(*v));
     }
 
     /// Adds a Gram matrix, `(in, in)`, that a device has summed.

@@ -24,6 +24,8 @@ pub struct SiteStats {
     pub gram: Option<Array2<f32>>,
     /// Σ x², one value per input channel.
     pub sum_sq: Vec<f64>,
+    /// Σ x, one value per input channel; empty in statistics of earlier versions.
+    pub sum: Vec<f64>,
     /// Σ |x|, one value per input channel.
     pub sum_abs: Vec<f64>,
     /// max |x|, one value per input channel.
@@ -43,6 +45,8 @@ pub struct MatrixStats {
     pub tokens: u64,
     /// Σ x², one value per input channel; empty if nothing was seen.
     pub sum_sq: Vec<f64>,
+    /// Σ x, likewise; empty in statistics of earlier versions too.
+    pub sum: Vec<f64>,
 }
 
 impl SiteStats {
@@ -52,6 +56,7 @@ impl SiteStats {
             tokens: 0,
             gram: with_gram.then(|| Array2::zeros((width, width))),
             sum_sq: vec![0.0; width],
+            sum: vec![0.0; width],
             sum_abs: vec![0.0; width],
             max_abs: vec![0.0; width],
             matrices: Vec::new(),
@@ -65,8 +70,10 @@ impl SiteStats {
         let matrix = &mut self.matrices[index];
         matrix.tokens += x.nrows() as u64;
         matrix.sum_sq.resize(x.ncols(), 0.0);
+        matrix.sum.resize(x.ncols(), 0.0);
         for row in x.rows() {
             matrix.sum_sq.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+            matrix.sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
         }
         let n = x.ncols();
         if self.gram.is_some() && count * n * n <= MAX_OWN {
@@ -100,11 +107,13 @@ impl SiteStats {
     pub fn add(&mut self, x: ArrayView2<'_, f32>) {
         self.tokens += x.nrows() as u64;
         let channels = self.sum_sq.par_chunks_mut(CHANNELS).zip(self.sum_abs.par_chunks_mut(CHANNELS));
-        channels.zip(self.max_abs.par_chunks_mut(CHANNELS)).enumerate().for_each(|(i, ((sq, abs), max))| {
+        let more = self.sum.par_chunks_mut(CHANNELS).zip(self.max_abs.par_chunks_mut(CHANNELS));
+        channels.zip(more).enumerate().for_each(|(i, ((sq, abs), (sum, max)))| {
             for row in x.slice(s![.., i * CHANNELS..i * CHANNELS + sq.len()]).rows() {
                 for (c, &v) in row.iter().enumerate() {
                     let a = v.abs();
                     sq[c] += f64::from(v) * f64::from(v);
+                    sum[c] += f64::from(v);
                     abs[c] += f64::from(a);
                     max[c] = max[c].max(a);
                 }
@@ -119,10 +128,12 @@ impl SiteStats {
         for (i, &s) in scales.iter().enumerate() {
             self.sum_sq[i] /= f64::from(s) * f64::from(s);
             self.sum_abs[i] /= f64::from(s);
+            self.sum.iter_mut().skip(i).take(1).for_each(|sum| *sum /= f64::from(s));
             self.max_abs[i] /= s;
         }
         for matrix in &mut self.matrices {
             matrix.sum_sq.iter_mut().zip(scales).for_each(|(sum, s)| *sum /= f64::from(*s) * f64::from(*s));
+            matrix.sum.iter_mut().zip(scales).for_each(|(sum, s)| *sum /= f64::from(*s));
         }
         for gram in self.gram.iter_mut().chain(&mut self.own_grams) {
             for ((i, j), v) in gram.indexed_iter_mut() {
@@ -135,6 +146,22 @@ impl SiteStats {
     pub fn importance(&self) -> Vec<f32> {
         let n = self.tokens.max(1) as f64;
         self.sum_sq.iter().map(|s| (s / n) as f32).collect()
+    }
+
+    /// The mean input, E(x), `(in)`; `None` in statistics of earlier versions.
+    pub fn mean(&self) -> Option<Vec<f32>> {
+        let n = self.tokens.max(1) as f64;
+        (self.sum.len() == self.width()).then(|| self.sum.iter().map(|s| (s / n) as f32).collect())
+    }
+
+    /// The mean input of one of several stacked matrices; if it saw nothing, that of all together.
+    pub fn mean_of(&self, index: usize) -> Option<Vec<f32>> {
+        match self.matrices.get(index) {
+            Some(m) if m.tokens > 0 && m.sum.len() == self.width() => {
+                Some(m.sum.iter().map(|s| (s / m.tokens as f64) as f32).collect())
+            }
+            _ => self.mean(),
+        }
     }
 
     /// Mean |x| per channel.
@@ -239,6 +266,7 @@ mod tests {
             assert!((f64::from(h[[i, j]]) - want).abs() < 1e-4, "({i}, {j}): {} and {want}", h[[i, j]]);
         }
         assert!((s.importance()[5] - h[[5, 5]]).abs() < 1e-5);
+        assert!((s.mean().unwrap()[7] - x.column(7).sum() / 40.0).abs() < 1e-5);
         assert_eq!(s.tokens, 40);
     }
 
@@ -257,6 +285,8 @@ mod tests {
         }
         assert_eq!((s.unseen(), all.len()), (vec![1], 12));
         assert!(s.hessian_of(0).is_none(), "not asked for");
+        let means = [s.mean_of(2), s.mean_of(1)].map(Option::unwrap);
+        assert!((means[0][3] - x.slice(s![..5, 3]).sum() / 5.0).abs() < 1e-5 && means[1] == s.mean().unwrap());
         s.rescale(&[2.0; 4]);
         assert!((s.importance_of(3)[11] - mean(0..5, 3) / 4.0).abs() < 1e-5);
     }

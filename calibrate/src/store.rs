@@ -28,6 +28,9 @@ struct SiteHeader {
     width: usize,
     tokens: u64,
     gram: bool,
+    /// Whether sums of the inputs themselves follow those of their squares.
+    #[serde(default)]
+    means: bool,
     /// Tokens that each of several stacked matrices saw.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     matrices: Vec<u64>,
@@ -46,6 +49,7 @@ impl Stats {
                 width: s.width(),
                 tokens: s.tokens,
                 gram: s.gram.is_some(),
+                means: s.mean().is_some(),
                 matrices: s.matrices.iter().map(|m| m.tokens).collect(),
             });
             let header = Header { meta: self.meta.clone(), sites: sites.collect() };
@@ -92,7 +96,7 @@ impl Stats {
 }
 
 fn write_site(out: &mut impl Write, s: &SiteStats) -> std::io::Result<()> {
-    for v in s.sum_sq.iter().chain(&s.sum_abs) {
+    for v in s.sum_sq.iter().chain(&s.sum).chain(&s.sum_abs) {
         out.write_all(&v.to_le_bytes())?;
     }
     for v in &s.max_abs {
@@ -105,14 +109,15 @@ fn write_site(out: &mut impl Write, s: &SiteStats) -> std::io::Result<()> {
             }
         }
     }
-    for v in s.matrices.iter().flat_map(|m| &m.sum_sq) {
+    for v in s.matrices.iter().flat_map(|m| m.sum_sq.iter().chain(&m.sum)) {
         out.write_all(&v.to_le_bytes())?;
     }
     Ok(())
 }
 
 fn read_site(input: &mut impl Read, h: &SiteHeader) -> std::io::Result<SiteStats> {
-    let (sum_sq, sum_abs) = (read_f64s(input, h.width)?, read_f64s(input, h.width)?);
+    let means = if h.means { h.width } else { 0 };
+    let (sum_sq, sum, sum_abs) = (read_f64s(input, h.width)?, read_f64s(input, means)?, read_f64s(input, h.width)?);
     let max_abs = read_f32s(input, h.width)?;
     let gram = if h.gram {
         let mut gram = Array2::zeros((0, h.width));
@@ -128,10 +133,10 @@ fn read_site(input: &mut impl Read, h: &SiteHeader) -> std::io::Result<SiteStats
     };
     let mut matrices = Vec::new();
     for &tokens in &h.matrices {
-        let sum_sq = if tokens > 0 { read_f64s(input, h.width)? } else { Vec::new() };
-        matrices.push(MatrixStats { tokens, sum_sq });
+        let (squares, means) = if tokens > 0 { (h.width, means) } else { (0, 0) };
+        matrices.push(MatrixStats { tokens, sum_sq: read_f64s(input, squares)?, sum: read_f64s(input, means)? });
     }
-    Ok(SiteStats { tokens: h.tokens, gram, sum_sq, sum_abs, max_abs, matrices, own_grams: Vec::new() })
+    Ok(SiteStats { tokens: h.tokens, gram, sum_sq, sum, sum_abs, max_abs, matrices, own_grams: Vec::new() })
 }
 
 fn read_f64s(input: &mut impl Read, n: usize) -> std::io::Result<Vec<f64>> {
@@ -175,6 +180,7 @@ mod tests {
         for (a, b) in back.sites.values().zip(stats.sites.values()) {
             assert_eq!((a.hessian(), &a.matrices), (b.hessian(), &b.matrices));
             assert_eq!((&a.sum_sq, &a.sum_abs, &a.max_abs, a.tokens), (&b.sum_sq, &b.sum_abs, &b.max_abs, b.tokens));
+            assert_eq!(a.sum, b.sum);
         }
     }
 

@@ -14,7 +14,7 @@ use bitsmith_formats::packed::{PackedFormat, PackedStore, PackedWriter};
 use bitsmith_formats::safetensors::{SafetensorsStore, ShardedWriter, TensorPlan, plan_shards};
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Float, Micro, Result, TensorStore};
 use bitsmith_runtime::arch::vision::TowerTensor;
-use bitsmith_runtime::{ContainerKind, HostTensor, ModelSpec, Role};
+use bitsmith_runtime::{ContainerKind, HostTensor, ModelSpec, Part, Role};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashSet};
@@ -306,6 +306,15 @@ pub(crate) fn set_dtype(config: &mut Map<String, Value>, float: Float) {
 pub(crate) fn set_mtp(config: &mut Map<String, Value>, spec: &ModelSpec) {
     if let Some(layers) = config.get_mut("num_nextn_predict_layers") {
         *layers = spec.mtp_layers.into();
+    }
+}
+
+/// Says that the output matrix is not the embedding, where it is not: loaders differ in what they take for granted.
+pub(crate) fn set_untied(config: &mut Map<String, Value>, spec: &ModelSpec) {
+    const KEY: &str = "tie_word_embeddings";
+    let part_of_another = config.contains_key("text_config");
+    if !spec.tied && spec.has(Part::Output) && !part_of_another {
+        config.insert(KEY.into(), false.into());
     }
 }
 

@@ -23,6 +23,7 @@ impl FolderPlan {
             return Err(Error::unsupported(format!("a plain folder has no codec {}", t.codec)).tensor(&t.name));
         }
         let mut config = files.config();
+        folder::set_untied(&mut config, spec);
         folder::set_dtype(&mut config, dense);
         folder::set_mtp(&mut config, spec);
         Ok(FolderPlan::new(files, about, config, layout, Scheme::Plain, Kind::hf()).carrying(ContainerKind::Hf, Some(dense)))

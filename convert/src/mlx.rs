@@ -42,6 +42,7 @@ fn config(
     tower: Option<Float>,
 ) -> Result<Map<String, Value>> {
     let mut config = files.config();
+    folder::set_untied(&mut config, spec);
     match files.wrapper() {
         None => complete(&mut config, spec, false),
         Some(wrapper) => {

@@ -51,6 +51,7 @@ impl FolderPlan {
         let roots = files.tower().map(|t| t.wrapper.roots()).unwrap_or_default();
         let mut config = config(files, format, default, dense, &listed, tied.as_deref(), &roots)?;
         folder::set_mtp(&mut config, spec);
+        folder::set_untied(&mut config, spec);
         let own = (format == PackedFormat::ModelOpt).then(|| modelopt_block(&listed, tied.as_deref(), &roots).1);
         let layout = layout.wrapped(wrapper, ContainerKind::Hf);
         let kind = Kind::packed(format.method());

@@ -154,11 +154,11 @@ pub fn work_folder(artifact: &Path) -> PathBuf {
     artifact.with_file_name(format!(".{name}.work"))
 }
 
-/// Containers and tokenizers that a target cannot carry are found before any work is done.
-pub fn check(model: &Opened, target: Target) -> Result<()> {
+/// Containers and tokenizers that a target cannot carry are found before any work is done. `spec` is the model to be written.
+pub fn check(model: &Opened, spec: &ModelSpec, target: Target) -> Result<()> {
     match target.container() {
         "gguf" => {
-            model.checkpoint.spec().gguf_metadata().map_err(|e| e.file(model.checkpoint.path()))?;
+            spec.gguf_metadata().map_err(|e| e.file(model.checkpoint.path()))?;
             MmprojPlan::new(&model.checkpoint, &model.about)?;
             // What llama.cpp will make of the vocabulary must be what the source's tokenizer does.
             let rebuilt = Tokenizer::from_vocab(&model.vocab()?, model.checkpoint.path())?;

@@ -125,7 +125,10 @@ impl Encoder<'_> {
                 let pair = paired.as_ref().map(|paired| Pair { paired, scale: self.source.spec().scales.residual });
                 let stats = paired.as_ref().map(|p| &p.stats);
                 self.encode_site(Site { layer: Some(index), input }, dense, &scales, stats, pair.as_ref(), notes)?;
-                for part in self.readers(input, dense) {
+                // With their biases, which may have been corrected.
+                let readers = self.readers(input, dense);
+                let biases = readers.iter().filter_map(|p| p.bias()).filter(|b| dense.contains_key(b));
+                for part in readers.iter().copied().chain(biases) {
                     quantized.replace_host(part, self.decoded(Role::layer(index, part))?)?;
                 }
             }

@@ -69,8 +69,17 @@ struct Known {
     whole: BTreeMap<usize, f64>,
 }
 
+/// The model that formats are chosen for.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// As it was opened.
+    pub model: &'a Opened,
+    /// Its weights, rewritten if the method does so.
+    pub source: &'a dyn WeightSource,
+}
+
 struct Allocation<'a> {
-    model: &'a Opened,
+    source: &'a dyn WeightSource,
     auto: Auto,
     options: &'a QuantizeOptions,
     context: &'a Context,
@@ -89,7 +98,7 @@ struct Allocation<'a> {
 
 /// Chooses the formats. `spec` has the tensors of the artifact, `overhead` is what its files have besides tensors, in bytes.
 pub fn plan_for(
-    model: &Opened,
+    subject: Subject<'_>,
     auto: Auto,
     spec: &ModelSpec,
     dense: Float,
@@ -98,7 +107,7 @@ pub fn plan_for(
     context: &Context,
 ) -> Result<Allocated> {
     let budget = auto.required_budget()?;
-    let allocation = Allocation::new(model, auto, spec, dense, options, context)?;
+    let allocation = Allocation::new(subject, auto, spec, dense, options, context)?;
     let mut known = allocation.known()?;
     let (items, groups) = allocation.items(&known, spec)?;
     let fixed = allocation.fixed_bytes(&known, spec);
@@ -135,7 +144,7 @@ fn too_little(budget: Budget, items: &[Vec<Choice>], besides: u64, spec: &ModelS
 
 impl<'a> Allocation<'a> {
     fn new(
-        model: &'a Opened,
+        Subject { model, source }: Subject<'a>,
         auto: Auto,
         spec: &ModelSpec,
         dense: Float,
@@ -165,6 +174,7 @@ impl<'a> Allocation<'a> {
             "tool": concat!("bitsmith ", env!("CARGO_PKG_VERSION")), "inputs": hash_inputs(model.checkpoint.path())?,
             "plans": columns.iter().map(|c| &c.plan).collect::<Vec<_>>(), "method": options.method.to_string(),
             "calibration": &calibration, "held_out": &held_out.set.windows, "style": held_out.style, "sequential": options.calibration.sequential(&options.method),
+            "seed": options.method.rewrites().then_some(context.seed),
             "device": bitsmith_runtime::device::kind(&context.device),
         });
         let key = sha256_bytes(key.to_string().as_bytes());
@@ -172,7 +182,7 @@ impl<'a> Allocation<'a> {
         std::fs::create_dir_all(&folder).map_err(|e| Error::write(&folder, e))?;
         let (store, work) = (folder.join(format!("{key}.json")), folder.join(format!("{key}.work")));
         let vector_type = Target::Auto(auto).vector_type(dense);
-        Ok(Allocation { model, auto, options, context, columns, typical, vector_type, store, work, key, calibration, held_out })
+        Ok(Allocation { source, auto, options, context, columns, typical, vector_type, store, work, key, calibration, held_out })
     }
 
     /// What is known of the model, from an earlier run or found now.
@@ -181,7 +191,7 @@ impl<'a> Allocation<'a> {
         if let Some(known) = kept.filter(|known| known.losses.iter().all(|(_, l)| l.len() == self.columns.len())) {
             return Ok(known);
         }
-        let (source, context) = (&self.model.checkpoint, self.context);
+        let (source, context) = (self.source, self.context);
         let candidates = Candidates::encode(
             source,
             &self.columns,
@@ -208,7 +218,7 @@ impl<'a> Allocation<'a> {
 
     fn perturber(&self) -> Result<Perturber<'a>> {
         let watch = watch(self.context, "held-out text");
-        Perturber::new(&self.model.checkpoint, self.held_out.clone(), &self.work, &self.context.device, &watch)
+        Perturber::new(self.source, self.held_out.clone(), &self.work, &self.context.device, &watch)
     }
 
     /// Bytes of a tensor in a column, as the container stores it.
@@ -292,7 +302,7 @@ impl<'a> Allocation<'a> {
         let spool = Spool::open(&self.work.join(format!("whole-{}", column.codec)), &self.key)?;
         let sequential = self.options.calibration.sequential(&self.options.method);
         let encoder = Encoder {
-            source: &self.model.checkpoint,
+            source: self.source,
             plan: &column.plan,
             method: &self.options.method,
             vector_type: self.vector_type,

@@ -6,7 +6,7 @@ use crate::spool::Spool;
 use bitsmith_calibrate::{Collector, Detail, SiteStats};
 use bitsmith_formats::{CodecId, Float, Result};
 use bitsmith_quantize::{Method, Plan};
-use bitsmith_runtime::{Checkpoint, Input, Layer, Part, Role, Sweep, WeightSource};
+use bitsmith_runtime::{Input, Layer, Part, Role, Sweep, WeightSource};
 use ndarray::{Array2, Axis, s};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +35,7 @@ pub struct Kept<'a> {
 
 /// Encoded candidates on disk.
 pub struct Candidates<'a> {
-    source: &'a Checkpoint,
+    source: &'a dyn WeightSource,
     columns: &'a [Column],
     spools: Vec<Spool>,
     /// `tr(ΔW H ΔWᵀ) / tr(W H Wᵀ)` by tensor, for each column.
@@ -45,7 +45,7 @@ pub struct Candidates<'a> {
 impl<'a> Candidates<'a> {
     /// Encodes every matrix for every column. What an interrupted run of the same job left is used again. The method's transforms are left out: they change several tensors at once. `vector_type` is that of norms and biases.
     pub fn encode(
-        source: &'a Checkpoint,
+        source: &'a dyn WeightSource,
         columns: &'a [Column],
         method: &Method,
         vector_type: Float,

@@ -116,7 +116,8 @@ pub fn settle(plan: &mut Plan, base: impl Fn(usize) -> CodecId, source: &dyn Wei
 
 /// An error if a tensor would be quantized a second time. `solved`: by a method that chooses codes anew for every tensor.
 pub fn check(plan: &Plan, source: &Checkpoint, target: &str, solved: bool) -> Result<()> {
-    for entry in &plan.entries {
+    // An output matrix that was the embedding is looked at as the embedding.
+    for entry in plan.entries.iter().filter(|e| source.spec().has_role(e.role)) {
         let from = source.codec(entry.role)?;
         let again = match treatment(&from, entry.codec) {
             Treatment::Encode | Treatment::Decode => false,

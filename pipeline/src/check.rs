@@ -138,7 +138,9 @@ fn check_targets(opened: &Opened, targets: &[Target], problem: &dyn Fn(Error) ->
     // Tokenizer and container matter alike to all encodings of a container, and rebuilding a tokenizer takes a while.
     let mut carried: BTreeMap<&str, Result<(), Problem>> = BTreeMap::new();
     let check = |target: &Target| {
-        let fits = carried.entry(target.container()).or_insert_with(|| artifact::check(opened, *target).map_err(problem));
+        let fits = carried
+            .entry(target.container())
+            .or_insert_with(|| artifact::check(opened, opened.checkpoint.spec(), *target).map_err(problem));
         match dense.clone().and_then(|dense| fits.clone().map(|()| dense)) {
             Ok(dense) => sized(opened, *target, dense).unwrap_or_else(|e| TargetCheck::impossible(*target, problem(e))),
             Err(found) => TargetCheck::impossible(*target, found),

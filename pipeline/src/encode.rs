@@ -269,14 +269,14 @@ impl Encoder<'_> {
     ) -> Result<()> {
         self.transform(layer, &mut dense, &mut stats, notes)?;
         let scales = self.scales(layer, &dense);
-        let mut read = BTreeSet::new();
+        let read: BTreeSet<Part> = Input::ALL.iter().flat_map(|input| self.readers(*input, &dense)).collect();
+        self.encode_unobserved(layer, &dense, &scales, &|part| read.contains(&part), notes)?;
         for &input in Input::ALL {
             // The factor is as large as the Gram matrix: one site at a time.
             let site = stats.remove(&input);
             self.encode_site(Site { layer, input }, &dense, &scales, site.as_ref(), None, notes)?;
-            read.extend(self.readers(input, &dense));
         }
-        self.encode_unobserved(layer, &dense, &scales, &|part| read.contains(&part), notes)
+        Ok(())
     }
 
     /// Applies the transforms to a group of tensors and the statistics of their inputs.
@@ -355,9 +355,28 @@ impl Encoder<'_> {
             if let Some(pair) = pair {
                 tensor = pair.guard(role, weights, tensor, importance.as_deref(), notes)?;
             }
+            if let Some(site) = site.filter(|_| self.method.corrects_biases() && codec(part).float().is_none()) {
+                self.correct_bias(role, dense, &tensor, site, notes)?;
+            }
             self.spool.put(role, &tensor)?;
         }
         Ok(())
+    }
+
+    /// Encodes the bias of a matrix that has one once more, with the mean of the matrix's error.
+    fn correct_bias(
+        &self,
+        role: Role,
+        dense: &DenseLayer,
+        tensor: &EncodedTensor,
+        site: &SiteStats,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        let Some(part) = role.part.bias().filter(|b| dense.contains_key(b)) else { return Ok(()) };
+        let mut bias = dense[&part].clone();
+        transform::bias::correct(role.part, &mut bias, &dense[&role.part], &tensor.decode(), site);
+        let role = Role { part, ..role };
+        self.spool.put(role, &self.solve(role, &bias, 1.0, None, None, &|_| None, notes)?)
     }
 
     /// Encodes the tensors of a group that read no site, or none that was observed.

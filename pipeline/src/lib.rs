@@ -34,6 +34,7 @@ pub mod quantize;
 pub mod release;
 pub mod remember;
 pub mod repack;
+mod rewrite;
 pub mod run;
 pub mod sensitivity;
 mod spool;

@@ -49,6 +49,9 @@ pub struct Recipe {
     /// `split` where layers for multi-token prediction have a file of their own; the plan tells the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtp: Option<String>,
+    /// Seed of what is random in the method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// The kind of device that calibration ran on, if not the CPU: others round differently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,

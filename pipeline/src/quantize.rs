@@ -1,7 +1,7 @@
 //! One model in, one artifact per target out.
 
 use crate::artifact::{self, Output, Writing};
-use crate::auto::{self, Allocated, AutoOptions};
+use crate::auto::{self, Allocated, AutoOptions, Subject};
 use crate::calibration::{CalibrationOptions, Loaded};
 use crate::carry::{self, Account, Tally};
 use crate::companions::Companions;
@@ -13,6 +13,7 @@ use crate::memory;
 use crate::mtp::Mtp;
 use crate::opened::Opened;
 use crate::plan_file;
+use crate::rewrite::rewritten;
 use crate::spool::Spool;
 use crate::stream;
 use crate::target::Target;
@@ -115,6 +116,8 @@ pub struct Job<'a> {
     /// What `auto` targets chose. Known once the job runs: until then a typical plan of the container stands in.
     allocated: OnceLock<Vec<(Target, Allocated)>>,
     companions: Companions<'a>,
+    /// The model as the method rewrites it as a whole, if it does.
+    rewritten: Option<Box<dyn WeightSource + 'a>>,
 }
 
 /// MLX computes in the type of the scales. F16 resolves eight times finer than BF16 in the same space, but ends at 65504: it is
@@ -134,6 +137,8 @@ impl<'a> Job<'a> {
             return Err(Error::usage("--plan-out is for one target: there are several"));
         }
         let dense = carry::dense_type(&model.checkpoint)?;
+        let rewritten = rewritten(model, options, context)?;
+        let spec = rewritten.as_ref().map_or(model.checkpoint.spec(), |r| r.spec());
         for &target in &options.targets {
             Mtp::resolve(options.mtp, target, model.checkpoint.spec())?;
             if let Target::Auto(auto) = target
@@ -141,7 +146,7 @@ impl<'a> Job<'a> {
             {
                 auto.required_budget()?;
             }
-            artifact::check(model, target)?;
+            artifact::check(model, spec, target)?;
         }
         let method = &options.method;
         let quantizes =
@@ -161,7 +166,13 @@ impl<'a> Job<'a> {
             mlx_dtype: OnceLock::new(),
             allocated: OnceLock::new(),
             companions,
+            rewritten,
         })
+    }
+
+    /// What is encoded: the source, or what the method makes of it as a whole.
+    fn source(&self) -> &dyn WeightSource {
+        self.rewritten.as_deref().unwrap_or(&self.model.checkpoint)
     }
 
     /// What is not quantized in this target is stored in this type. Until the job runs the source's type stands in for MLX's,
@@ -181,11 +192,11 @@ impl<'a> Job<'a> {
             overrides: chosen.iter().chain(&self.options.plan.overrides).cloned().collect(),
             ..self.options.plan.clone()
         };
-        let (source, dense) = (&self.model.checkpoint, self.dense_for(target));
+        let (source, dense) = (self.source(), self.dense_for(target));
         let mut plan = target.plan(&self.mtp(target)?.whole(source.spec()), dense, &options)?;
         carry::settle(&mut plan, |row_len| target.base(dense, row_len), source, &options)?;
         if !self.options.allow_requantize {
-            carry::check(&plan, source, &target.to_string(), !self.streams())?;
+            carry::check(&plan, &self.model.checkpoint, &target.to_string(), !self.streams())?;
         }
         Ok(plan)
     }
@@ -203,11 +214,11 @@ impl<'a> Job<'a> {
                 auto::check_named(&self.plan(target)?, &self.options.plan)?;
                 continue;
             }
-            let spec = self.mtp(target)?.whole(self.model.checkpoint.spec());
-            let dense = self.dense_for(target);
+            let spec = self.mtp(target)?.whole(self.source().spec());
+            let (dense, subject) = (self.dense_for(target), Subject { model: self.model, source: self.source() });
             let overhead = artifact::overhead(self.model, &spec, target, &self.plan(target)?, self.options.shard_size)?;
             let overhead = overhead + self.companions.bytes(target)?;
-            all.push((target, auto::plan_for(self.model, auto, &spec, dense, overhead, self.options, self.context)?));
+            all.push((target, auto::plan_for(subject, auto, &spec, dense, overhead, self.options, self.context)?));
         }
         self.allocated.get_or_init(|| all);
         Ok(())
@@ -216,7 +227,7 @@ impl<'a> Job<'a> {
     /// Writes the plan where the user wants it.
     fn write_plan(&self, target: Target, plan: &Plan) -> Result<()> {
         let Some(path) = &self.options.auto.plan_out else { return Ok(()) };
-        let spec = self.mtp(target)?.whole(self.model.checkpoint.spec());
+        let spec = self.mtp(target)?.whole(self.source().spec());
         let predicted = self.allocated(target).map(|a| (a.predicted, &a.parts));
         plan_file::write(path, &target.to_string(), &spec, plan, predicted)
     }
@@ -254,7 +265,7 @@ impl<'a> Job<'a> {
         let estimate = |&target: &Target| {
             let plan = self.plan(target)?;
             let (method, threads) = (&self.options.method, self.context.threads);
-            let spec = self.mtp(target)?.whole(self.model.checkpoint.spec());
+            let spec = self.mtp(target)?.whole(self.source().spec());
             let estimate = Estimate::new(&target.to_string(), &spec, &plan, method, tokens, eval_tokens, threads);
             let estimate = estimate.with_more(self.companions.bytes(target)?);
             Ok(match target {
@@ -280,7 +291,7 @@ impl<'a> Job<'a> {
         }
         let paths = self.options.out.paths(self.model, &self.options.targets)?;
         if self.mlx_dtype.get().is_none() {
-            let found = mlx_dtype(self.model, self.options, &self.evidence, self.dense, self.context)?;
+            let found = mlx_dtype(self)?;
             self.mlx_dtype.get_or_init(|| found);
         }
         self.allocate()?;
@@ -295,7 +306,7 @@ impl<'a> Job<'a> {
         let mut works = Vec::new();
         for ((&target, plan), name) in self.options.targets.iter().zip(&plans).zip(&paths) {
             let mtp = self.mtp(target)?;
-            let (own, beside) = mtp.files(target, self.model.checkpoint.spec());
+            let (own, beside) = mtp.files(target, self.source().spec());
             let with_plan = |spec: ModelSpec| {
                 let plan = plan.restricted(&spec);
                 (spec, plan)
@@ -425,6 +436,7 @@ impl<'a> Job<'a> {
             calibration: self.calibration.clone(),
             shard_size: self.options.shard_size,
             mtp: (work.mtp == Mtp::Split).then(|| work.mtp.to_string()),
+            seed: self.rewritten.as_ref().map(|_| self.context.seed),
             device: self.calibration.as_ref().and_then(|_| device::kind(&self.context.device)).map(String::from),
         })
     }
@@ -492,7 +504,7 @@ impl<'a> Job<'a> {
         }
         let spool = Spool::open(&artifact::work_folder(path), &recipe.key()?)?;
         let encoder = Encoder {
-            source: &self.model.checkpoint,
+            source: self.source(),
             plan,
             method: &self.options.method,
             vector_type: target.vector_type(self.dense_for(target)),
@@ -514,7 +526,7 @@ impl<'a> Job<'a> {
             for (_, writer) in writers.iter().filter(|(plan, _)| plan.codec(entry.role).is_some()) {
                 writer.put(entry.role, &encoded)?;
             }
-            let from = self.model.checkpoint.codec(entry.role)?;
+            let from = self.source().codec(entry.role)?;
             // Transforms change what the weights are, so that there is nothing to compare with.
             if carry::is_quantized(&from) && self.options.method.transforms.is_empty() {
                 let weights = self.model.checkpoint.read(entry.role)?.data;
@@ -572,7 +584,8 @@ fn mtp_path(artifact: &Path) -> PathBuf {
 }
 
 /// The type of a quantized MLX folder's scales: the source's, as mlx-lm has it, unless F16 is as safe and better.
-fn mlx_dtype(model: &Opened, options: &QuantizeOptions, evidence: &Loaded, dense: Float, context: &Context) -> Result<Float> {
+fn mlx_dtype(job: &Job<'_>) -> Result<Float> {
+    let &Job { model, options, context, ref evidence, dense, .. } = job;
     if let Some(float) = options.mlx_dtype {
         return Ok(float);
     }
@@ -589,7 +602,7 @@ fn mlx_dtype(model: &Opened, options: &QuantizeOptions, evidence: &Loaded, dense
         Loaded::Windows(set) => {
             let step = set.windows.len().div_ceil(PEAK_WINDOWS);
             let sample: Vec<Vec<u32>> = set.windows.iter().step_by(step).cloned().collect();
-            gather(&model.checkpoint, &sample, Detail::Channels, context)?.peak
+            gather(job.source(), &sample, Detail::Channels, context)?.peak
         }
         Loaded::Stats(stats) => stats.meta.peak,
         Loaded::Importance(_) | Loaded::None => return Ok(dense),

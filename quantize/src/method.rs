@@ -3,6 +3,7 @@
 use crate::solver::{self, Solver};
 use crate::transform::{self, Transform};
 use bitsmith_formats::{Error, Result};
+use bitsmith_runtime::WeightSource;
 use std::fmt;
 use std::str::FromStr;
 
@@ -25,11 +26,27 @@ impl Method {
     }
     /// Whether calibration data is needed.
     pub fn needs_calibration(&self) -> bool {
-        self.solver.needs_hessian() || !self.transforms.is_empty()
+        self.solver.needs_hessian() || self.transforms.iter().any(|t| !t.rewrites())
     }
     /// Whether the full H is needed, and not only its diagonal.
     pub fn needs_hessian(&self) -> bool {
-        self.solver.needs_hessian() || !self.transforms.is_empty()
+        self.needs_calibration()
+    }
+    /// Whether biases take up the mean of their matrices' rounding errors.
+    pub fn corrects_biases(&self) -> bool {
+        self.transforms.iter().any(|t| t.corrects_biases())
+    }
+    /// Whether a transform rewrites the model as a whole.
+    pub fn rewrites(&self) -> bool {
+        self.transforms.iter().any(|t| t.rewrites())
+    }
+    /// The model as transforms that rewrite it as a whole leave it; `None` if there are none.
+    pub fn rewrite<'a>(&self, source: &'a dyn WeightSource, seed: u64) -> Result<Option<Box<dyn WeightSource + 'a>>> {
+        if !self.rewrites() {
+            return Ok(None);
+        }
+        let start: Box<dyn WeightSource + 'a> = Box::new(source);
+        self.transforms.iter().try_fold(start, |source, t| t.rewrite(source, seed)).map(Some)
     }
 }
 
@@ -69,6 +86,12 @@ impl FromStr for Method {
                 if transforms.iter().any(|t: &&dyn Transform| t.name() == name) {
                     return Err(Error::usage(format!("method `{s}` names {name} twice")));
                 }
+                if found.rewrites() && transforms.iter().any(|t| !t.rewrites()) {
+                    return Err(Error::usage(format!(
+                        "in method `{s}` {name}, which rewrites the whole model, stands after others"
+                    ))
+                    .hint(format!("write it first: {name}+gptq")));
+                }
                 transforms.push(found);
             } else {
                 return Err(
@@ -86,10 +109,16 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for (text, canonical) in [("rtn", "rtn"), ("awq", "awq+rtn"), ("awq+gptq", "awq+gptq"), ("best", Method::BEST)] {
+        for (text, canonical) in [
+            ("rtn", "rtn"),
+            ("awq", "awq+rtn"),
+            ("awq+gptq", "awq+gptq"),
+            ("best", Method::BEST),
+            ("rotate+awq+gptq", "rotate+awq+gptq"),
+        ] {
             assert_eq!(text.parse::<Method>().unwrap().to_string(), canonical);
         }
-        for bad in ["", "gptq+awq", "rtn+gptq", "awq+awq+rtn", "magic"] {
+        for bad in ["", "gptq+awq", "rtn+gptq", "awq+awq+rtn", "awq+rotate+gptq", "magic"] {
             assert!(bad.parse::<Method>().is_err(), "{bad}");
         }
     }

@@ -55,6 +55,27 @@ pub trait WeightSource: Send + Sync {
     }
 }
 
+impl<T: WeightSource + ?Sized> WeightSource for &T {
+    fn spec(&self) -> &ModelSpec {
+        (**self).spec()
+    }
+    fn codec(&self, role: Role) -> Result<Encoding> {
+        (**self).codec(role)
+    }
+    fn read(&self, role: Role) -> Result<HostTensor> {
+        (**self).read(role)
+    }
+    fn weight(&self, role: Role, device: &Device) -> Result<Weight> {
+        (**self).weight(role, device)
+    }
+    fn compute(&self) -> ComputeMode {
+        (**self).compute()
+    }
+    fn cache(&self) -> CacheType {
+        (**self).cache()
+    }
+}
+
 /// An opened container.
 #[derive(Debug)]
 pub enum Store {

@@ -28,5 +28,6 @@ mod tasks;
 mod text;
 mod tiny;
 mod torch;
+mod transforms;
 mod vision;
 mod workflows;

@@ -23,13 +23,18 @@ pub struct Arguments {}
 /// Prints transforms and solvers.
 pub fn run(_args: &Arguments, app: &App) -> Result<()> {
     let transforms: Vec<_> = TRANSFORMS.iter().map(|t| ("transform", t.name(), t.about())).collect();
+    let roles: Vec<Vec<&str>> = TRANSFORMS.iter().map(|t| t.parts().iter().map(|p| p.name()).collect()).collect();
     let solvers: Vec<_> = SOLVERS.iter().map(|s| ("solver", s.name(), s.about())).collect();
     let list = |entries: &[(&str, &str, &str)]| {
         entries.iter().map(|(_, name, about)| json!({"name": name, "about": about})).collect::<Vec<_>>()
     };
-    let document = json!({"transforms": list(&transforms), "solvers": list(&solvers), "best": Method::BEST});
+    let mut document = json!({"transforms": list(&transforms), "solvers": list(&solvers), "best": Method::BEST});
+    for (entry, roles) in document["transforms"].as_array_mut().into_iter().flatten().zip(&roles) {
+        entry["roles"] = json!(roles);
+    }
     app.output.result(&document, |_| {
         let rows: Vec<_> = transforms.iter().chain(&solvers).map(|e| [e.0, e.1, e.2].map(String::from).to_vec()).collect();
-        format!("{}\n`best` is {}.\n", table(&rows, &[]), Method::BEST)
+        let touched = transforms.iter().zip(&roles).map(|(t, roles)| format!("{} changes {}.\n", t.1, roles.join(", ")));
+        format!("{}\n{}\n`best` is {}.\n", table(&rows, &[]), touched.collect::<String>(), Method::BEST)
     })
 }

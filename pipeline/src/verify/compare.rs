@@ -3,14 +3,17 @@
 //! A method with transforms changes weights without changing the function: AWQ multiplies the columns of a matrix and divides the norm
 //! or the rows that make its input. Where the artifact shows that (its norms differ from the source's, or its manifest says so), a
 //! matrix is held against the source with the scales undone: columns behind a norm by the ratio of the norms, others and rows by
-//! least squares. Norms themselves and biases then have no error of their own.
+//! least squares. Norms themselves and biases then have no error of their own. Where the manifest says that the model was rewritten as
+//! a whole, the rewritten source takes the source's place.
 
 use super::{Verified, row_chunks};
 use crate::manifest::Manifest;
 use bitsmith_formats::{CodecId, Encoding, Error, Float, Micro, Result};
+use bitsmith_quantize::Method;
 use bitsmith_runtime::role::Input;
 use bitsmith_runtime::{Checkpoint, Part, Role, WeightSource};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -32,8 +35,13 @@ pub(super) fn verify(artifact: &Checkpoint, source: &Checkpoint, max_error: Opti
         verified.problems.push(Error::corrupt(message).file(source.path()).into());
         return Ok(());
     }
-    let pair = Pair { artifact, source, folded: false };
-    let folded = is_transformed(artifact) || pair.norms_differ();
+    let recipe = Manifest::load(artifact.path()).map(|m| m.recipe);
+    let method: Option<Method> = recipe.as_ref().and_then(|r| r.method.parse().ok());
+    let seed = recipe.and_then(|r| r.seed).unwrap_or(0);
+    let rewritten = method.as_ref().map(|m| m.rewrite(source, seed)).transpose()?.flatten();
+    let pair = Pair { artifact, source, rewritten, folded: false };
+    let transformed = method.is_some_and(|m| m.transforms.iter().any(|t| !t.rewrites()));
+    let folded = transformed || pair.norms_differ();
     let pair = Pair { folded, ..pair };
     for role in spec.roles().into_iter().filter(|r| other.has_role(*r) || !r.part.per_layer()) {
         let name = artifact.tensor_name(role)?;
@@ -66,11 +74,6 @@ pub(super) fn verify(artifact: &Checkpoint, source: &Checkpoint, max_error: Opti
     Ok(())
 }
 
-fn is_transformed(artifact: &Checkpoint) -> bool {
-    // Transforms stand before the solver.
-    Manifest::load(artifact.path()).is_some_and(|m| m.recipe.method.contains('+'))
-}
-
 /// The error that a format makes likely, with room for outliers, and for solvers that trade it for a smaller loss: on evenly spread
 /// weights reference encoders make 1.5 to 2.2 times 2^-bits, and error feedback up to twice that.
 fn limit(stored: &Encoding) -> f64 {
@@ -88,6 +91,8 @@ fn limit(stored: &Encoding) -> f64 {
 struct Pair<'a> {
     artifact: &'a Checkpoint,
     source: &'a Checkpoint,
+    /// The source as the artifact's method rewrote it as a whole, if it did.
+    rewritten: Option<Box<dyn WeightSource + 'a>>,
     folded: bool,
 }
 
@@ -96,6 +101,11 @@ impl Pair<'_> {
     fn source_role(&self, role: Role) -> Role {
         let tied = role.part == Part::Output && self.source.spec().tied;
         if tied { Role::global(Part::TokenEmbd) } else { role }
+    }
+
+    /// What the artifact was made of.
+    fn dense(&self) -> &dyn WeightSource {
+        self.rewritten.as_deref().unwrap_or(self.source)
     }
 
     fn norms_differ(&self) -> bool {
@@ -109,9 +119,14 @@ impl Pair<'_> {
         let shape = self.artifact.spec().shape(role.part);
         let row_len = shape.last().copied().unwrap_or(1);
         let n_rows = shape.iter().product::<usize>() / row_len.max(1);
+        // Rewriting takes whole tensors.
+        let whole = self.rewritten.as_ref().map(|source| source.read(role)).transpose()?;
         let part = |rows: Range<usize>| {
             let stored = self.artifact.read_rows(role, rows.clone())?;
-            let dense = self.source.read_rows(self.source_role(role), rows.clone())?;
+            let dense = match &whole {
+                Some(whole) => Cow::Borrowed(&whole.data[rows.start * row_len..rows.end * row_len]),
+                None => Cow::Owned(self.source.read_rows(self.source_role(role), rows.clone())?),
+            };
             Ok(of(rows, &stored, &dense))
         };
         row_chunks(n_rows, row_len).into_par_iter().map(part).collect()
@@ -154,7 +169,7 @@ impl Pair<'_> {
             return Ok(None);
         }
         let offset = self.artifact.spec().norm.offset;
-        let (stored, dense) = (self.artifact.read(norm)?.data, self.source.read(norm)?.data);
+        let (stored, dense) = (self.artifact.read(norm)?.data, self.dense().read(norm)?.data);
         let undo = |(s, d): (&f32, &f32)| match s + offset {
             0.0 => 1.0,
             s => f64::from(d + offset) / f64::from(s),

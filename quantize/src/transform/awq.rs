@@ -12,6 +12,7 @@
 //! Under a solver that treats all weights alike, ranges are then clipped per block to 0.5–1 of their largest magnitude,
 //! whichever loses least.
 
+use super::fold::{Fold, PARTS, normalised};
 use super::{Context, DenseLayer, Transform};
 use crate::hessian::Hessian;
 use crate::solver::Problem;
@@ -19,7 +20,6 @@ use bitsmith_calibrate::SiteStats;
 use bitsmith_formats::{CodecId, Result};
 use bitsmith_runtime::Device;
 use bitsmith_runtime::role::{Input, Part};
-use bitsmith_runtime::spec::{Activation, ModelSpec};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -38,20 +38,6 @@ const CLIPS: [f32; 11] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55,
 /// See the module's documentation.
 pub struct Awq;
 
-/// Where the division by `s` goes.
-struct Fold {
-    input: Input,
-    source: Part,
-}
-
-const FOLDS: [Fold; 5] = [
-    Fold { input: Input::AttnIn, source: Part::AttnNorm },
-    Fold { input: Input::AttnOut, source: Part::AttnV },
-    Fold { input: Input::FfnIn, source: Part::FfnNorm },
-    Fold { input: Input::FfnOut, source: Part::FfnUp },
-    Fold { input: Input::Head, source: Part::OutputNorm },
-];
-
 impl Transform for Awq {
     fn name(&self) -> &'static str {
         "awq"
@@ -59,26 +45,24 @@ impl Transform for Awq {
     fn about(&self) -> &'static str {
         "scales important channels up, folded into the preceding norm or linear layer; clips ranges where the solver does not weigh errors"
     }
+    fn parts(&self) -> &'static [Part] {
+        PARTS
+    }
     fn apply(
         &self,
         layer: &mut DenseLayer,
         stats: &mut BTreeMap<Input, SiteStats>,
         context: &Context<'_>,
     ) -> Result<Vec<String>> {
-        for fold in &FOLDS {
+        for fold in Fold::all(layer, context.spec) {
             let Some(site) = stats.get_mut(&fold.input) else { continue };
-            let readers: Vec<Part> = fold.input.readers().iter().copied().filter(|p| layer.contains_key(p)).collect();
             let Some(h) = site.hessian() else { continue };
-            if readers.is_empty() || !layer.contains_key(&fold.source) || !foldable(fold, context.spec) {
-                continue;
-            }
-            let sources = source_channels(context.spec, fold.input, site.width());
-            if let Some(scales) = search(layer, &readers, &h, site, &sources, context) {
-                apply_fold(layer, fold.source, &readers, &scales, &sources, site, context);
+            if let Some(scales) = search(layer, &fold, &h, site, context) {
+                fold.apply(layer, &scales, site, context);
             }
             if !context.weighted_solver() {
                 let h = site.hessian().expect("gathered above");
-                for &part in &readers {
+                for &part in &fold.readers {
                     // Clipping q and k would change attention scores too sharply.
                     if !matches!(part, Part::AttnQ | Part::AttnK | Part::AttnQkv) {
                         clip(layer.get_mut(&part).expect("a reader"), &h, (context.codec)(part));
@@ -90,47 +74,15 @@ impl Transform for Awq {
     }
 }
 
-/// Whether dividing the source's output channels and multiplying the readers' columns leaves the model's function alone: nothing else
-/// may read those channels, and the source must be linear in its weights.
-fn foldable(fold: &Fold, spec: &ModelSpec) -> bool {
-    match fold.input {
-        // A norm that the feed-forward block of a parallel layer reads as well.
-        Input::AttnIn => !spec.parallel || spec.has(Part::FfnNorm),
-        Input::AttnOut => spec.head_dim == spec.v_head_dim && spec.latent.is_none(),
-        // A router reads the norm's output too.
-        Input::FfnIn => spec.experts.is_none(),
-        Input::FfnOut => spec.has(Part::FfnGate) && spec.activation != Activation::SwigluOai,
-        Input::Head => true,
-        _ => false,
-    }
-}
-
-/// For each input channel of a site, the output channel of the source that makes it: query heads that share a value head
-/// share its channels.
-fn source_channels(spec: &ModelSpec, input: Input, width: usize) -> Vec<usize> {
-    if input != Input::AttnOut {
-        return (0..width).collect();
-    }
-    let per_kv = spec.n_heads / spec.n_kv_heads;
-    (0..width).map(|c| (c / spec.head_dim / per_kv) * spec.head_dim + c % spec.head_dim).collect()
-}
-
 /// The best scales, one per source channel; `None` if none beats leaving the layer alone.
-fn search(
-    layer: &DenseLayer,
-    readers: &[Part],
-    h: &Array2<f32>,
-    site: &SiteStats,
-    sources: &[usize],
-    context: &Context<'_>,
-) -> Option<Vec<f32>> {
-    let n_sources = sources.iter().max()? + 1;
+fn search(layer: &DenseLayer, fold: &Fold, h: &Array2<f32>, site: &SiteStats, context: &Context<'_>) -> Option<Vec<f32>> {
     let importance = site.importance();
-    let samples: Vec<(Part, Array2<f32>)> = readers.iter().map(|&p| (p, sample_rows(&layer[&p], SAMPLE_ROWS))).collect();
-    let a = fold_mean(&site.mean_abs(), sources, n_sources);
-    let w = fold_mean(&column_magnitudes(&samples, context), sources, n_sources);
+    let samples: Vec<(Part, Array2<f32>)> = fold.readers.iter().map(|&p| (p, sample_rows(&layer[&p], SAMPLE_ROWS))).collect();
+    // Of channels that share a scale, the sum stands for the mean.
+    let a = fold.merged(&site.mean_abs(), |a, b| a + b);
+    let w = fold.merged(&column_magnitudes(&samples, context), |a, b| a + b);
     let loss = |scales: &[f32]| -> f64 {
-        let per_column: Vec<f32> = sources.iter().map(|&c| scales[c]).collect();
+        let per_column = fold.per_column(scales);
         let of = |(part, rows): &(Part, Array2<f32>)| {
             let codec = (context.codec)(*part);
             let scaled: Vec<f32> = per_column.iter().zip(&importance).map(|(s, i)| i / (s * s)).collect();
@@ -147,7 +99,7 @@ fn search(
             candidates.push(normalised(a.iter().map(|a| a.powf(r))));
         }
     }
-    let start = loss(&vec![1.0; n_sources]);
+    let start = loss(&vec![1.0; fold.n_channels()]);
     let losses: Vec<f64> = candidates.par_iter().map(|c| loss(c)).collect();
     let best = (0..candidates.len()).min_by(|&i, &j| losses[i].total_cmp(&losses[j]))?;
     if losses[best] >= start * (1.0 - MIN_GAIN) {
@@ -155,9 +107,9 @@ fn search(
     }
     let scales = candidates.swap_remove(best);
     if context.solver.needs_hessian() {
-        let per_column: Vec<f32> = sources.iter().map(|&c| scales[c]).collect();
+        let per_column = fold.per_column(&scales);
         let scaled = solved_error(&samples, &per_column, h, site, context)?;
-        if scaled >= solved_error(&samples, &vec![1.0; sources.len()], h, site, context)? * (1.0 - MIN_SOLVED_GAIN) {
+        if scaled >= solved_error(&samples, &vec![1.0; fold.channels.len()], h, site, context)? * (1.0 - MIN_SOLVED_GAIN) {
             return None;
         }
     }
@@ -191,25 +143,6 @@ fn solved_error(
         total += input_rounding(rows, per_column, (context.codec)(*part), &stats.importance());
     }
     Some(total)
-}
-
-/// Scales around 1, safe to divide by; silent channels keep 1.
-fn normalised(raw: impl Iterator<Item = f32>) -> Vec<f32> {
-    let raw: Vec<f32> = raw.collect();
-    let usable = || raw.iter().copied().filter(|v| v.is_finite() && *v > 0.0);
-    let (min, max) = usable().fold((f32::MAX, 0f32), |(lo, hi), v| (lo.min(v), hi.max(v)));
-    let centre = (min * max).sqrt();
-    let scale = |v: f32| if v.is_finite() && v > 0.0 && centre > 0.0 { (v / centre).clamp(1e-4, 1e4) } else { 1.0 };
-    raw.iter().map(|&v| scale(v)).collect()
-}
-
-fn fold_mean(per_input: &[f32], sources: &[usize], n_sources: usize) -> Vec<f32> {
-    let (mut sum, mut count) = (vec![0f32; n_sources], vec![0f32; n_sources]);
-    for (&v, &c) in per_input.iter().zip(sources) {
-        sum[c] += v;
-        count[c] += 1.0;
-    }
-    sum.iter().zip(&count).map(|(s, n)| s / n.max(1.0)).collect()
 }
 
 /// At most `most` rows, evenly spread.
@@ -290,52 +223,6 @@ fn input_rounding(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance
 
 fn quadratic(delta: ArrayView2<'_, f32>, h: &Array2<f32>) -> f64 {
     delta.dot(h).iter().zip(delta.iter()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-}
-
-/// Divides the source by the scales, multiplies the readers' columns by what the source really lost after rounding to its
-/// storage type, and rescales the statistics.
-fn apply_fold(
-    layer: &mut DenseLayer,
-    source: Part,
-    readers: &[Part],
-    scales: &[f32],
-    sources: &[usize],
-    site: &mut SiteStats,
-    context: &Context<'_>,
-) {
-    let mut effective = scales.to_vec();
-    if source.is_matrix() {
-        let w = layer.get_mut(&source).expect("checked by the caller");
-        for (mut row, s) in w.rows_mut().into_iter().zip(scales) {
-            row /= *s;
-        }
-        if let Some(bias) = source.bias().and_then(|b| layer.get_mut(&b)) {
-            bias.iter_mut().zip(scales).for_each(|(b, s)| *b /= s);
-        }
-    } else {
-        let offset = context.spec.norm.offset;
-        let norm = layer.get_mut(&source).expect("checked by the caller");
-        for (v, s) in norm.iter_mut().zip(&mut effective) {
-            let stored = context.vector_type.round((*v + offset) / *s - offset);
-            if stored + offset != 0.0 && stored.is_finite() {
-                *s = (*v + offset) / (stored + offset);
-                *v = stored;
-            } else {
-                *s = 1.0;
-            }
-        }
-        if let Some(bias) = source.bias().and_then(|b| layer.get_mut(&b)) {
-            bias.iter_mut().zip(&effective).for_each(|(b, s)| *b /= s);
-        }
-    }
-    let per_column: Vec<f32> = sources.iter().map(|&c| effective[c]).collect();
-    for part in readers {
-        let w = layer.get_mut(part).expect("a reader");
-        for mut row in w.rows_mut() {
-            row.iter_mut().zip(&per_column).for_each(|(w, s)| *w *= s);
-        }
-    }
-    site.rescale(&per_column);
 }
 
 /// Longest blocks that are clipped: beyond, `H_bb` costs more than clipping the few weights at the end of such a range can gain.

@@ -1,11 +1,16 @@
 //! Function-preserving rewrites of the dense model, before a solver runs. One file each.
 
 mod awq;
+pub mod bias;
+mod fold;
 mod qep;
+mod rotate;
+mod smooth;
 
 use crate::solver::Solver;
 use bitsmith_calibrate::SiteStats;
 use bitsmith_formats::{CodecId, Float, Result};
+use bitsmith_runtime::WeightSource;
 use bitsmith_runtime::role::{Input, Part};
 use bitsmith_runtime::spec::ModelSpec;
 use ndarray::Array2;
@@ -44,14 +49,38 @@ pub trait Transform: Send + Sync {
     fn asymmetric(&self) -> bool {
         false
     }
+    /// The tensors that it may change, for `bitsmith methods`; with a matrix also its bias.
+    fn parts(&self) -> &'static [Part];
+    /// Whether it rewrites the model as a whole, before any layer is read. It then needs no statistics, and those of the model as it
+    /// was do not describe the new one.
+    fn rewrites(&self) -> bool {
+        false
+    }
+    /// The rewritten model; `seed` decides all that is random. An error says why the architecture does not allow it.
+    fn rewrite<'a>(&self, source: Box<dyn WeightSource + 'a>, seed: u64) -> Result<Box<dyn WeightSource + 'a>> {
+        let _ = seed;
+        Ok(source)
+    }
+    /// Whether biases take up the mean of their matrices' rounding errors ([`bias::correct`]) once those are solved.
+    fn corrects_biases(&self) -> bool {
+        false
+    }
     /// Rewrites `layer`, and `stats` along with it: afterwards they describe the inputs of the rewritten matrices.
     /// Returns what the user should know.
-    fn apply(&self, layer: &mut DenseLayer, stats: &mut BTreeMap<Input, SiteStats>, context: &Context<'_>)
-    -> Result<Vec<String>>;
+    fn apply(
+        &self,
+        layer: &mut DenseLayer,
+        stats: &mut BTreeMap<Input, SiteStats>,
+        context: &Context<'_>,
+    ) -> Result<Vec<String>> {
+        let _ = (layer, stats, context);
+        Ok(Vec::new())
+    }
 }
 
 /// All transforms.
-pub const TRANSFORMS: &[&dyn Transform] = &[&awq::Awq, &qep::Qep];
+pub const TRANSFORMS: &[&dyn Transform] =
+    &[&rotate::HADAMARD, &rotate::RANDOM, &smooth::Smooth, &awq::Awq, &qep::Qep, &bias::Bias];
 
 /// The transform called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Transform> {

@@ -1,11 +1,8 @@
 //! Asymmetric calibration (QEP) as a piece of a method: it changes weights as transforms do, but not before a layer's earlier matrices are
 //! encoded, so that the layer loop applies it (see [`crate::asymmetric`]).
 
-use super::{Context, DenseLayer, Transform};
-use bitsmith_calibrate::SiteStats;
-use bitsmith_formats::Result;
-use bitsmith_runtime::role::Input;
-use std::collections::BTreeMap;
+use super::Transform;
+use bitsmith_runtime::role::Part;
 
 /// See the module's documentation.
 pub struct Qep;
@@ -20,7 +17,24 @@ impl Transform for Qep {
     fn asymmetric(&self) -> bool {
         true
     }
-    fn apply(&self, _: &mut DenseLayer, _: &mut BTreeMap<Input, SiteStats>, _: &Context<'_>) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    fn parts(&self) -> &'static [Part] {
+        use Part::*;
+        &[
+            AttnQ,
+            AttnK,
+            AttnV,
+            AttnQkv,
+            AttnQA,
+            AttnQB,
+            AttnKvA,
+            AttnOutput,
+            FfnGate,
+            FfnUp,
+            FfnDown,
+            FfnGateShexp,
+            FfnUpShexp,
+            FfnDownShexp,
+            Output,
+        ]
     }
 }
