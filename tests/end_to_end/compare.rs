@@ -53,7 +53,7 @@ fn a_stored_reference_stands_for_the_model() {
     fs::remove_dir_all(work.path("model")).unwrap();
     let stored = work.json(&format!("eval q4.gguf {TEXT} --against ref.bsref"));
     let mean = |v: &Value| v["kld"][0]["mean"].as_f64().unwrap();
-    assert!((mean(&stored) / mean(&exact) - 1.0).abs() < 0.05, "{} {}", mean(&stored), mean(&exact));
+    assert!((mean(&stored) / mean(&exact) - 1.0).abs() < 0.2, "{} {}", mean(&stored), mean(&exact));
     assert_eq!(stored["perplexity"][0]["ppl"], exact["perplexity"][0]["ppl"]);
     assert_eq!(stored["kld"][0]["against"], exact["kld"][0]["against"]);
     // Fewer windows will do, other ones will not.

@@ -79,8 +79,8 @@ fn noise_in_rare_tokens_of_a_domain_is_found_there() {
         let rare = &mut rare.chars().cycle();
         body.chars().enumerate().map(|(i, c)| if i % 17 == 9 { rare.next().unwrap() } else { c }).collect()
     };
-    let prose = with_rare(&common("the sea was calm and ", 320), "XYZWVUTSRQPO");
-    let code = with_rare(&common("for i in range(n): ", 320), "ABCDEFGHIJKL");
+    let prose = with_rare(&common("the sea was calm and ", 320), "bpuv");
+    let code = with_rare(&common("for i in range(n): ", 320), "jkqxyz");
     let eval = windows(&[("prose", prose), ("code", code)]);
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
@@ -95,7 +95,7 @@ fn noise_in_rare_tokens_of_a_domain_is_found_there() {
         let mut noisy = MemoryWeights::random(spec(), seed);
         let embedding = Role::global(Part::TokenEmbd);
         let mut rows = noisy.read(embedding).unwrap().data;
-        for (i, v) in rows.iter_mut().enumerate().filter(|(i, _)| (b'A'..=b'L').contains(&((i / 32) as u8))) {
+        for (i, v) in rows.iter_mut().enumerate().filter(|(i, _)| b"jkqxyz".contains(&((i / 32) as u8))) {
             *v += if i % 3 == 0 { 0.5 } else { -0.35 };
         }
         noisy.set(embedding, rows).unwrap();

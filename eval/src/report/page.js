@@ -111,7 +111,7 @@
       all("td", heat).forEach((cell, i) => {
         const value = chosen[i];
         const heat = value > 0 ? Math.min(1, Math.max(0, Math.log(value / low) / Math.log(high / low))) : 0;
-        cell.style.setProperty("--t", value === null ? "0%" : `${(66 * heat).toFixed(0)}%`);
+        cell.style.setProperty("--t", value === null ? "0%" : `${(6 + 60 * heat).toFixed(0)}%`);
         cell.textContent = value === null ? "" : written(value);
         cell.title = value === null ? "" : `${cell.dataset.name}: ${written(value)} nats per token`;
       });

@@ -4,7 +4,7 @@ mod llama_cpp;
 mod lm_eval;
 mod ours;
 
-use crate::report::{Report, ReportRow};
+use crate::report::Report;
 use bitsmith_formats::{Error, Result};
 use std::path::Path;
 
@@ -40,8 +40,14 @@ pub fn read(paths: &[impl AsRef<Path>]) -> Result<Report> {
                 all.facts.push(fact);
             }
         }
-        files.extend(report.rows.iter().map(|_| name.clone()));
-        all.rows.extend(report.rows);
+        for row in report.rows {
+            // The source of several reports is one row.
+            let is_source = row.eval.kld.is_empty() && !row.eval.perplexity.is_empty();
+            if !(is_source && all.rows.contains(&row)) {
+                files.push(name.clone());
+                all.rows.push(row);
+            }
+        }
         all.gates.extend(report.gates);
         all.notes.extend(report.notes);
         all.map = all.map.or(report.map);
@@ -52,7 +58,6 @@ pub fn read(paths: &[impl AsRef<Path>]) -> Result<Report> {
             row.target = format!("{} ({file})", row.target);
         }
     }
-    all.rows = merged(all.rows);
     Ok(all)
 }
 
@@ -63,21 +68,10 @@ fn one(text: &str, name: &str) -> Result<Report> {
     })
 }
 
-/// The source of several reports is one row.
-fn merged(rows: Vec<ReportRow>) -> Vec<ReportRow> {
-    let mut out: Vec<ReportRow> = Vec::new();
-    for row in rows {
-        let known = out.iter().any(|r| r.eval.kld.is_empty() && (&r.eval, r.bytes) == (&row.eval, row.bytes));
-        if !known || !row.eval.kld.is_empty() {
-            out.push(row);
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::ReportRow;
     use crate::results::EvalResult;
     use bitsmith_formats::ErrorKind;
 
