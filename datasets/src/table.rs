@@ -102,21 +102,37 @@ fn csv(text: &str) -> Result<Vec<Value>, String> {
     rows.map(record).collect()
 }
 
-/// Rows of fields with the line that each begins at (RFC 4180): fields in quotes may hold commas, line ends and doubled quotes.
+/// Rows of fields with the line that each begins at (RFC 4180): fields in quotes may hold commas, line ends and doubled quotes. Quotes
+/// that stand single in the middle of such a field are meant as they stand, as tables in the wild have them.
 fn csv_rows(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {
+    let ends = |c: Option<char>| matches!(c, None | Some(',' | '\r' | '\n'));
     let (mut rows, mut row, mut field) = (Vec::new(), Vec::new(), String::new());
-    let (mut quoted, mut line, mut start) = (false, 1, 1);
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
+    // A field is loose once it has held a single quote: then a doubled one at its end is a single one and the end.
+    let (mut quoted, mut loose, mut line, mut start) = (false, false, 1, 1);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        let mut after = rest.chars();
+        let next = after.next();
         line += usize::from(c == '\n');
         match c {
-            '"' if quoted && chars.next_if_eq(&'"').is_some() => field.push('"'),
-            // Others in the middle of a field are meant as they stand, as tables in the wild have them.
-            '"' if quoted && chars.peek().is_some_and(|next| !matches!(next, ',' | '\r' | '\n')) => field.push('"'),
+            '"' if quoted && next == Some('"') => {
+                field.push('"');
+                if !(loose && ends(after.next())) {
+                    rest = &rest[1..];
+                }
+            }
+            '"' if quoted && !ends(next) => {
+                field.push('"');
+                loose = true;
+            }
             '"' if quoted || field.is_empty() => quoted = !quoted,
             _ if quoted => field.push(c),
-            ',' => row.push(std::mem::take(&mut field)),
-            '\r' if chars.peek() == Some(&'\n') => {}
+            ',' => {
+                row.push(std::mem::take(&mut field));
+                loose = false;
+            }
+            '\r' if next == Some('\n') => {}
             '\n' => {
                 row.push(std::mem::take(&mut field));
                 // An empty line is no row.
@@ -124,7 +140,7 @@ fn csv_rows(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {
                     rows.push((start, std::mem::take(&mut row)));
                 }
                 row.clear();
-                start = line;
+                (loose, start) = (false, line);
             }
             c => field.push(c),
         }
@@ -178,8 +194,10 @@ mod tests {
         }
         let csv = file(&dir, "t.csv", "\u{feff}q,A\n\"one, \"\"two\"\"\nthree\",4\n".as_bytes());
         assert_eq!(read(&csv).unwrap(), [json!({"q": "one, \"two\"\nthree", "A": "4"})]);
-        let loose = file(&dir, "l.csv", b"a,b\n\"say \"yes,\" or\",1\n");
-        assert_eq!(read(&loose).unwrap(), [json!({"a": "say \"yes,\" or", "b": "1"})]);
+        let loose = file(&dir, "l.csv", b"a,b\n\"say \"yes,\" or\",1\n\"the \"end\"\",2\n\"a \"\"b\"\"\",3\n");
+        let rows =
+            [json!({"a": "say \"yes,\" or", "b": "1"}), json!({"a": "the \"end\"", "b": "2"}), json!({"a": "a \"b\"", "b": "3"})];
+        assert_eq!(read(&loose).unwrap(), rows);
         let plain = file(&dir, "u.csv", b"a,b\r\n1,\r\n\r\n\"\",3");
         assert_eq!(read(&plain).unwrap(), [json!({"a": "1", "b": ""}), json!({"a": "", "b": "3"})]);
         assert_eq!(stem(Path::new("x.txt")), None);

@@ -1,8 +1,8 @@
 # Runs inside new namespaces, as their root: a file system of read-only system folders and a small /tmp, no network, no other processes,
 # bounded memory, time and files. The program comes on standard input; that it ran to its end is said by the token on the last line.
-# Arguments: an empty folder, the Python interpreter, its folder, the token, seconds, bytes of memory.
+# Arguments: an empty folder, the Python interpreter, its folder, the token, seconds of the processor, seconds of the clock, bytes of memory.
 set -e
-root=$1 python=$2 prefix=$3 token=$4 seconds=$5 memory=$6
+root=$1 python=$2 prefix=$3 token=$4 seconds=$5 wait=$6 memory=$7
 mount -t tmpfs -o size=1m,mode=755 none "$root"
 mkdir "$root/tmp" "$root/dev"
 for file in null urandom; do
@@ -24,7 +24,7 @@ mount -o remount,ro,size=1m "$root"
 mount -t tmpfs -o size=16m none "$root/tmp"
 cd /
 exec chroot "$root" /usr/bin/env -i -C /tmp PATH=/usr/bin:/bin HOME=/tmp \
-  prlimit --as="$memory" --cpu="$((seconds + 1))" --fsize=1048576 --core=0 timeout -s KILL "$seconds" "$python" -I -c '
+  prlimit --as="$memory" --cpu="$seconds" --fsize=1048576 --core=0 timeout -s KILL "$wait" "$python" -I -c '
 import io, sys
 token, out = sys.argv.pop(), sys.stdout
 sys.stdout = sys.stderr = io.StringIO()
