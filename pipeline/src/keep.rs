@@ -109,7 +109,9 @@ impl Homes {
     /// whether it is without loss.
     fn home(&self, source: &Checkpoint, role: Role, from: &Encoding, dense: Float) -> Result<Option<(usize, bool)>> {
         let shape = source.spec().shape(role.part);
-        let (Encoding::Codec(from), &[n_rows, row_len]) = (from, &shape[..]) else { return Ok(None) };
+        // All experts' matrices of a stack make rows.
+        let (Encoding::Codec(from), &[ref outer @ .., row_len]) = (from, &shape[..]) else { return Ok(None) };
+        let n_rows = outer.iter().product::<usize>();
         let rows = source.read_blocks(role, 0..n_rows.min(SAMPLE.next_multiple_of(source.row_align(role))))?;
         let mut near = None;
         for (i, target) in self.candidates.iter().enumerate() {

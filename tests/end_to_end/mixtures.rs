@@ -1,6 +1,6 @@
 //! Mixtures of experts: their tensors in every container, what calibration knows of each expert, and every kind of target.
 
-use crate::support::{Work, demo, read_safetensors};
+use crate::support::{Work, demo, edit_json, read_safetensors, write_safetensors};
 use crate::tiny::write_random;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -215,4 +215,77 @@ fn mixtures_become_every_kind_of_target() {
     granite(&work);
     let error = work.fails("quantize granite --to gptq:4bit-g32 --calib builtin --samples 1 --ctx 32 -o g", 69);
     assert!(error["message"].as_str().unwrap().contains("all experts in one tensor"), "{error}");
+}
+
+/// gpt-oss as it is released, in the folder `packed`: the experts' matrices in MXFP4 as transformers packs them; and the same values in
+/// BF16, in the folder `gpt-oss`.
+fn gpt_oss_packed(work: &Work) {
+    const LEVELS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    gpt_oss(work);
+    let mut dense = tensors(work, "gpt-oss");
+    let mut packed = dense.clone();
+    let mut state = 1u64;
+    let mut byte = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    for layer in 0..LAYERS {
+        for (name, rows, columns) in [("gate_up_proj", 2 * FFN, HIDDEN), ("down_proj", HIDDEN, FFN)] {
+            let name = format!("model.layers.{layer}.mlp.experts.{name}");
+            let groups = EXPERTS * rows * columns / 32;
+            let blocks: Vec<u8> = (0..16 * groups).map(|_| byte()).collect();
+            let scales: Vec<u8> = (0..groups).map(|_| 122 + byte() % 4).collect();
+            let (_, _, values) = dense.get_mut(&name).unwrap();
+            for i in 0..EXPERTS * rows * columns {
+                let code = blocks[i / 2] >> (4 * (i % 2));
+                let sign = if code & 8 == 0 { 1.0 } else { -1.0 };
+                let value = sign * LEVELS[usize::from(code & 7)] * 2f32.powi(i32::from(scales[i / 32]) - 127);
+                let (expert, row, column) = (i / columns / rows, i / columns % rows, i % columns);
+                let at = 2 * ((expert * columns + column) * rows + row);
+                values[at..at + 2].copy_from_slice(&value.to_le_bytes()[2..]);
+            }
+            packed.remove(&name);
+            let shape = [EXPERTS, rows, columns / 32];
+            packed.insert(format!("{name}_scales"), (json!("U8"), json!(shape), scales));
+            packed.insert(format!("{name}_blocks"), (json!("U8"), json!([shape[0], shape[1], shape[2], 16]), blocks));
+        }
+    }
+    fs::create_dir(work.path("packed")).unwrap();
+    for file in work.names("gpt-oss") {
+        fs::copy(work.path("gpt-oss").join(&file), work.path("packed").join(&file)).unwrap();
+    }
+    for (folder, tensors) in [("gpt-oss", dense), ("packed", packed)] {
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (name, (dtype, shape, bytes)) in tensors {
+            let offsets = [data.len(), data.len() + bytes.len()];
+            header.insert(name, json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+            data.extend(bytes);
+        }
+        write_safetensors(&work.path(folder).join("model.safetensors"), &header, &data);
+    }
+    edit_json(&work.path("packed/config.json"), "quantization_config", json!({"quant_method": "mxfp4"}));
+}
+
+/// Experts in released blocks compute what their values compute, where they lie and in a GGUF that keeps the blocks.
+#[test]
+fn packed_experts_compute_as_their_values() {
+    let work = Work::new();
+    gpt_oss_packed(&work);
+    work.ok("convert packed --to gguf:keep -o kept.gguf");
+    for (model, codec) in [("packed", "mlx-mxfp4"), ("kept.gguf", "mxfp4")] {
+        let inspected = work.json(&format!("inspect {model}"));
+        let tensors = inspected["tensors"].as_array().unwrap();
+        assert_eq!(tensors.iter().filter(|t| t["codec"] == codec).count() % LAYERS, 0, "{model}: {inspected}");
+        assert!(tensors.iter().any(|t| t["codec"] == codec), "{model}: {inspected}");
+        let kld = |compute: &str| {
+            let document =
+                work.json(&format!("eval {model} --kld builtin --against gpt-oss --ctx 64 --limit 4 --compute {compute}"));
+            document["kld"][0]["mean"].as_f64().unwrap()
+        };
+        let (exact, rounded) = (kld("f32"), kld("int8"));
+        assert!(exact < 1e-9, "{model}: {exact}");
+        assert!(rounded < 0.1, "{model}: {rounded}");
+        work.ok(&format!("verify {model} --source gpt-oss"));
+        assert_eq!(work.json(&format!("generate {model} -p hello -n 3"))["tokens"].as_array().unwrap().len(), 3);
+    }
 }
