@@ -108,7 +108,9 @@ fn a_release_is_one_commit_and_goes_up_once() {
 fn passing_failures_are_tried_again() {
     let broken = Fault::BreakAfter(0);
     for part_size in [None, Some(100_000)] {
-        let test = Test::new(State { part_size, ..State::default() });
+        let mut test = Test::new(State { part_size, ..State::default() });
+        // One file meets several of these one after the other.
+        test.options.hub.attempts = 10;
         for route in ["create", "preupload", "batch", "verify", "commit"] {
             test.hub.fault(route, &[Fault::Status(429), broken]);
         }
