@@ -7,7 +7,7 @@
 //!
 //! With the tail as one outcome the divergence `Σ p ln(p/q)` cannot exceed the true one (data processing inequality), and lacks
 //! `p_tail · KL(p|tail ‖ q|tail)`. To second order a divergence is half the variance of `ln(p/q)`; the tail's is taken to be that of the
-//! rarer half of the stored tokens. Rounding adds less than 4e-7.
+//! rarer half of the stored tokens. Rounding adds less than 6e-7.
 
 use crate::metrics::{Position, log_sum};
 use bitsmith_datasets::{EvalWindows, Style};

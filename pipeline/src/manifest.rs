@@ -307,6 +307,7 @@ pub(crate) mod tests {
                 shard_size: None,
                 mtp: None,
                 device: None,
+                seed: None,
             },
             bytes: 7,
             sha256: "bb".into(),

@@ -192,6 +192,9 @@ fn fields(text: &str) -> (Vec<String>, usize) {
     (names, at)
 }
 
+/// What closed a block, without its first word: nothing at the end of the text.
+type Close = Option<(String, Vec<Token>)>;
+
 struct Parser {
     pieces: Vec<Piece>,
     at: usize,
@@ -199,7 +202,7 @@ struct Parser {
 
 impl Parser {
     /// Nodes up to the `end` or `else` that closes the block, which is given without its first word.
-    fn block(&mut self) -> Result<(Vec<Node>, Option<(String, Vec<Token>)>)> {
+    fn block(&mut self) -> Result<(Vec<Node>, Close)> {
         let mut nodes = Vec::new();
         while self.at < self.pieces.len() {
             self.at += 1;

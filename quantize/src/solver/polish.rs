@@ -22,6 +22,9 @@ const SWEEPS: usize = 3;
 /// products with it.
 const MAX_REFITTED: usize = 512;
 
+/// By how much a block of several rows moved, `(rows, block)`, and in how many of them.
+type Moved = (Array2<f32>, usize);
+
 /// What all rows share.
 pub(super) struct Polish<'a> {
     hessian: &'a Hessian,
@@ -164,7 +167,7 @@ impl<'a> Polish<'a> {
     }
 
     /// Refits the rows' block `b`, then solves it anew, where that lowers the loss; as [`Polish::refit_block`].
-    fn move_block(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<(Array2<f32>, usize)> {
+    fn move_block(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<Moved> {
         let block = &self.blocks[b];
         let Some((moves, refitted)) = self.refit_block(grid, rows, b, g) else { return block.solve(grid, rows, b, g) };
         let g = moves.dot(&block.curvature) + &g;
@@ -176,7 +179,7 @@ impl<'a> Polish<'a> {
 
     /// Refits the scales of the rows' block `b` where that lowers the loss, given the block's columns of `Δ H`. Returns by how much its
     /// values moved, `(rows, block)`, and in how many rows; nothing if none did.
-    fn refit_block(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<(Array2<f32>, usize)> {
+    fn refit_block(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<Moved> {
         let n = grid.block_len();
         let range = b * n..(b + 1) * n;
         let mut moves = Array2::<f32>::zeros((rows.values.nrows(), n));
