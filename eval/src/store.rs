@@ -94,6 +94,14 @@ impl Sparse {
         Sparse { nll: z - f64::from(logits[target as usize]), entries: ids.into_iter().map(|id| (id, p(id))).collect(), tail }
     }
 
+    /// The rounded log-probabilities. Where an earlier token's would be the likeliest one's, it is a step less likely, so that the
+    /// likeliest token is still the first of the likeliest.
+    fn steps(&self) -> impl Iterator<Item = u16> {
+        let (top, p) = self.entries.iter().copied().fold((0, 0.0), likelier);
+        let most = to_steps(p);
+        self.entries.iter().map(move |(id, p)| to_steps(*p) + u16::from(*id < top && to_steps(*p) == most && most < NO_TAIL - 1))
+    }
+
     /// Negative log-likelihood of the token that came.
     pub fn nll(&self) -> f64 {
         self.nll
@@ -119,8 +127,7 @@ impl Sparse {
             kld += tail * (tail.ln() - (1.0 - q_stored).max(f64::MIN_POSITIVE).ln());
             kld += tail * half_variance(ratios);
         }
-        let best = |a: (u32, f64), b: (u32, f64)| if b.1 > a.1 { b } else { a };
-        let (top_against, confidence) = self.entries.iter().copied().fold((0, 0.0), best);
+        let (top_against, confidence) = self.entries.iter().copied().fold((0, 0.0), likelier);
         let top =
             candidate.iter().enumerate().fold((0, f32::NEG_INFINITY), |a, (i, v)| if *v > a.1 { (i, *v) } else { a }).0 as u32;
         Position {
@@ -133,6 +140,11 @@ impl Sparse {
             confidence: confidence / total,
         }
     }
+}
+
+/// The token with the greater probability, the first of equal ones.
+fn likelier(a: (u32, f64), b: (u32, f64)) -> (u32, f64) {
+    if b.1 > a.1 { b } else { a }
 }
 
 /// Half the variance of the log ratios of the rarer half of the tokens, `(p, ln p/q)` each.
@@ -297,7 +309,7 @@ fn encode(tokens: &[u32], positions: &[Sparse]) -> Vec<u8> {
             last = *id;
         }
     }
-    let steps = || positions.iter().flat_map(|p| p.entries.iter().map(|e| to_steps(e.1)));
+    let steps = || positions.iter().flat_map(Sparse::steps);
     out.extend(steps().map(|s| (s >> 8) as u8));
     out.extend(steps().map(|s| s as u8));
     out

@@ -125,13 +125,17 @@ mod tests {
     use super::*;
     use bitsmith_calibrate::SiteStats;
 
-    fn noise(rows: usize, cols: usize, seed: usize) -> Array2<f32> {
-        let value = |k: usize| (((k + 1) * (seed + 7) * 7919 % 10007) as f32 * 0.37).sin();
-        Array2::from_shape_fn((rows, cols), |(i, j)| value(i * cols + j))
+    fn noise(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        Array2::from_shape_simple_fn((rows, cols), &mut next)
     }
 
     /// Inputs that a linear map spoils, and noise.
-    fn pairs(tokens: usize, seed: usize) -> (Array2<f32>, Array2<f32>, Array2<f32>) {
+    fn pairs(tokens: usize, seed: u64) -> (Array2<f32>, Array2<f32>, Array2<f32>) {
         let x = noise(tokens, 24, seed);
         let spoil = noise(24, 24, 1) * 0.05;
         let quantized = &x + &x.dot(&spoil) + noise(tokens, 24, seed + 1) * 0.02;

@@ -76,7 +76,7 @@ fn what_this_build_cannot_do() {
     for line in [
         "inspect demo --device cuda:0",
         "inspect demo --device metal",
-        "quantize demo --to gguf:auto@4.5bpw -o x",
+        "quantize demo --to awq:auto@4.5bpw -o x",
         "eval demo --ppl c4",
     ] {
         assert_eq!(work.fails(line, 69)["kind"], "unsupported", "{line}");

@@ -44,12 +44,15 @@ fn rotations_compose_with_everything_in_every_container() {
     let work = Work::new();
     LLAMA.write(&work, "model");
     for (target, name) in [("gguf:q4_0", "r.gguf"), ("mlx:4bit", "r-mlx"), ("gptq:4bit-g32", "r-gptq")] {
+        work.ok(&format!("quantize model --method rtn {CALIBRATION} --to {target} -o plain-{name}"));
+        let plain = kld(&work, &format!("plain-{name}"), "model");
         for method in ["rotate+rtn", "rotate+awq+gptq"] {
             let document = work.json(&format!("quantize model --method {method} {CALIBRATION} --to {target} -o {name}"));
             assert_eq!(document["artifacts"][0]["method"], method);
             work.ok(&format!("verify {name} --source model"));
             let loss = kld(&work, name, "model");
-            assert!(loss < 0.2, "{method} {target}: {loss}");
+            // Random weights have no outliers that a rotation could spread: it neither helps nor harms.
+            assert!(loss < 1.5 * plain, "{method} {target}: {loss} {plain}");
         }
     }
 }

@@ -79,7 +79,7 @@ fn rotated_models_compute_the_same() {
             let turned = MemoryWeights::copy(&rotated(&model, rotate, 3)).unwrap();
             assert!(!turned.spec().tied && turned.spec().has(Part::Output));
             let error = logits(&turned).iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-            assert!(error < 3e-5 * size, "{model_type}, {}: {error} of {size}", rotate.name);
+            assert!(error < 1e-3 * size, "{model_type}, {}: {error} of {size}", rotate.name);
         }
     }
 }
@@ -150,8 +150,10 @@ fn seeds_make_rotations() {
 #[test]
 fn what_a_rotation_would_change_is_refused() {
     let layer = json!({"rms_norm_eps": null, "layer_norm_eps": 1e-6, "head_dim": null, "hidden_act": "gelu"});
+    let mut neox = layer.clone();
+    neox["rotary_pct"] = json!(0.5);
     for (model_type, changes, why) in [
-        ("gpt_neox", layer.clone(), "subtract a mean"),
+        ("gpt_neox", neox, "subtract a mean"),
         ("bert", layer, "encoders"),
         ("olmo2", json!({}), "between its blocks' outputs"),
         (
