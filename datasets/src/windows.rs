@@ -404,7 +404,8 @@ mod tests {
             let pieces = text.split_inclusive(' ').flat_map(|w| w.as_bytes().chunks(40));
             Ok(pieces.map(|p| p.iter().fold(7u32, |h, b| h.wrapping_mul(31) + u32::from(*b))).collect())
         };
-        let tokenizers: [&dyn Fn(&str) -> Result<Vec<u32>>; 2] = [&bytes, &words];
+        type Cut<'a> = &'a dyn Fn(&str) -> Result<Vec<u32>>;
+        let tokenizers: [Cut<'_>; 2] = [&bytes, &words];
         for (text, spared) in [(&text, true), (&without_lines, false)] {
             let c = corpus(&[(text, None)]);
             for tokenizer in tokenizers {

@@ -36,6 +36,9 @@ const HOLD_OUT: usize = 8;
 /// But no more than this.
 const MAX_HELD_OUT: usize = 16;
 
+/// What there is to choose from for every group of tensors, and the groups.
+type Items = (Vec<Vec<Choice>>, Vec<Vec<Role>>);
+
 /// How `auto` targets choose.
 #[derive(Debug, Clone, Default)]
 pub struct AutoOptions {
@@ -236,7 +239,7 @@ impl<'a> Allocation<'a> {
     }
 
     /// What there is to choose, and for which tensors: one alone, or all that servers fuse.
-    fn items(&self, known: &Known, spec: &ModelSpec) -> Result<(Vec<Vec<Choice>>, Vec<Vec<Role>>)> {
+    fn items(&self, known: &Known, spec: &ModelSpec) -> Result<Items> {
         let mut groups: Vec<Vec<Role>> = Vec::new();
         for (role, _) in &known.losses {
             let fused = |g: &&mut Vec<Role>| self.auto.home.fuses() && role.site().is_some() && g[0].site() == role.site();
@@ -282,12 +285,16 @@ impl<'a> Allocation<'a> {
         };
         let mut points = Vec::new();
         for column in [next(true), next(false)].into_iter().flatten() {
-            if !known.whole.contains_key(&column) {
-                let measured = self.measure_whole(column)?;
-                known.whole.insert(column, measured);
-                self.keep(known)?;
-            }
-            points.push((sums[column].ln(), (known.whole[&column] / sums[column]).ln()));
+            let measured = match known.whole.get(&column) {
+                Some(measured) => *measured,
+                None => {
+                    let measured = self.measure_whole(column)?;
+                    known.whole.insert(column, measured);
+                    self.keep(known)?;
+                    measured
+                }
+            };
+            points.push((sums[column].ln(), (measured / sums[column]).ln()));
         }
         Ok(match points[..] {
             [(x0, y0), (x1, y1)] if x0 != x1 => (y0 + (y1 - y0) * (sum.ln() - x0) / (x1 - x0)).exp(),

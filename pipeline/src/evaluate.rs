@@ -116,6 +116,7 @@ impl Against {
 
 /// Perplexity on each of `ppl`, and divergence from `against` on each of `kld`; what `memory` has is not computed again. The reference's
 /// predictions are kept in the file `save`.
+#[expect(clippy::too_many_arguments, reason = "what to measure, and what is there to measure it with")]
 pub fn evaluate(
     model: &Opened,
     ppl: &[DataSpec],

@@ -279,7 +279,7 @@ impl Work {
         if fs::read_to_string(folder.join(KEY)).ok().as_deref() != Some(key) {
             work.remove_if_there()?;
             fs::create_dir_all(folder).map_err(|e| Error::write(folder, e))?;
-            bitsmith_formats::atomic::write_file(&folder.join(KEY), key.as_bytes())?;
+            bitsmith_formats::atomic::write_file(folder.join(KEY), key.as_bytes())?;
         }
         Ok(work)
     }

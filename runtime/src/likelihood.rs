@@ -328,7 +328,7 @@ mod tests {
         let source = model("llama", json!({}));
         let head = Head::load(&source, &Device::Cpu).unwrap();
         let context = tokens(30, 0);
-        let normed = crate::sweep::run(&source, &[context.clone()], &Device::Cpu, None).unwrap();
+        let normed = crate::sweep::run(&source, std::slice::from_ref(&context), &Device::Cpu, None).unwrap();
         let best = largest(&normed.logits(&head, 0).unwrap()[29 * 61..]) as u32;
         let text = |t: u32| Continuation { tokens: [context.clone(), vec![t]].concat(), from: 30 };
         let got = score(&source, &[text(best), text((best + 1) % 61)], &Device::Cpu, &quiet).unwrap();

@@ -100,7 +100,7 @@ mod tests {
         let path = dir.path().join("k.jsonl");
         fs::write(&path, [fs::read(&path).unwrap(), b"{\"id\": 2, \"te".to_vec()].concat()).unwrap();
         let mut journal = Journal::open(dir.path(), "k").unwrap();
-        assert_eq!(journal.answers.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(journal.answers.keys().copied().collect::<Vec<_>>(), [1, 3]);
         journal.add(2, Answer::Text(String::new())).unwrap();
         drop(journal);
         let journal = Journal::open(dir.path(), "k").unwrap();

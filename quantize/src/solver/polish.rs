@@ -170,7 +170,7 @@ impl<'a> Polish<'a> {
     fn move_block(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<Moved> {
         let block = &self.blocks[b];
         let Some((moves, refitted)) = self.refit_block(grid, rows, b, g) else { return block.solve(grid, rows, b, g) };
-        let g = moves.dot(&block.curvature) + &g;
+        let g = moves.dot(&block.curvature) + g;
         Some(match block.solve(grid, rows, b, g.view()) {
             Some((more, solved)) => (moves + more, refitted + solved),
             None => (moves, refitted),

@@ -88,6 +88,9 @@ impl Transform for Rotate {
     }
 }
 
+/// The factor of each channel.
+type Level = Arc<Vec<f32>>;
+
 /// A rotated model. Tensors are turned one by one as they are read.
 struct Rotated<'a> {
     source: Box<dyn WeightSource + 'a>,
@@ -96,7 +99,7 @@ struct Rotated<'a> {
     /// Of values, one per layer.
     heads: Vec<Rotation>,
     /// Factors of levelled channels, once they are known.
-    levels: Mutex<BTreeMap<(usize, Channels), Arc<Vec<f32>>>>,
+    levels: Mutex<BTreeMap<(usize, Channels), Level>>,
 }
 
 /// Channels between two linear layers, which nothing else reads.
