@@ -1,6 +1,6 @@
 //! A reference's predictions in a file, so that a model can be compared with one that is not there.
 //!
-//! Of each scored position's distribution the file has the likeliest tokens, until what is left is below [`TAIL`] or 1/40 of the
+//! Of each scored position's distribution the file has the likeliest tokens, until what is left is below 1e-4 or 1/40 of the
 //! vocabulary is stored, and the mass of the rest, the tail. Log-probabilities are rounded to 1/512 nat, ids are stored as
 //! differences, and each window is a zstd frame: at least 20 times less than the 2 bytes per token of the vocabulary in llama.cpp's
 //! files, mostly far more.
