@@ -51,8 +51,9 @@ fn rotations_compose_with_everything_in_every_container() {
             assert_eq!(document["artifacts"][0]["method"], method);
             work.ok(&format!("verify {name} --source model"));
             let loss = kld(&work, name, "model");
-            // Random weights have no outliers that a rotation could spread: it neither helps nor harms.
-            assert!(loss < 1.5 * plain, "{method} {target}: {loss} {plain}");
+            // Uniform random weights suit a grid best as they are; turned, they are normal, with some farther out. Another function
+            // would lose far more.
+            assert!(loss < 5.0 * plain, "{method} {target}: {loss} {plain}");
         }
     }
 }
