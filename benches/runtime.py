@@ -44,7 +44,9 @@ def speeds(args, model):
 
 def perplexity(args, model):
     """Seconds of both commands over the same windows."""
-    ours = run([args.bitsmith, "eval", model, "--ppl", args.text, "--limit", args.limit, "--compute", args.compute, "--threads", args.threads])
+    command = [args.bitsmith, "eval", model, "--ppl", args.text, "--limit", args.limit, "--compute", args.compute]
+    # What was measured before is not looked up.
+    ours = run(command + ["--threads", args.threads, "--fresh"])
     theirs = [args.llama_cpp / "llama-perplexity", "-m", model, "-f", args.text, "-c", 512, "--chunks", args.limit, "-t", args.threads]
     return ours[1], run(theirs)[1]
 

@@ -246,6 +246,13 @@ impl Encoder<'_> {
         Ok(sum)
     }
 
+    /// Adds what a tied embedding's second use, as a table of rows, says to the curvature of the first.
+    pub(crate) fn add_table(&self, h: &mut Array2<f32>) -> Result<()> {
+        let mean = h.diag().sum() / h.ncols() as f32;
+        h.scaled_add(TIED_TABLE * mean, &self.embedding_curvature()?);
+        Ok(())
+    }
+
     pub(crate) fn read_group(&self, roles: &[Role]) -> Result<DenseLayer> {
         let mut dense = DenseLayer::new();
         for &role in roles {
@@ -330,8 +337,7 @@ impl Encoder<'_> {
         let hessian = match site.and_then(SiteStats::hessian) {
             Some(mut h) if needed => {
                 if at.input == Input::Head && spec.tied {
-                    let mean = h.diag().sum() / h.ncols() as f32;
-                    h.scaled_add(TIED_TABLE * mean, &self.embedding_curvature()?);
+                    self.add_table(&mut h)?;
                 }
                 Some(Hessian::new(h))
             }

@@ -42,6 +42,7 @@ mod stream;
 pub mod target;
 pub mod tasks;
 pub mod text;
+mod tune;
 pub mod verify;
 
 pub use context::Context;

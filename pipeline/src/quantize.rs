@@ -513,7 +513,8 @@ impl<'a> Job<'a> {
             context: self.context,
         };
         let mut notes = self.plan_notes(target, plan);
-        let found = encoder.run()?;
+        let mut found = encoder.run()?;
+        let mut tuned = encoder.tuned(&mut found)?;
         for note in &found {
             self.context.progress.note(&format!("{target}: {note}"));
         }
@@ -522,7 +523,10 @@ impl<'a> Job<'a> {
         let mut account = Account::default();
         let writers = self.writers(work)?;
         for entry in &plan.entries {
-            let encoded = encoder.encoded(entry.role)?;
+            let encoded = match tuned.remove(&entry.role) {
+                Some(tensor) => tensor,
+                None => encoder.encoded(entry.role)?,
+            };
             for (_, writer) in writers.iter().filter(|(plan, _)| plan.codec(entry.role).is_some()) {
                 writer.put(entry.role, &encoded)?;
             }

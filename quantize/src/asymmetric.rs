@@ -108,7 +108,7 @@ fn dot(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
 
 impl Hessian {
     /// `B H⁻¹` for `(rows, in)`; `None` if H could not be factored.
-    fn divide(&self, b: ArrayView2<'_, f32>) -> Option<Array2<f32>> {
+    pub(crate) fn divide(&self, b: ArrayView2<'_, f32>) -> Option<Array2<f32>> {
         let u = self.factor.as_ref()?;
         let ordered = |b: ArrayView2<'_, f32>| Array2::from_shape_fn(b.dim(), |(r, i)| b[[r, self.order[i]]]);
         let quotient = by_rows(b, |b| ordered(b).dot(&u.t()).dot(u));

@@ -71,15 +71,23 @@ impl Hessian {
 
     /// How columns that are rounded in groups of `step` neighbours are visited: the most important group first.
     pub fn visits(&self, step: usize) -> Visits<'_> {
+        let order = self.visiting_order(step);
+        let factor = match &order {
+            Cow::Borrowed(_) => self.factor.as_ref().map(Cow::Borrowed),
+            Cow::Owned(order) => self.factor.as_ref().and_then(|_| factor(&self.damped, order, 0.0)).map(Cow::Owned),
+        };
+        Visits { order, factor }
+    }
+
+    /// The columns as [`Hessian::visits`] has them.
+    pub(crate) fn visiting_order(&self, step: usize) -> Cow<'_, [usize]> {
         if step == 1 {
-            return Visits { order: Cow::Borrowed(&self.order), factor: self.factor.as_ref().map(Cow::Borrowed) };
+            return Cow::Borrowed(&self.order);
         }
         let total = |g: usize| self.importance[g * step..(g + 1) * step].iter().map(|&i| f64::from(i)).sum::<f64>();
         let mut groups: Vec<usize> = (0..self.width() / step).collect();
         groups.sort_by(|&a, &b| total(b).total_cmp(&total(a)).then(a.cmp(&b)));
-        let order: Vec<usize> = groups.into_iter().flat_map(|g| g * step..(g + 1) * step).collect();
-        let factor = self.factor.as_ref().and_then(|_| factor(&self.damped, &order, 0.0));
-        Visits { order: Cow::Owned(order), factor: factor.map(Cow::Owned) }
+        Cow::Owned(groups.into_iter().flat_map(|g| g * step..(g + 1) * step).collect())
     }
 
     /// Input channels.

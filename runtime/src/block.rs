@@ -108,8 +108,7 @@ impl Run<'_> {
             Some(_) => self.norm(layer, Part::FfnPostNorm, &out)?.into_owned(),
             None => out,
         };
-        ops::scale_in_place(&out, self.spec.scales.residual)?;
-        ops::add_in_place(&out, &hidden)?;
+        let out = ops::add(ops::scale(out, self.spec.scales.residual)?, &hidden)?;
         Ok(match layer.find(Part::LayerOutputNorm) {
             Some(_) => self.norm(layer, Part::LayerOutputNorm, &out)?.into_owned(),
             None => out,
@@ -153,8 +152,7 @@ impl Run<'_> {
         let normed = self.norm(layer, Part::AttnNorm, x)?;
         let out = self.attention(layer, &normed, rows, segments)?;
         let out = self.norm(layer, Part::AttnPostNorm, &out)?.into_owned();
-        ops::scale_in_place(&out, self.spec.scales.residual)?;
-        ops::add_in_place(&out, x)?;
+        let out = ops::add(ops::scale(out, self.spec.scales.residual)?, x)?;
         if self.spec.parallel {
             // With one norm for both, its output is read again.
             let input = if layer.find(Part::FfnNorm).is_some() { self.norm(layer, Part::FfnNorm, x)? } else { normed };
@@ -238,8 +236,8 @@ impl Run<'_> {
         let q = self.norm(layer, Part::AttnQNorm, &q?)?.into_owned();
         let k = self.norm(layer, Part::AttnKNorm, &k?)?.into_owned();
         let whole = Rotated { head: spec.head_dim, from: 0 };
-        self.rotate(&q, spans, whole)?;
-        self.rotate(&k, spans, whole)?;
+        let mut q = self.rotate(q, spans, whole)?;
+        let k = self.rotate(k, spans, whole)?;
         let rotated = spec.layers[self.layer_index].rope != RopeUse::None;
         if rotated && spec.qk_unit_norm {
             let ones = Tensor::ones(spec.head_dim, q.dtype(), q.device()).or_fail()?;
@@ -250,7 +248,8 @@ impl Run<'_> {
             let positions = spans.iter().flat_map(|r| (0..r.windows * r.len).map(move |i| r.start + i % r.len));
             let factors: Vec<f32> = positions.map(|p| temperature.factor(p)).collect();
             let n = factors.len();
-            ops::scale_rows_in_place(&q, &Tensor::from_vec(factors, (n, 1), q.device()).or_fail()?)?;
+            let factors = Tensor::from_vec(factors, (n, 1), q.device()).or_fail()?;
+            q = ops::scale_rows(q, &factors)?;
         }
         Ok([q, k, v?])
     }
@@ -268,10 +267,10 @@ impl Run<'_> {
             }
             None => project(layer, Part::AttnQ, x)?,
         };
-        self.rotate(&q, spans, Rotated { head: spec.head_dim, from: nope })?;
+        let q = self.rotate(q, spans, Rotated { head: spec.head_dim, from: nope })?;
         let both = project(layer, Part::AttnKvA, x)?;
         let shared = ops::columns(&both, latent.kv_rank, latent.rope_dim)?;
-        self.rotate(&shared, spans, Rotated { head: latent.rope_dim, from: 0 })?;
+        let shared = self.rotate(shared, spans, Rotated { head: latent.rope_dim, from: 0 })?;
         let narrow = ops::columns(&both, 0, latent.kv_rank)?;
         let narrow = self.norm(layer, Part::AttnKvANorm, &narrow)?;
         self.observe(Input::KvLatent, &narrow)?;
@@ -295,28 +294,22 @@ impl Run<'_> {
         Ok([q, Tensor::cat(&k, 1).or_fail()?, Tensor::cat(&v, 1).or_fail()?])
     }
 
-    /// Rotates a part of every head in place; the rows of `x` are those of the spans, one after the other.
-    fn rotate(&self, x: &Tensor, spans: &[Rows], part: Rotated) -> Result<()> {
+    /// Rotates a part of every head; the rows of `x` are those of the spans, one after the other.
+    fn rotate(&self, x: Tensor, spans: &[Rows], part: Rotated) -> Result<Tensor> {
         let table = match self.spec.layers[self.layer_index].rope {
-            RopeUse::None => return Ok(()),
+            RopeUse::None => return Ok(x),
             RopeUse::Global => &self.ropes.global,
             RopeUse::Local => self.ropes.local.as_ref().unwrap_or(&self.ropes.global),
         };
-        let mut first = 0;
-        for rows in spans {
-            let n = rows.windows * rows.len;
-            table.apply(&x.narrow(0, first, n).or_fail()?, rows.len, rows.start, part)?;
-            first += n;
-        }
-        Ok(())
+        table.apply(x, spans, part)
     }
 }
 
 /// A linear layer with its bias, if it has one. The result owns its storage.
 pub(crate) fn project(layer: &Layer, part: Part, x: &Tensor) -> Result<Tensor> {
     let y = layer.weight(part)?.product(x, layer.mode())?;
-    if let Some(bias) = part.bias().and_then(|b| layer.find(b)) {
-        ops::add_bias_in_place(&y, bias)?;
+    match part.bias().and_then(|b| layer.find(b)) {
+        Some(bias) => ops::add_bias(y, bias),
+        None => Ok(y),
     }
-    Ok(y)
 }

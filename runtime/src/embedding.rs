@@ -53,18 +53,17 @@ impl Embedding {
 
     /// Hidden states `(ids, hidden)`; token `i` stands at `position(i)` of its sequence.
     pub fn rows(&self, ids: &[u32], position: impl Fn(usize) -> usize) -> Result<Tensor> {
-        let x = self.table.embed(ids, &self.device)?;
-        ops::scale_in_place(&x, self.scale)?;
+        let mut x = ops::scale(self.table.embed(ids, &self.device)?, self.scale)?;
         if let Some(positions) = &self.positions {
             let known = positions.dim(0).or_fail()?;
             let each: Vec<u32> = (0..ids.len()).map(|i| position(i) as u32).collect();
             if let Some(last) = each.iter().max().filter(|p| **p as usize >= known) {
                 return Err(Error::usage(format!("position {last} exceeds the {known} that the model knows")));
             }
-            ops::add_in_place(&x, &ops::embed(positions, &each)?)?;
+            x = ops::add(x, &ops::embed(positions, &each)?)?;
         }
         if let Some(segment) = &self.segment {
-            ops::add_bias_in_place(&x, segment)?;
+            x = ops::add_bias(x, segment)?;
         }
         match &self.norm {
             Some((weight, bias, norm)) => ops::norm(&x, weight, bias.as_ref(), *norm),

@@ -34,16 +34,13 @@ fn block(run: &Run<'_>, layer: &Layer, x: &Tensor, parts: &Parts, down: bool) ->
     let up = project(layer, parts.up, x)?;
     let inner = if layer.has(parts.gate) {
         let gate = project(layer, parts.gate, x)?;
-        ops::activate_in_place(activation, &gate, &up)?;
-        gate
+        ops::activate(activation, gate, &up)?
     } else if run.spec.fused_gate && parts.up == Part::FfnUp {
         let width = run.spec.ffn_size;
         let gate = ops::columns(&up, 0, width)?;
-        ops::activate_in_place(activation, &gate, &ops::columns(&up, width, width)?)?;
-        gate
+        ops::activate(activation, gate, &ops::columns(&up, width, width)?)?
     } else {
-        ops::activate_alone_in_place(activation, &up)?;
-        up
+        ops::activate_alone(activation, up)?
     };
     run.observe(parts.inner, &inner)?;
     if down { project(layer, parts.down, &inner).map(Some) } else { Ok(None) }
@@ -58,7 +55,7 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
     let chosen = ops::with_f32(&logits, |values| {
         values.chunks_exact(experts.count).map(|row| route(experts, row, bias.as_deref())).collect::<Vec<_>>()
     })?;
-    let sum = Tensor::zeros((rows, width), x.dtype(), x.device()).or_fail()?;
+    let mut sum = Tensor::zeros((rows, width), x.dtype(), x.device()).or_fail()?;
     let mut inners = Vec::new();
     for expert in 0..experts.count {
         let of = |row: &Vec<(usize, f32)>| row.iter().find(|(e, _)| *e == expert).map(|(_, weight)| *weight);
@@ -68,22 +65,22 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
         }
         let index: Vec<u32> = mine.iter().map(|(r, _)| *r as u32).collect();
         let index = Tensor::new(index, x.device()).or_fail()?;
-        let input = x.index_select(&index, 0).or_fail()?;
+        let mut input = x.index_select(&index, 0).or_fail()?;
         if experts.weigh_input {
             let weights: Vec<f32> = mine.iter().map(|(_, w)| *w).collect();
             let weights = Tensor::new(weights, x.device()).and_then(|w| w.reshape((mine.len(), 1))).or_fail()?;
-            ops::scale_rows_in_place(&input, &weights)?;
+            input = ops::scale_rows(input, &weights)?;
         }
         run.observe_matrix(Input::FfnIn, expert, experts.count, &input)?;
         let gate = project_expert(layer, Part::FfnGateExps, expert, &input)?;
         let up = project_expert(layer, Part::FfnUpExps, expert, &input)?;
-        ops::activate_in_place(run.spec.activation, &gate, &up)?;
+        let gate = ops::activate(run.spec.activation, gate, &up)?;
         run.observe_matrix(Input::ExpertOut, expert, experts.count, &gate)?;
         if down {
             let out = project_expert(layer, Part::FfnDownExps, expert, &gate)?;
             let weight = |weight| if experts.weigh_input { 1.0 } else { weight };
             let weighed: Vec<(usize, f32)> = mine.iter().map(|(row, w)| (*row, weight(*w))).collect();
-            ops::add_rows_in_place(&sum, &weighed, &out)?;
+            sum = ops::add_rows(sum, &weighed, &out)?;
         }
         if run.observer.is_some() {
             inners.push(gate);
@@ -99,11 +96,11 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
     if !down {
         return Ok(None);
     }
-    if let Some(shared) = shared {
+    if let Some(mut shared) = shared {
         if let Some(gate) = layer.find(Part::FfnGateInpShexp) {
-            ops::scale_rows_in_place(&shared, &ops::sigmoid(&linear(x, gate)?)?)?;
+            shared = ops::scale_rows(shared, &ops::sigmoid(&linear(x, gate)?)?)?;
         }
-        ops::add_in_place(&sum, &shared)?;
+        sum = ops::add(sum, &shared)?;
     }
     Ok(Some(sum))
 }
@@ -111,10 +108,10 @@ fn mixture(run: &Run<'_>, layer: &Layer, x: &Tensor, experts: &Experts, down: bo
 /// A linear layer of one expert with its bias.
 fn project_expert(layer: &Layer, part: Part, expert: usize, x: &Tensor) -> Result<Tensor> {
     let y = layer.weight(part)?.expert(expert)?.product(x, layer.mode())?;
-    if let Some(bias) = part.bias().and_then(|b| layer.find(b)) {
-        ops::add_bias_in_place(&y, &bias.get(expert).or_fail()?)?;
+    match part.bias().and_then(|b| layer.find(b)) {
+        Some(bias) => ops::add_bias(y, &bias.get(expert).or_fail()?),
+        None => Ok(y),
     }
-    Ok(y)
 }
 
 /// The experts of one token and their weights, in ascending order of the experts. Of equal scores the first counts as better.

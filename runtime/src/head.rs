@@ -43,6 +43,11 @@ impl Head {
         Ok(Head { weight, mode: source.compute(), bias, scale: spec.scales.logits, softcap: spec.logit_softcap })
     }
 
+    /// The same with another matrix of the same shape.
+    pub(crate) fn with_weight(&self, weight: impl Into<Weight>) -> Self {
+        Head { weight: weight.into(), ..self.clone() }
+    }
+
     /// The matrix.
     pub fn weight(&self) -> &Weight {
         &self.weight
@@ -60,15 +65,15 @@ impl Head {
 
     /// Logits `(rows, vocab)` of normed hidden states `(rows, hidden)`. All at once: for many rows use [`Head::for_each_chunk`].
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
-        let logits = self.weight.product(normed, self.mode)?;
+        let mut logits = self.weight.product(normed, self.mode)?;
         if let Some(bias) = &self.bias {
-            ops::add_bias_in_place(&logits, bias)?;
+            logits = ops::add_bias(logits, bias)?;
         }
-        ops::scale_in_place(&logits, self.scale)?;
-        if let Some(cap) = self.softcap {
-            ops::softcap_in_place(&logits, cap)?;
+        let logits = ops::scale(logits, self.scale)?;
+        match self.softcap {
+            Some(cap) => ops::softcap(logits, cap),
+            None => Ok(logits),
         }
-        Ok(logits)
     }
 
     /// Calls `f(first_row, logits)` for successive chunks of rows of `normed`, `(rows, hidden)`; `logits` is row-major,

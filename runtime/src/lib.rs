@@ -12,6 +12,7 @@ pub mod device;
 pub mod embedding;
 mod ffn;
 pub mod generate;
+pub mod gradient;
 pub mod head;
 pub mod kernels;
 pub mod layer;

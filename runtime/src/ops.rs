@@ -1,5 +1,7 @@
 //! Operations on candle tensors that candle lacks or does slowly: CPU kernels behind candle's custom-op interface. On another
-//! device they are `composed` of what candle has.
+//! device, and where gradients are wanted, they are `composed` of what candle has.
+//!
+//! What takes a tensor by value gives its result in the tensor's storage, where it can: no other tensor in use may share that.
 
 pub(crate) mod composed;
 
@@ -121,10 +123,10 @@ pub fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, norm: Norm) -> R
         true => composed::norm(x, weight, norm)?,
         false => x.apply_op2_no_bwd(weight, &NormOp(norm)).or_fail()?,
     };
-    if let Some(bias) = bias {
-        add_bias_in_place(&y, bias)?;
+    match bias {
+        Some(bias) => add_bias(y, bias),
+        None => Ok(y),
     }
-    Ok(y)
 }
 
 /// What a two-tensor in-place operation does to a row of the first.
@@ -153,44 +155,48 @@ impl<F: Fn(&mut [f32], &[f32]) + Sync> InplaceOp2 for InPlace<F> {
     }
 }
 
-fn add(a: &mut [f32], b: &[f32]) {
+fn add_values(a: &mut [f32], b: &[f32]) {
     for (a, b) in a.iter_mut().zip(b) {
         *a += b;
     }
 }
 
-/// `a ← a + b`, same shapes. `a` must not share its storage with a tensor still in use.
-pub(crate) fn add_in_place(a: &Tensor, b: &Tensor) -> Result<()> {
-    if composed::takes(a) {
-        return composed::add_in_place(a, b);
+/// `a + b`, same shapes, in the storage of `a`.
+pub(crate) fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if composed::takes(&a) || composed::takes(b) {
+        return composed::add(&a, b);
     }
-    a.inplace_op2(b, &InPlace { name: "add", shared_row: false, f: add }).or_fail()
+    a.inplace_op2(b, &InPlace { name: "add", shared_row: false, f: add_values }).or_fail()?;
+    Ok(a)
 }
 
-/// Adds a bias to every row, in place.
-pub(crate) fn add_bias_in_place(a: &Tensor, bias: &Tensor) -> Result<()> {
-    if composed::takes(a) {
-        return composed::add_bias_in_place(a, bias);
+/// `a` with a bias added to every row, in its storage.
+pub(crate) fn add_bias(a: Tensor, bias: &Tensor) -> Result<Tensor> {
+    if composed::takes(&a) {
+        return composed::add_bias(&a, bias);
     }
-    a.inplace_op2(bias, &InPlace { name: "add-bias", shared_row: true, f: add }).or_fail()
+    a.inplace_op2(bias, &InPlace { name: "add-bias", shared_row: true, f: add_values }).or_fail()?;
+    Ok(a)
 }
 
-/// `gate ← act(gate) · up`.
-pub(crate) fn activate_in_place(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<()> {
-    if composed::takes(gate) {
-        return composed::activate_in_place(activation, gate, up);
+/// `act(gate) · up`, in the storage of `gate`.
+pub(crate) fn activate(activation: Activation, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+    if composed::takes(&gate) {
+        return composed::activate(activation, &gate, up);
     }
-    gate.inplace_op2(up, &InPlace { name: "gate", shared_row: false, f: gating(activation) }).or_fail()
+    gate.inplace_op2(up, &InPlace { name: "gate", shared_row: false, f: gating(activation) }).or_fail()?;
+    Ok(gate)
 }
 
-/// `x ← act(x)`.
-pub(crate) fn activate_alone_in_place(activation: Activation, x: &Tensor) -> Result<()> {
-    if composed::takes(x) {
-        return composed::activate_alone_in_place(activation, x);
+/// `act(x)`, in its storage.
+pub(crate) fn activate_alone(activation: Activation, x: Tensor) -> Result<Tensor> {
+    if composed::takes(&x) {
+        return composed::activate_alone(activation, &x);
     }
     static ONES: [f32; TASK] = [1.0; TASK];
     let f = |_, part: &mut [f32]| part.chunks_mut(TASK).for_each(|c| gating(activation)(c, &ONES));
-    x.inplace_op1(&RowsInPlace { name: "activation", width: 1, f }).or_fail()
+    x.inplace_op1(&RowsInPlace { name: "activation", width: 1, f }).or_fail()?;
+    Ok(x)
 }
 
 fn gating(activation: Activation) -> fn(&mut [f32], &[f32]) {
@@ -206,31 +212,33 @@ fn gating(activation: Activation) -> fn(&mut [f32], &[f32]) {
     }
 }
 
-/// `x ← factor x`.
-pub(crate) fn scale_in_place(x: &Tensor, factor: f32) -> Result<()> {
+/// `factor x`, in its storage.
+pub(crate) fn scale(x: Tensor, factor: f32) -> Result<Tensor> {
     if factor == 1.0 {
-        return Ok(());
+        return Ok(x);
     }
-    if composed::takes(x) {
-        return composed::scale_in_place(x, factor);
+    if composed::takes(&x) {
+        return composed::scale(&x, factor);
     }
     let f = |_, part: &mut [f32]| part.iter_mut().for_each(|v| *v *= factor);
-    x.inplace_op1(&RowsInPlace { name: "scale", width: 1, f }).or_fail()
+    x.inplace_op1(&RowsInPlace { name: "scale", width: 1, f }).or_fail()?;
+    Ok(x)
 }
 
-/// `x ← cap tanh(x / cap)`.
-pub(crate) fn softcap_in_place(x: &Tensor, cap: f32) -> Result<()> {
-    if composed::takes(x) {
-        return composed::softcap_in_place(x, cap);
+/// `cap tanh(x / cap)`, in the storage of `x`.
+pub(crate) fn softcap(x: Tensor, cap: f32) -> Result<Tensor> {
+    if composed::takes(&x) {
+        return composed::softcap(&x, cap).or_fail();
     }
     let f = |_, part: &mut [f32]| kernels::softcap(part, 1.0, cap);
-    x.inplace_op1(&RowsInPlace { name: "softcap", width: 1, f }).or_fail()
+    x.inplace_op1(&RowsInPlace { name: "softcap", width: 1, f }).or_fail()?;
+    Ok(x)
 }
 
-/// Multiplies row `r` of `x` by `factors[r]`, `(rows, 1)`.
-pub(crate) fn scale_rows_in_place(x: &Tensor, factors: &Tensor) -> Result<()> {
-    if composed::takes(x) {
-        return composed::scale_rows_in_place(x, factors);
+/// Row `r` of `x` times `factors[r]`, `(rows, 1)`, in the storage of `x`.
+pub(crate) fn scale_rows(x: Tensor, factors: &Tensor) -> Result<Tensor> {
+    if composed::takes(&x) {
+        return composed::scale_rows(&x, factors);
     }
     let (_, width) = x.dims2().or_fail()?;
     let factors: Vec<f32> = factors.flatten_all().and_then(|t| t.to_vec1()).or_fail()?;
@@ -239,14 +247,15 @@ pub(crate) fn scale_rows_in_place(x: &Tensor, factors: &Tensor) -> Result<()> {
             row.iter_mut().for_each(|v| *v *= factor);
         }
     };
-    x.inplace_op1(&RowsInPlace { name: "scale-rows", width, f }).or_fail()
+    x.inplace_op1(&RowsInPlace { name: "scale-rows", width, f }).or_fail()?;
+    Ok(x)
 }
 
-/// Adds rows, `(rows.len(), width)`, to some rows of `sum`, in place: row `i` times `rows[i].1` to row `rows[i].0`. Rows come in
-/// ascending order, each once.
-pub(crate) fn add_rows_in_place(sum: &Tensor, rows: &[(usize, f32)], x: &Tensor) -> Result<()> {
-    if composed::takes(sum) {
-        return composed::add_rows_in_place(sum, rows, x);
+/// Adds rows, `(rows.len(), width)`, to some rows of `sum`, in its storage: row `i` times `rows[i].1` to row `rows[i].0`. Rows come
+/// in ascending order, each once.
+pub(crate) fn add_rows(sum: Tensor, rows: &[(usize, f32)], x: &Tensor) -> Result<Tensor> {
+    if composed::takes(&sum) || composed::takes(x) {
+        return composed::add_rows(&sum, rows, x);
     }
     let (_, width) = sum.dims2().or_fail()?;
     with_f32(x, |x| {
@@ -258,7 +267,8 @@ pub(crate) fn add_rows_in_place(sum: &Tensor, rows: &[(usize, f32)], x: &Tensor)
             }
         };
         sum.inplace_op1(&RowsInPlace { name: "add-rows", width, f }).or_fail()
-    })?
+    })??;
+    Ok(sum)
 }
 
 /// `1 / (1 + exp(−x))`.
@@ -361,7 +371,7 @@ mod tests {
         ];
         for (activation, wanted) in cases {
             let g = from_host(gate.clone(), &[4, 25], &Device::Cpu).unwrap();
-            activate_in_place(activation, &g, &from_host(up.clone(), &[4, 25], &Device::Cpu).unwrap()).unwrap();
+            let g = activate(activation, g, &from_host(up.clone(), &[4, 25], &Device::Cpu).unwrap()).unwrap();
             with_f32(&g, |got| {
                 for ((got, g), u) in got.iter().zip(&gate).zip(&up) {
                     let want = wanted(f64::from(*g), f64::from(*u));

@@ -1,5 +1,6 @@
 //! Rotary position embedding (Su et al., 2021) and its variants for long contexts.
 
+use crate::block::Rows;
 use crate::kernels;
 use crate::ops::composed::{self, Turn};
 use crate::ops::{OrFail, RowsInPlace};
@@ -144,22 +145,41 @@ impl RopeTable {
         self.half == 0 || (length <= self.length && self.rope.serves(length) >= self.length)
     }
 
-    /// Rotates a part of every head of `x`, `(windows × len, heads × head)`, in place; row `r` is at position `start + r % len`.
-    pub(crate) fn apply(&self, x: &Tensor, len: usize, start: usize, part: Rotated) -> Result<()> {
+    /// A part of every head of `x`, `(rows, heads × head)`, rotated in the storage of `x`. Its rows are those of the spans, one after the
+    /// other.
+    pub(crate) fn apply(&self, x: Tensor, spans: &[Rows], part: Rotated) -> Result<Tensor> {
         if self.half == 0 {
-            return Ok(());
+            return Ok(x);
         }
+        if let [whole] = spans {
+            return self.apply_to(x, whole.len, whole.start, part);
+        }
+        let (mut first, mut parts) = (0, Vec::new());
+        for rows in spans {
+            let n = rows.windows * rows.len;
+            parts.push(self.apply_to(x.narrow(0, first, n).or_fail()?, rows.len, rows.start, part)?);
+            first += n;
+        }
+        match composed::takes(&x) {
+            true => Tensor::cat(&parts, 0).or_fail(),
+            // The parts lie where they were.
+            false => Ok(x),
+        }
+    }
+
+    /// The same for `(windows × len, heads × head)`; row `r` is at position `start + r % len`.
+    fn apply_to(&self, x: Tensor, len: usize, start: usize, part: Rotated) -> Result<Tensor> {
         let table = match self.covers(start + len) {
             true => Cow::Borrowed(self),
             false => Cow::Owned(RopeTable::new(&self.rope, start + len)),
         };
         let (_, width) = x.dims2().or_fail()?;
         let half = self.half;
-        if composed::takes(x) {
+        if composed::takes(&x) {
             let (Rotated { head, from }, at) = (part, start * half..(start + len) * half);
             let interleaved = self.rope.interleaved;
             let turn = Turn { cos: &table.cos[at.clone()], sin: &table.sin[at], half, head, from, interleaved };
-            return composed::rotate_in_place(x, &turn);
+            return composed::rotate(&x, &turn);
         }
         let f = |first: usize, rows: &mut [f32]| {
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
@@ -175,7 +195,8 @@ impl RopeTable {
                 }
             }
         };
-        x.inplace_op1(&RowsInPlace { name: "rope", width, f }).or_fail()
+        x.inplace_op1(&RowsInPlace { name: "rope", width, f }).or_fail()?;
+        Ok(x)
     }
 }
 

@@ -154,6 +154,14 @@ impl Sweep {
     pub fn device(&self) -> &Device {
         &self.device
     }
+    /// The tables of rotations.
+    pub(crate) fn ropes(&self) -> &Ropes {
+        &self.ropes
+    }
+    /// How each batch's rows stand in their windows.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Rows> {
+        self.batches.iter().map(|b| Rows { windows: b.windows.len(), len: b.len, start: 0 })
+    }
     /// Number of windows.
     pub fn n_windows(&self) -> usize {
         self.places.len()
@@ -204,11 +212,7 @@ impl Sweep {
         if hidden.batches.len() != self.batches.len() {
             return Err(Error::failed("these hidden states belong to another sweep"));
         }
-        self.batches
-            .iter()
-            .zip(&hidden.batches)
-            .map(|(b, x)| f(x, Rows { windows: b.windows.len(), len: b.len, start: 0 }))
-            .collect()
+        self.rows().zip(&hidden.batches).map(|(rows, x)| f(x, rows)).collect()
     }
 
     fn checked(&self, layer: usize, x: Tensor) -> Result<Tensor> {
@@ -315,6 +319,10 @@ impl Sweep {
 }
 
 impl Normed {
+    /// The states as tensors `(tokens, hidden)`, in the order of [`Hidden::tensors`].
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.batches
+    }
     /// Number of windows.
     pub fn n_windows(&self) -> usize {
         self.places.len()

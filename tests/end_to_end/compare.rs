@@ -21,7 +21,7 @@ fn results_become_tables_and_figures() {
     }
     work.write("log.txt", "perplexity: calculating perplexity over 6 chunks, n_ctx=64\nFinal estimate: PPL = 9.5 +/- 0.1\n");
     let document = work.json(
-        "compare q4.json q8.json log.txt --csv all.csv --latex all.tex --markdown all.md --html all.html --svg p.svg --png p.png --figures figs",
+        "compare q4.json q8.json log.txt --csv all.csv --parquet all.parquet --latex all.tex --markdown all.md --html all.html --svg p.svg --png p.png --figures figs",
     );
     let rows = document["report"]["rows"].as_array().unwrap();
     assert_eq!(rows.iter().map(|r| r["target"].as_str().unwrap()).collect::<Vec<_>>(), ["q4.gguf", "q8.gguf", "log"]);
@@ -31,6 +31,8 @@ fn results_become_tables_and_figures() {
     assert_eq!((pair["windows"].as_u64(), pair["p_value"].as_f64()), (Some(6), Some(2.0 / 64.0)));
     let read = |name: &str| fs::read_to_string(work.path(name)).unwrap();
     assert_eq!(read("all.csv").lines().count(), 4);
+    let parquet = fs::read(work.path("all.parquet")).unwrap();
+    assert!(parquet.starts_with(b"PAR1") && parquet.ends_with(b"PAR1"));
     assert!(read("all.tex").contains("\\toprule") && read("all.md").contains("| q4.gguf |"));
     assert!(read("all.html").contains("Worst passages") && read("p.svg").starts_with("<svg"));
     assert!(fs::read(work.path("p.png")).unwrap().starts_with(b"\x89PNG"));

@@ -29,5 +29,6 @@ mod text;
 mod tiny;
 mod torch;
 mod transforms;
+mod tuned;
 mod vision;
 mod workflows;

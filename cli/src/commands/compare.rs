@@ -33,6 +33,9 @@ pub struct Arguments {
     /// Write one row per artifact and text, with all numbers
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+    /// The same as a Parquet file
+    #[arg(long, value_name = "FILE")]
+    pub parquet: Option<PathBuf>,
     /// Write the tables as LaTeX with booktabs
     #[arg(long, value_name = "FILE")]
     pub latex: Option<PathBuf>,
@@ -70,6 +73,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         None => Ok(()),
     };
     write(&args.csv, &|| Ok(report.to_csv().into_bytes()))?;
+    write(&args.parquet, &|| report.to_parquet())?;
     write(&args.latex, &|| Ok(report.to_latex().into_bytes()))?;
     write(&args.markdown, &|| Ok(report.to_markdown().into_bytes()))?;
     write(&args.html, &|| Ok(report.to_html().into_bytes()))?;

@@ -5,6 +5,7 @@ pub mod format;
 pub mod heat;
 mod html;
 mod markdown;
+mod parquet;
 mod summary;
 mod table;
 mod tables;
@@ -20,6 +21,7 @@ use crate::gate::GateOutcome;
 use crate::map::{PlanCheck, QualityMap};
 use crate::pair::Pair;
 use crate::results::EvalResult;
+use bitsmith_formats::Result;
 use serde::{Deserialize, Serialize};
 
 /// One artifact.
@@ -110,6 +112,10 @@ impl Report {
     /// One row per artifact and text with all numbers, as CSV.
     pub fn to_csv(&self) -> String {
         Tidy::of(self).to_csv()
+    }
+    /// The same as a Parquet file.
+    pub fn to_parquet(&self) -> Result<Vec<u8>> {
+        Tidy::of(self).to_parquet()
     }
     /// The figures, by the names that their files should have.
     pub fn figures(&self) -> Vec<(String, Figure)> {

@@ -18,7 +18,8 @@ use super::{Problem, Solution, Solver};
 use crate::hessian::{Hessian, Visits};
 use crate::kernels::ROWS;
 use bitsmith_formats::{CodecId, EncodedTensor, Grid, Result};
-use ndarray::{Array2, Axis, s};
+use bitsmith_runtime::Device;
+use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,7 +36,7 @@ pub(super) struct Effort {
 }
 
 /// Two passes, and what is quickly had of polish.
-const EFFORT: Effort = Effort { passes: 2, rounds: 3, gain: 1e-3 };
+pub(super) const EFFORT: Effort = Effort { passes: 2, rounds: 3, gain: 1e-3 };
 
 /// See the module's documentation.
 pub struct Gptq;
@@ -116,6 +117,44 @@ pub(super) fn solve(problem: &Problem<'_>, effort: &Effort) -> Result<Solution> 
         notes.push(format!("{kept} of {rows} rows lose least as the format's own encoder has them, and are polished from there"));
     }
     Ok(Solution { tensor: EncodedTensor::new(&[rows, cols], problem.codec, bytes), notes })
+}
+
+/// Polishes an encoded matrix from what it has toward another target, `(out, in)`, with this effort.
+pub(super) fn improve(
+    tensor: &EncodedTensor,
+    target: ArrayView2<'_, f32>,
+    hessian: &Hessian,
+    device: &Device,
+    effort: &Effort,
+) -> Result<EncodedTensor> {
+    let Some(grid) = tensor.codec.codec().grid() else { return Ok(tensor.clone()) };
+    let cols = target.ncols();
+    let row_bytes = tensor.codec.row_bytes(cols)?;
+    // Blocks know nothing of the tensor's scale.
+    let target = target.mapv(|w| w / tensor.scale);
+    let order = hessian.visiting_order(grid.step());
+    let polish = Polish::new(hessian, &order, grid);
+    let products: Box<dyn Products + Sync> = match device.is_cpu() {
+        true => Box::new(Host(hessian)),
+        false => Box::new(OnDevice::new(hessian, None, device)?),
+    };
+    let polish = |first: usize, out: &mut [u8]| -> Result<()> {
+        let targets = target.slice(s![first..first + out.len() / row_bytes, ..]);
+        let parts = targets.axis_chunks_iter(Axis(0), ROWS).zip(out.chunks(ROWS * row_bytes));
+        let chunk = |(target, bytes)| Chunk::new(target, Rows::unpack(tensor.codec, grid, bytes, cols));
+        let mut chunks: Vec<Chunk<'_>> = parts.map(chunk).collect();
+        products.gradients(&mut chunks)?;
+        polish.polish(grid, &mut chunks, &*products, effort)?;
+        out.chunks_mut(ROWS * row_bytes).zip(&chunks).for_each(|(out, chunk)| chunk.rows.pack(grid, out));
+        Ok(())
+    };
+    let mut bytes = tensor.bytes.clone();
+    if device.is_cpu() {
+        bytes.par_chunks_mut(ROWS * row_bytes).enumerate().try_for_each(|(i, out)| polish(i * ROWS, out))?;
+    } else {
+        bytes.chunks_mut(TOGETHER * row_bytes).enumerate().try_for_each(|(i, out)| polish(i * TOGETHER, out))?;
+    }
+    Ok(EncodedTensor { scale: tensor.scale, ..EncodedTensor::new(&tensor.shape, tensor.codec, bytes) })
 }
 
 fn report(h: &Hessian, notes: &mut Vec<String>) {

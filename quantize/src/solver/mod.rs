@@ -9,6 +9,7 @@ mod polish;
 mod products;
 mod reference;
 mod rows;
+pub mod tuned;
 
 use crate::hessian::Hessian;
 use bitsmith_formats::{CodecId, EncodedTensor, Result};
@@ -49,12 +50,16 @@ pub trait Solver: Send + Sync {
     fn about(&self) -> &'static str;
     /// Whether it needs H (and so calibration data).
     fn needs_hessian(&self) -> bool;
+    /// Whether the matrices of the whole model are then tuned together (see [`tuned`]).
+    fn tunes(&self) -> bool {
+        false
+    }
     /// Encodes the matrix.
     fn solve(&self, problem: &Problem<'_>) -> Result<Solution>;
 }
 
 /// All solvers.
-pub const SOLVERS: &[&dyn Solver] = &[&reference::Rtn, &reference::Reference, &descent::Descent, &gptq::Gptq];
+pub const SOLVERS: &[&dyn Solver] = &[&reference::Rtn, &reference::Reference, &descent::Descent, &gptq::Gptq, &tuned::Tuned];
 
 /// The solver called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Solver> {

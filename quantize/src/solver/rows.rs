@@ -73,6 +73,13 @@ impl Rows {
         let weights = weights.as_standard_layout();
         let mut bytes = vec![0u8; rows * cols / n * block_bytes];
         encode_rows(codec, weights.as_slice().expect("standard layout"), cols, Some(importance), &mut bytes);
+        Rows::unpack(codec, grid, &bytes, cols)
+    }
+
+    /// Encoded rows of `cols` weights.
+    pub fn unpack(codec: CodecId, grid: &dyn Grid, bytes: &[u8], cols: usize) -> Rows {
+        let (n, block_bytes) = (grid.block_len(), codec.codec().block_bytes());
+        let rows = bytes.len() / (cols / n * block_bytes);
         let (mut codes, mut values) = (Array2::zeros((rows, cols)), Array2::zeros((rows, cols)));
         let blocks = flat(&mut codes).chunks_exact_mut(n).zip(flat(&mut values).chunks_exact_mut(n));
         let scales = bytes.chunks_exact(block_bytes).zip(blocks).map(|(bytes, (codes, values))| {

@@ -44,12 +44,15 @@ impl LayerCache {
 /// Puts rows after the first `start` of a plane, which is made anew if it is too small.
 fn put(plane: Option<Tensor>, rows: &Tensor, start: usize) -> candle_core::Result<Tensor> {
     let (n, width) = rows.dims2()?;
+    if start == 0 && plane.is_none() {
+        // Whole windows come in one piece, and gradients go through it.
+        return rows.contiguous();
+    }
     let end = start + n;
     let plane = match plane {
         Some(plane) if plane.dim(0)? >= end => plane,
         old => {
-            // Exactly what is needed at first: whole windows come in one piece.
-            let capacity = if old.is_none() { end } else { (end + end / 2).next_multiple_of(PAGE) };
+            let capacity = (end + end / 2).next_multiple_of(PAGE);
             let new = Tensor::zeros((capacity, width), DType::F32, rows.device())?;
             if let (Some(old), true) = (old, start > 0) {
                 new.slice_set(&old.narrow(0, 0, start)?, 0, 0)?;

@@ -1,15 +1,14 @@
-//! The graph's operations put together from candle's own, for tensors that are not in main memory: a twin for each of the CPU
-//! kernels in [`super`], with the same arguments and, to rounding, the same results. What happens "in place" is a new value copied
-//! into the old one's storage.
+//! The graph's operations put together from candle's own, for tensors that are not in main memory and for those whose gradients are
+//! wanted: a twin for each of the CPU kernels in [`super`] with, to rounding, the same results.
 
 use super::OrFail;
 use crate::spec::{Activation, Norm, NormKind};
 use bitsmith_formats::{Error, Result};
 use candle_core::{D, Tensor};
 
-/// Whether operations on this tensor are composed. The CPU's kernels are faster than what they are twins of.
+/// Whether operations on this tensor are composed. The CPU's kernels are faster than what they are twins of, but have no derivative.
 pub(crate) fn takes(x: &Tensor) -> bool {
-    !x.device().is_cpu() || forced()
+    !x.device().is_cpu() || x.track_op() || forced()
 }
 
 #[cfg(not(test))]
@@ -19,11 +18,6 @@ const fn forced() -> bool {
 
 #[cfg(test)]
 use testing::forced;
-
-/// Copies a value, of as many elements, into the storage of `x`, which must be contiguous.
-fn assign(x: &Tensor, value: candle_core::Result<Tensor>) -> Result<()> {
-    value.and_then(|v| v.reshape(x.shape())?.contiguous()).and_then(|v| x.slice_set(&v, 0, 0)).or_fail()
-}
 
 /// [`super::norm`].
 pub fn norm(x: &Tensor, weight: &Tensor, norm: Norm) -> Result<Tensor> {
@@ -44,19 +38,19 @@ pub fn norm(x: &Tensor, weight: &Tensor, norm: Norm) -> Result<Tensor> {
     compute().or_fail()
 }
 
-/// [`super::add_in_place`].
-pub fn add_in_place(a: &Tensor, b: &Tensor) -> Result<()> {
-    assign(a, b.reshape(a.shape()).and_then(|b| a + b))
+/// [`super::add`].
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    b.reshape(a.shape()).and_then(|b| a + b).or_fail()
 }
 
-/// [`super::add_bias_in_place`].
-pub fn add_bias_in_place(a: &Tensor, bias: &Tensor) -> Result<()> {
-    let rows = || a.reshape(((), bias.elem_count()))?.broadcast_add(&bias.flatten_all()?);
-    assign(a, rows())
+/// [`super::add_bias`].
+pub fn add_bias(a: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let rows = || a.reshape(((), bias.elem_count()))?.broadcast_add(&bias.flatten_all()?)?.reshape(a.shape());
+    rows().or_fail()
 }
 
-/// [`super::activate_in_place`].
-pub fn activate_in_place(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<()> {
+/// [`super::activate`].
+pub fn activate(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let value = || {
         let up = up.reshape(gate.shape())?;
         match activation {
@@ -69,43 +63,38 @@ pub fn activate_in_place(activation: Activation, gate: &Tensor, up: &Tensor) -> 
             }
         }
     };
-    assign(gate, value())
+    value().or_fail()
 }
 
-/// [`super::activate_alone_in_place`].
-pub fn activate_alone_in_place(activation: Activation, x: &Tensor) -> Result<()> {
-    activate_in_place(activation, x, &x.ones_like().or_fail()?)
+/// [`super::activate_alone`].
+pub fn activate_alone(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    activate(activation, x, &x.ones_like().or_fail()?)
 }
 
-/// [`super::scale_in_place`].
-pub fn scale_in_place(x: &Tensor, factor: f32) -> Result<()> {
-    assign(x, x * f64::from(factor))
+/// [`super::scale`].
+pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
+    (x * f64::from(factor)).or_fail()
 }
 
-/// [`super::softcap_in_place`].
-pub fn softcap_in_place(x: &Tensor, cap: f32) -> Result<()> {
-    assign(x, softcap(x, cap))
-}
-
-/// `cap tanh(x / cap)`.
+/// [`super::softcap`].
 pub fn softcap(x: &Tensor, cap: f32) -> candle_core::Result<Tensor> {
     (x / f64::from(cap))?.tanh()? * f64::from(cap)
 }
 
-/// [`super::scale_rows_in_place`].
-pub fn scale_rows_in_place(x: &Tensor, factors: &Tensor) -> Result<()> {
-    assign(x, factors.reshape(((), 1)).and_then(|f| x.broadcast_mul(&f)))
+/// [`super::scale_rows`].
+pub fn scale_rows(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
+    factors.reshape(((), 1)).and_then(|f| x.broadcast_mul(&f)).or_fail()
 }
 
-/// [`super::add_rows_in_place`].
-pub fn add_rows_in_place(sum: &Tensor, rows: &[(usize, f32)], x: &Tensor) -> Result<()> {
+/// [`super::add_rows`].
+pub fn add_rows(sum: &Tensor, rows: &[(usize, f32)], x: &Tensor) -> Result<Tensor> {
     let value = || {
         let (index, weights): (Vec<u32>, Vec<f32>) = rows.iter().map(|(row, weight)| (*row as u32, *weight)).unzip();
         let index = Tensor::new(index, x.device())?;
         let weights = Tensor::from_vec(weights, (rows.len(), 1), x.device())?;
         sum.index_add(&index, &x.broadcast_mul(&weights)?, 0)
     };
-    assign(sum, value())
+    value().or_fail()
 }
 
 /// [`super::sigmoid`].
@@ -137,11 +126,11 @@ pub struct Turn<'a> {
     pub interleaved: bool,
 }
 
-/// Rotates a part of every head of `x`, `(rows, heads × head)`, in place.
-pub fn rotate_in_place(x: &Tensor, turn: &Turn<'_>) -> Result<()> {
+/// A part of every head of `x`, `(rows, heads × head)`, rotated.
+pub fn rotate(x: &Tensor, turn: &Turn<'_>) -> Result<Tensor> {
     let Turn { half, head, from, .. } = *turn;
     let value = || {
-        let len = turn.cos.len() / half;
+        let (len, shape) = (turn.cos.len() / half, x.shape());
         let x = x.reshape(((), len, x.dim(1)? / head, head))?;
         let angles = |of: &[f32]| Tensor::from_slice(of, (1, len, 1, half), x.device());
         let (cos, sin) = (angles(turn.cos)?, angles(turn.sin)?);
@@ -163,9 +152,9 @@ pub fn rotate_in_place(x: &Tensor, turn: &Turn<'_>) -> Result<()> {
         let rest = |from: usize, n: usize| (n > 0).then(|| x.narrow(3, from, n)).transpose();
         let end = from + 2 * half;
         let parts: Vec<Tensor> = [rest(0, from)?, Some(rotated), rest(end, head - end)?].into_iter().flatten().collect();
-        Tensor::cat(&parts, 3)
+        Tensor::cat(&parts, 3)?.reshape(shape)
     };
-    assign(x, value())
+    value().or_fail()
 }
 
 /// Composing on the CPU, to hold the composed operations against the kernels.

@@ -1,4 +1,5 @@
 use super::testing::composed;
+use crate::block::Rows;
 use crate::checkpoint::{HostTensor, WeightSource};
 use crate::generate::{Batch, CacheType, Feed, Wanted};
 use crate::ops::*;
@@ -54,30 +55,22 @@ fn norms() {
 
 #[test]
 fn operations_in_place() {
-    let changed = |f: &dyn Fn(&Tensor)| {
-        // A part of a tensor, so that what lies around it is seen to stay.
-        let whole = tensor(&[9, 12], 1);
-        f(&whole.narrow(0, 2, 6).unwrap());
-        whole
-    };
+    // A part of a tensor.
+    let x = || tensor(&[9, 12], 1).narrow(0, 2, 6).unwrap();
     let (other, row, factors) = (tensor(&[6, 12], 2), tensor(&[12], 3), tensor(&[6, 1], 4));
-    compare("add", || changed(&|x| add_in_place(x, &other).unwrap()));
-    compare("add bias", || changed(&|x| add_bias_in_place(x, &row).unwrap()));
-    compare("scale", || changed(&|x| scale_in_place(x, 0.3).unwrap()));
-    compare("softcap", || changed(&|x| softcap_in_place(x, 1.5).unwrap()));
-    compare("scale rows", || changed(&|x| scale_rows_in_place(x, &factors).unwrap()));
+    compare("add", || add(x(), &other).unwrap());
+    compare("add bias", || add_bias(x(), &row).unwrap());
+    compare("scale", || scale(x(), 0.3).unwrap());
+    compare("softcap", || softcap(x(), 1.5).unwrap());
+    compare("scale rows", || scale_rows(x(), &factors).unwrap());
     let rows = [(0, 0.5), (2, -1.0), (5, 2.0)];
-    compare("add rows", || changed(&|x| add_rows_in_place(x, &rows, &tensor(&[3, 12], 5)).unwrap()));
+    compare("add rows", || add_rows(x(), &rows, &tensor(&[3, 12], 5)).unwrap());
     for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::SwigluOai] {
         // Wide enough for clamps.
         let (gate, up) = (noise(72, 6).iter().map(|v| 6.0 * v).collect(), &other);
         let gate = from_host(gate, &[6, 12], &Device::Cpu).unwrap();
-        compare("gate", || {
-            let gate = gate.copy().unwrap();
-            activate_in_place(activation, &gate, up).unwrap();
-            gate
-        });
-        compare("activation", || changed(&|x| activate_alone_in_place(activation, x).unwrap()));
+        compare("gate", || activate(activation, gate.copy().unwrap(), up).unwrap());
+        compare("activation", || activate_alone(activation, x()).unwrap());
     }
 }
 
@@ -104,11 +97,13 @@ fn rotations() {
         {
             let table = RopeTable::new(&Rope { theta: 100.0, dims, interleaved, scaling: RopeScaling::None }, 40);
             for (len, start) in [(5, 0), (10, 3), (1, 39), (10, 36)] {
-                compare("rotation", || {
-                    let x = tensor(&[14, 24], 1);
-                    table.apply(&x.narrow(0, 2, 10).unwrap(), len, start, part).unwrap();
-                    x
-                });
+                let span = |windows: usize| Rows { windows, len, start };
+                let x = || tensor(&[14, 24], 1).narrow(0, 2, 10).unwrap();
+                compare("rotation", || table.apply(x(), &[span(10 / len)], part).unwrap());
+                if len < 10 {
+                    let spans = [span(1), span(10 / len - 1)];
+                    compare("rotation of spans", || table.apply(x(), &spans, part).unwrap());
+                }
             }
         }
     }
