@@ -14,8 +14,8 @@ cd "$(dirname "$0")"
 ALL="gguf:2500 safetensors:1500 index:500 packed:300 imatrix:800 stats:300 tokenizer:100 vocabulary:200 template:500 torch:600
 pickle:1000 config:500 plan:300 task:200 results:300 records:200 request:1000 reference:200"
 
-RUSTC_WRAPPER="$PWD/rustc.sh" cargo build --quiet --profile fuzz
-fuzz="${CARGO_TARGET_DIR:-target}/fuzz/fuzz"
+RUSTC_WRAPPER="$PWD/rustc.sh" cargo build --quiet --release
+fuzz="${CARGO_TARGET_DIR:-target}/release/fuzz"
 
 one() {
     local target=$1 runs=$2

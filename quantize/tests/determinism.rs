@@ -1,7 +1,7 @@
 //! The same matrix gives the same bytes: with any number of threads, every time, and whatever vector registers there are. For every format
 //! and every solver.
 
-use bitsmith_formats::{CodecId, Float, Micro, Vectors, limit_vectors};
+use bitsmith_formats::{CodecId, Float, Micro as SmallFloats, Vectors, limit_vectors};
 use bitsmith_quantize::solver::SOLVERS;
 use bitsmith_quantize::{Hessian, Problem, Solver};
 use bitsmith_runtime::Device;
@@ -20,7 +20,7 @@ fn codecs() -> Vec<CodecId> {
         F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, IQ3S, IQ3XXS, IQ2S, IQ2XS, IQ2XXS,
         IQ1S, IQ1M, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0,
     ];
-    all.extend([Micro::Mxfp4, Micro::Mxfp8, Micro::Nvfp4].map(Micro));
+    all.extend([SmallFloats::Mxfp4, SmallFloats::Mxfp8, SmallFloats::Nvfp4].map(Micro));
     for bits in [2, 3, 4, 5, 6, 8] {
         all.push(MlxAffine { bits, group: 64, scale: Float::BF16 });
     }
