@@ -16,6 +16,10 @@ const MAX_HEADER: u64 = 64 << 20;
 /// Widest linear input that we accept from a file, in channels.
 const MAX_WIDTH: usize = 1 << 20;
 
+/// What a file may unpack to: so many times its own size, which sums of activations never reach, or a little at any rate.
+const MAX_RATIO: u64 = 200;
+const MIN_UNPACKED: u64 = 16 << 20;
+
 #[derive(Serialize, Deserialize)]
 struct Header {
     meta: StatsMeta,
@@ -43,6 +47,8 @@ impl Stats {
         let mut file = AtomicFile::create(path)?;
         {
             let mut z = zstd::Encoder::new(BufWriter::new(&mut file), 3).map_err(io)?;
+            // A flipped bit shall not become a wrong statistic.
+            z.include_checksum(true).map_err(io)?;
             let sites = self.sites.iter();
             let sites = sites.map(|(&site, s)| SiteHeader {
                 site,
@@ -74,7 +80,8 @@ impl Stats {
                 .hint("the statistics file is damaged or not one: run `bitsmith calibrate` again")
         };
         let file = File::open(path).map_err(|e| Error::read(path, e))?;
-        let mut z = zstd::Decoder::new(BufReader::new(file)).map_err(read)?;
+        let most = file.metadata().map_err(|e| Error::read(path, e))?.len().saturating_mul(MAX_RATIO).max(MIN_UNPACKED);
+        let mut z = zstd::Decoder::new(BufReader::new(file)).map_err(read)?.take(most);
         let mut head = [0u8; 16];
         z.read_exact(&mut head).map_err(read)?;
         let len = u64::from_le_bytes(head[8..].try_into().expect("eight bytes"));
@@ -89,9 +96,28 @@ impl Stats {
             if h.width > MAX_WIDTH {
                 return Err(Error::corrupt(format!("{} claims {} channels", h.site, h.width)).file(path));
             }
-            stats.sites.insert(h.site, read_site(&mut z, &h).map_err(read)?);
+            let site = read_site(&mut z, &h).map_err(read)?;
+            check_values(&site).map_err(|e| e.file(path).tensor(h.site.to_string()))?;
+            stats.sites.insert(h.site, site);
+        }
+        // The checksum comes after the last byte.
+        if z.read(&mut [0]).map_err(read)? != 0 {
+            return Err(Error::corrupt("more follows its end").file(path));
         }
         Ok(stats)
+    }
+}
+
+/// Sums of squares and of magnitudes are numbers, and none is below zero.
+fn check_values(site: &SiteStats) -> Result<()> {
+    let matrices = site.matrices.iter().flat_map(|m| &m.sum_sq);
+    let bad = site.sum_sq.iter().chain(&site.sum_abs).chain(matrices).copied().find(|v| !(v.is_finite() && *v >= 0.0));
+    let bad = bad.or_else(|| site.sum.iter().copied().find(|v| !v.is_finite()));
+    let other = || site.max_abs.iter().chain(site.gram.iter().flatten()).find(|v| !v.is_finite()).map(|v| f64::from(*v));
+    match bad.or_else(other) {
+        None => Ok(()),
+        Some(value) => Err(Error::corrupt(format!("its statistics have the value {value}"))
+            .hint("the model's activations are not finite, or the file is damaged: run `bitsmith calibrate` again")),
     }
 }
 
@@ -120,12 +146,11 @@ fn read_site(input: &mut impl Read, h: &SiteHeader) -> std::io::Result<SiteStats
     let (sum_sq, sum, sum_abs) = (read_f64s(input, h.width)?, read_f64s(input, means)?, read_f64s(input, h.width)?);
     let max_abs = read_f32s(input, h.width)?;
     let gram = if h.gram {
-        let mut gram = Array2::zeros((0, h.width));
-        // Grown row by row, so that a false width in the header fails at the end of the data and not in the allocator.
-        for i in 0..h.width {
-            let mut row = read_f32s(input, i + 1)?;
-            row.resize(h.width, 0.0);
-            gram.push_row(ndarray::ArrayView1::from(&row)).map_err(std::io::Error::other)?;
+        // Row by row, so that a false width in the header fails at the end of the data and not in the allocator.
+        let triangle = (0..h.width).map(|i| read_f32s(input, i + 1)).collect::<std::io::Result<Vec<_>>>()?;
+        let mut gram = Array2::zeros((h.width, h.width));
+        for (i, row) in triangle.into_iter().enumerate() {
+            gram.row_mut(i).iter_mut().zip(row).for_each(|(to, from)| *to = from);
         }
         Some(gram)
     } else {

@@ -5,7 +5,7 @@ use crate::commands::{self, Status};
 use crate::console::{Console, Style};
 use crate::interrupt;
 use crate::output::{Output, is_closed_pipe};
-use bitsmith_formats::{Error, ErrorKind, Result};
+use bitsmith_formats::{Error, ErrorKind, Result, on_lost_pages, shrunk};
 use bitsmith_pipeline::Context;
 use bitsmith_pipeline::progress::Progress;
 use bitsmith_runtime::device;
@@ -14,8 +14,9 @@ use clap::{CommandFactory, FromArgMatches};
 use std::any::Any;
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a command works with.
 pub struct App {
@@ -29,6 +30,7 @@ pub struct App {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    keep_panics_quiet();
     let args: Vec<OsString> = std::env::args_os().collect();
     let early = Early::scan(&args);
     let style = Style::detect(&early.color);
@@ -41,7 +43,9 @@ pub fn main() -> ExitCode {
     let result = match catch_unwind(AssertUnwindSafe(|| start(cli, output, console.clone()))) {
         Ok(result) => result,
         Err(panic) => {
-            Err(Error::failed(format!("internal error: {}", panic_text(panic.as_ref()))).hint("please report this as a bug"))
+            let at =
+                PANICKED.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(String::new(), |at| format!(" ({at})"));
+            Err(Error::failed(format!("internal error: {}{at}", panic_text(panic.as_ref()))).hint("please report this as a bug"))
         }
     };
     finish(result, output, &console)
@@ -50,10 +54,34 @@ pub fn main() -> ExitCode {
 fn start(cli: Cli, output: Output, console: Arc<Console>) -> Result<Status> {
     let context = context(&cli.global, console.clone())?;
     interrupt::watch(output, console.clone())?;
+    watch_files(output, console.clone())?;
     let app = App { output, console, context };
     let command = cli.command.unwrap_or_else(|| Command::Run(Box::default()));
     commands::run(&command, &app)
 }
+
+/// A model's file that becomes shorter while it is read ends the program with an error like any other.
+fn watch_files(output: Output, console: Arc<Console>) -> Result<()> {
+    let end = move |path: Option<&Path>| {
+        let error = shrunk(path.unwrap_or(Path::new("a file of the model")));
+        console.error(&error);
+        // With standard output gone there is nowhere left to say so.
+        let _ = output.error(&error);
+        std::process::exit(error.kind.exit_code().into());
+    };
+    on_lost_pages(end).map_err(|e| Error::failed(format!("cannot watch for files that become shorter: {e}")))
+}
+
+/// A panic is told once, as an error, where it is caught; the place is kept for that.
+fn keep_panics_quiet() {
+    std::panic::set_hook(Box::new(|info| {
+        let at = info.location().map(|l| format!("{}:{}", l.file(), l.line()));
+        *PANICKED.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }));
+}
+
+/// Where the last panic was.
+static PANICKED: Mutex<Option<String>> = Mutex::new(None);
 
 fn context(global: &Global, console: Arc<Console>) -> Result<Context> {
     global.start_threads()?;

@@ -2,7 +2,7 @@
 
 use crate::commands::{
     archs, calibrate, check, compare, completions, convert, datasets, doctor, embed, eval, generate, imatrix, inspect, logits,
-    map, methods, publish, pull, quantize, reproduce, run, serve, targets, tasks, tokenize, verify,
+    man, map, methods, publish, pull, quantize, reproduce, run, serve, targets, tasks, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -180,6 +180,8 @@ pub enum Command {
     Archs(archs::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
+    /// Print manual pages
+    Man(man::Arguments),
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ impl Console {
     /// The error that ends the program.
     pub fn error(&self, error: &Error) {
         self.clear();
-        let extra = json!({"kind": error.kind.name(), "hint": error.hint});
+        let extra = json!({"kind": error.kind.name(), "hint": error.remedy()});
         self.say("error", &error.to_string(), extra);
         let mut source = error.source.as_deref().map(|s| s as &dyn std::error::Error);
         while let Some(cause) = source {

@@ -52,7 +52,7 @@ impl Output {
 fn error_document(error: &Error) -> serde_json::Value {
     let file = error.file.as_ref().map(|f| f.display().to_string());
     json!({"error": {
-        "kind": error.kind.name(), "message": error.message, "file": file, "tensor": error.tensor, "hint": error.hint,
+        "kind": error.kind.name(), "message": error.message, "file": file, "tensor": error.tensor, "hint": error.remedy(),
     }})
 }
 
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn errors_have_all_keys() {
         let document = error_document(&Error::corrupt("bad").file("x").tensor("t"));
-        let expected = json!({"error": {"kind": "corrupt", "message": "bad", "file": "x", "tensor": "t", "hint": null}});
+        let expected = json!({"error": {"kind": "corrupt", "message": "bad", "file": "x", "tensor": "t", "hint": ErrorKind::Corrupt.remedy()}});
         assert_eq!(document, expected);
     }
 

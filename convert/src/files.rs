@@ -3,6 +3,7 @@
 use crate::folder::{pretty, read_json};
 use crate::sidecars;
 use crate::tower::TowerFiles;
+use bitsmith_formats::links;
 use bitsmith_formats::mlx::CONFIG_FILE;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::ModelSpec;
@@ -39,6 +40,8 @@ impl FolderFiles {
     /// The files of a checkpoint folder.
     pub fn of_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
+        // What is copied must not come from elsewhere.
+        links::check(folder)?;
         let mut config = read_json(&folder.join(CONFIG_FILE))?;
         for key in ["_name_or_path", "quantization", "quantization_config", "compression_config"] {
             config.remove(key);

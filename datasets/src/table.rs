@@ -1,15 +1,20 @@
 //! Files of records: JSON lines, JSON, CSV with a header and Parquet, the first three also packed with gzip or zstd.
 
 use bitsmith_formats::{Error, Result};
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value};
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// Endings of files that [`read`] reads.
 pub const ENDINGS: [&str; 8] = [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".jsonl.zst", ".csv.gz", ".json.gz"];
 
-/// Largest size of what a packed file may unpack to.
+/// What a packed file may unpack to: so many times its own size, which text never reaches, and at most 4 GiB.
+const MAX_RATIO: u64 = 200;
+/// What any packed file may unpack to, however small it is.
+const MIN_UNPACKED: u64 = 16 << 20;
 const MAX_UNPACKED: u64 = 4 << 30;
 
 /// A file's name without the ending that says what it holds; nothing if its ending is none of [`ENDINGS`].
@@ -29,10 +34,10 @@ pub fn read(path: &Path) -> Result<Vec<Value>> {
     }
     let bytes = std::fs::read(path).map_err(|e| Error::read(path, e))?;
     let (inner, bytes) = match (lower.strip_suffix(".gz"), lower.strip_suffix(".zst")) {
-        (Some(inner), _) => (inner, unpack(path, flate2::read::MultiGzDecoder::new(bytes.as_slice()))?),
+        (Some(inner), _) => (inner, unpack(path, bytes.len(), flate2::read::MultiGzDecoder::new(bytes.as_slice()))?),
         (_, Some(inner)) => {
             let decoder = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(|e| Error::read(path, e))?;
-            (inner, unpack(path, decoder)?)
+            (inner, unpack(path, bytes.len(), decoder)?)
         }
         _ => (lower.as_str(), bytes),
     };
@@ -54,14 +59,17 @@ pub fn read(path: &Path) -> Result<Vec<Value>> {
     records.map_err(|message| Error::corrupt(message).file(path))
 }
 
-fn unpack(path: &Path, packed: impl Read) -> Result<Vec<u8>> {
+fn unpack(path: &Path, packed_len: usize, packed: impl Read) -> Result<Vec<u8>> {
+    let most = (packed_len as u64).saturating_mul(MAX_RATIO).clamp(MIN_UNPACKED, MAX_UNPACKED);
     let mut bytes = Vec::new();
     packed
-        .take(MAX_UNPACKED + 1)
+        .take(most + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| Error::corrupt(format!("cannot be unpacked: {e}")).file(path).with_source(e))?;
-    if bytes.len() as u64 > MAX_UNPACKED {
-        return Err(Error::corrupt("unpacks to more than 4 GiB").file(path));
+    if bytes.len() as u64 > most {
+        return Err(Error::corrupt(format!("its {packed_len} bytes unpack to more than {most}"))
+            .file(path)
+            .hint("no text is packed so tightly: unpack it yourself if you trust it"));
     }
     Ok(bytes)
 }
@@ -158,9 +166,28 @@ fn csv_rows(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {
 fn parquet(path: &Path) -> Result<Vec<Value>> {
     let file = std::fs::File::open(path).map_err(|e| Error::read(path, e))?;
     let failed = |e| Error::corrupt(format!("not a readable Parquet file: {e}")).file(path);
-    let reader = SerializedFileReader::new(file).map_err(failed)?;
-    let rows = reader.get_row_iter(None).map_err(failed)?;
-    rows.map(|row| row.map(|r| r.to_json_value()).map_err(failed)).collect()
+    let len = file.metadata().map_err(|e| Error::read(path, e))?.len();
+    let read = || {
+        let reader = SerializedFileReader::new(file).map_err(failed)?;
+        check_sizes(reader.metadata(), len).map_err(|e| e.file(path))?;
+        let rows = reader.get_row_iter(None).map_err(failed)?;
+        rows.map(|row| row.map(|r| r.to_json_value()).map_err(failed)).collect()
+    };
+    // The library panics where damage surprises it.
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(Error::corrupt("not a readable Parquet file: it is damaged").file(path)))
+}
+
+/// What a file promises to unpack to must be in proportion to its size.
+fn check_sizes(metadata: &ParquetMetaData, len: u64) -> Result<()> {
+    let most = len.saturating_mul(MAX_RATIO).clamp(MIN_UNPACKED, MAX_UNPACKED);
+    let groups = metadata.row_groups().iter();
+    let promised = groups.fold(0i64, |sum, g| sum.saturating_add(g.total_byte_size()).saturating_add(g.num_rows()));
+    if u64::try_from(promised).is_ok_and(|n| n <= most) {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("its {len} bytes are said to unpack to {promised}, more than {most}"))
+        .hint("no table is packed so tightly: write it anew if you trust it"))
 }
 
 #[cfg(test)]
@@ -211,6 +238,19 @@ mod tests {
             rows[0],
             json!({"question": "Which is wet?", "choices": {"text": ["Water", "Sand"], "label": ["A", "B"]}, "answer": 0, "score": 0.5, "note": null})
         );
+    }
+
+    #[test]
+    fn bombs_do_not_go_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let zeros = vec![b' '; 64 << 20];
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gz.write_all(&zeros).unwrap();
+        for (name, bytes) in [("x.jsonl.zst", zstd::encode_all(&zeros[..], 19).unwrap()), ("x.jsonl.gz", gz.finish().unwrap())] {
+            assert!(bytes.len() < 1 << 17, "{name}");
+            let e = read(&file(&dir, name, &bytes)).unwrap_err();
+            assert!(e.kind == ErrorKind::Corrupt && e.message.contains("unpack to more than"), "{e}");
+        }
     }
 
     #[test]

@@ -16,17 +16,20 @@ use bitsmith_formats::hash::sha256_bytes;
 use bitsmith_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-const MAGIC: &[u8; 8] = b"BSREF\0\0\x01";
+/// How a stored reference starts.
+pub const MAGIC: &[u8; 8] = b"BSREF\0\0\x01";
 /// Probability that need not be stored.
 const TAIL: f64 = 1e-4;
 /// At most this part of the vocabulary is stored.
 const STORED: usize = 40;
 /// Steps of log-probabilities per nat.
 const STEPS: f64 = 512.0;
+/// What a frame may unpack to, times its own size.
+const MAX_RATIO: usize = 1000;
 /// The tail that is nothing.
 const NO_TAIL: u16 = u16::MAX;
 
@@ -177,7 +180,7 @@ impl Writer {
 
     /// Adds the predictions of a window's scored tokens.
     pub(crate) fn push(&mut self, tokens: &[u32], positions: &[Sparse]) -> Result<()> {
-        let frame = zstd::bulk::compress(&encode(tokens, positions), 9).map_err(|e| Error::failed(e.to_string()))?;
+        let frame = pack(&encode(tokens, positions)).map_err(|e| Error::failed(e.to_string()))?;
         self.file.write_all_at(&frame, self.at)?;
         self.at += frame.len() as u64;
         self.offsets.push(self.at);
@@ -249,7 +252,7 @@ impl Store {
     }
 
     /// The predictions of a window's scored tokens.
-    pub(crate) fn window(&self, window: usize) -> Result<Vec<Sparse>> {
+    pub fn window(&self, window: usize) -> Result<Vec<Sparse>> {
         let damaged = || Error::corrupt(format!("the stored reference is damaged in window {window}")).file(&self.path);
         decode(&self.frame(window)?, self.header.style.scored(self.header.ctx).len(), self.header.vocab_size).ok_or_else(damaged)
     }
@@ -259,10 +262,26 @@ impl Store {
         let (from, to) = (self.offsets[window], self.offsets[window + 1]);
         let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
         let frame = read_at(&mut file, from, to - from, to).ok_or_else(damaged)?;
-        // Nothing larger comes from a sound file.
+        // Nothing larger comes from a sound file, whose probabilities cannot be packed much tighter than they are.
         let limit = 8 + self.header.ctx.saturating_mul(16 + 7 * (self.header.vocab_size / STORED).max(1));
-        zstd::bulk::decompress(&frame, limit).map_err(|_| damaged())
+        unpack(&frame, limit.min(frame.len().saturating_mul(MAX_RATIO))).ok_or_else(damaged)
     }
+}
+
+/// A frame with a checksum: a flipped bit shall not become another prediction.
+fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut packer = zstd::stream::Encoder::new(Vec::new(), 9)?;
+    packer.include_checksum(true)?;
+    packer.write_all(bytes)?;
+    packer.finish()
+}
+
+/// The contents of a frame, if it is sound and they are no more than `limit` bytes.
+fn unpack(frame: &[u8], limit: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let frames = zstd::stream::Decoder::new(frame).ok()?;
+    frames.take(limit as u64 + 1).read_to_end(&mut bytes).ok()?;
+    (bytes.len() <= limit).then_some(bytes)
 }
 
 /// `n` bytes at `at` of a file of length `len`, if they are there.
@@ -398,9 +417,9 @@ mod tests {
                 let (r, c) = rows(vocab, seed, spread, noise);
                 let target = (seed * 37) as u32;
                 let sparse = Sparse::of(&r, target);
-                let frame = zstd::bulk::compress(&encode(&[1, 2], std::slice::from_ref(&sparse)), 9).unwrap();
+                let frame = pack(&encode(&[1, 2], std::slice::from_ref(&sparse))).unwrap();
                 bytes += frame.len();
-                let back = decode(&zstd::bulk::decompress(&frame, 1 << 20).unwrap(), 1, vocab).unwrap();
+                let back = decode(&unpack(&frame, 1 << 20).unwrap(), 1, vocab).unwrap();
                 let (want, got) = (metrics::compare(&r, &c, target), back[0].compare(&c, target));
                 assert!((got.nll - want.nll).abs() < 1e-9 && (got.nll_against - want.nll_against).abs() < 1e-5);
                 assert_eq!((got.top, got.top_against, got.same_top), (want.top, want.top_against, want.same_top));

@@ -51,6 +51,19 @@ impl ErrorKind {
         }
     }
 
+    /// What helps with errors of this kind, where nothing better is known.
+    pub fn remedy(self) -> Option<&'static str> {
+        Some(match self {
+            ErrorKind::Corrupt => "the file is damaged, incomplete or of another kind: download it or write it again",
+            ErrorKind::Missing => "check the path, or download what is missing",
+            ErrorKind::Unsupported => "`bitsmith check MODEL --to TARGET` says what can be read, run and written",
+            ErrorKind::CannotWrite => "choose another place for the output, or change its permissions",
+            ErrorKind::Io => "check the disk and the file's permissions, and run the command again",
+            ErrorKind::Transient => "run the command again",
+            ErrorKind::Usage => "`bitsmith COMMAND --help` explains what can be given",
+            ErrorKind::Failed | ErrorKind::Gate | ErrorKind::NotAuthorised | ErrorKind::Interrupted => return None,
+        })
+    }
     /// The stable name used in `--json` output.
     pub fn name(self) -> &'static str {
         match self {
@@ -159,6 +172,10 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+    /// What the user can do: the hint, or what helps with errors of its kind.
+    pub fn remedy(&self) -> Option<&str> {
+        self.hint.as_deref().or(self.kind.remedy())
     }
     /// Keeps the underlying error.
     pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {

@@ -53,7 +53,7 @@ macro_rules! dispatched {
 
 /// Vector registers that the processor has.
 #[doc(hidden)]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Vectors {
     /// Those of the build's target.
     Baseline,
@@ -77,6 +77,15 @@ pub fn set_scalar(scalar: bool) {
     SCALAR.store(scalar, std::sync::atomic::Ordering::Relaxed);
 }
 
+/// The widest registers that are used, whatever there is: 0 for no limit, else one more than the variant's number.
+static WIDEST: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+/// Uses no wider registers than these from now on, in all threads: for tests that all give the same bits. `None` lifts the limit.
+#[doc(hidden)]
+pub fn limit_vectors(widest: Option<Vectors>) {
+    WIDEST.store(widest.map_or(0, |v| v as u8 + 1), std::sync::atomic::Ordering::Relaxed);
+}
+
 /// The widest vector registers there are.
 #[doc(hidden)]
 #[inline]
@@ -90,7 +99,12 @@ pub fn vectors() -> Vectors {
         use std::is_x86_feature_detected as has;
         if has!("avx2") && has!("f16c") {
             let wider = has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq");
-            return if wider { Vectors::Avx512 } else { Vectors::Avx2 };
+            let found = if wider { Vectors::Avx512 } else { Vectors::Avx2 };
+            return match WIDEST.load(std::sync::atomic::Ordering::Relaxed) {
+                1 => Vectors::Baseline,
+                2 => Vectors::Avx2.min(found),
+                _ => found,
+            };
         }
     }
     Vectors::Baseline

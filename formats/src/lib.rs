@@ -8,6 +8,7 @@ pub mod error;
 pub mod gguf;
 pub mod hash;
 mod kernels;
+pub mod links;
 pub mod mlx;
 mod mmap;
 pub mod packed;
@@ -30,6 +31,6 @@ pub use kernels::instructions;
 #[doc(hidden)]
 pub use kernels::set_scalar;
 #[doc(hidden)]
-pub use kernels::{Vectors, vectors};
-pub use mmap::in_large_pages;
+pub use kernels::{Vectors, limit_vectors, vectors};
+pub use mmap::{in_large_pages, on_lost_pages, shrunk};
 pub use store::{Container, open_store};

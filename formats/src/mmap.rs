@@ -1,6 +1,11 @@
 //! Read-only memory maps of files, and large pages for what is copied from them.
 
-use crate::error::{Error, Result};
+mod faults;
+
+pub use faults::on_lost_pages;
+
+use crate::error::{Error, ErrorKind, Result};
+use faults::Known;
 use memmap2::Mmap;
 use std::fs::File;
 use std::ops::Range;
@@ -13,6 +18,8 @@ pub(crate) struct Mapped {
     file: File,
     /// `None` for an empty file, which cannot be mapped.
     map: Option<Mmap>,
+    /// Dropped after the map.
+    _known: Option<Known>,
 }
 
 impl Mapped {
@@ -24,15 +31,16 @@ impl Mapped {
             return Err(Error::usage("not a regular file").file(path));
         }
         if meta.len() == 0 {
-            return Ok(Mapped { path: path.to_path_buf(), file, map: None });
+            return Ok(Mapped { path: path.to_path_buf(), file, map: None, _known: None });
         }
         // SAFETY: the map is read-only and its bytes are only ever read as `u8` (or copied into wider types), for which every
         // bit pattern is valid. What the language cannot rule out is another process changing the file meanwhile: a change in
         // place can only yield other bytes, which all readers treat as untrusted anyway (bounds are checked against lengths
-        // taken once), and a truncation raises a fault that ends the process instead of giving wrong results. This crate's
-        // own writers never truncate or change a file in place under its final name; they rename a new one over it.
+        // taken once), and after a truncation the system sends a signal, which ends the process (`on_lost_pages` says how) instead of
+        // giving wrong results. This crate's own writers never truncate or change a file in place under its final name; they rename a new one over it.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::read(path, e))?;
-        Ok(Mapped { path: path.to_path_buf(), file, map: Some(map) })
+        let known = Known::new(&map, path);
+        Ok(Mapped { path: path.to_path_buf(), file, map: Some(map), _known: Some(known) })
     }
 
     /// The file's contents.
@@ -44,7 +52,10 @@ impl Mapped {
     /// a file that was cut short meanwhile gives an error.
     pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<u8>> {
         let mut bytes = in_large_pages(vec![0u8; range.len()]);
-        read_exact_at(&self.file, &mut bytes, range.start as u64).map_err(|e| Error::read(&self.path, e))?;
+        read_exact_at(&self.file, &mut bytes, range.start as u64).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => shrunk(&self.path),
+            _ => Error::read(&self.path, e),
+        })?;
         Ok(bytes)
     }
 
@@ -52,6 +63,13 @@ impl Mapped {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The error of a file that was longer when it was opened.
+pub fn shrunk(path: &Path) -> Error {
+    Error::new(ErrorKind::Io, "the file became shorter while it was being read")
+        .file(path)
+        .hint("leave the files of a model alone while it is in use, and run the command again")
 }
 
 /// Asks for a new buffer's memory to come in large pages: what is streamed through spends less time on finding addresses then, and comes into
@@ -94,7 +112,6 @@ fn read_exact_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io::Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
 
     #[test]
     fn maps_contents() {
@@ -105,7 +122,7 @@ mod tests {
         assert_eq!(mapped.bytes(), b"abc");
         assert_eq!(mapped.read(1..3).unwrap(), b"bc");
         std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(2).unwrap();
-        assert!(mapped.read(1..3).is_err());
+        assert_eq!(mapped.read(1..3).unwrap_err().kind, ErrorKind::Io);
     }
 
     #[test]

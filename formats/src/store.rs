@@ -3,6 +3,7 @@
 use crate::container::TensorStore;
 use crate::error::{Error, Result};
 use crate::gguf::{self, GgufStore};
+use crate::links;
 use crate::mlx::{self, MlxStore};
 use crate::packed::{self, PackedStore};
 use crate::safetensors::SafetensorsStore;
@@ -43,6 +44,7 @@ impl Container {
         let path = path.as_ref();
         let meta = std::fs::metadata(path).map_err(|e| Error::read(path, e))?;
         if meta.is_dir() {
+            links::check(path)?;
             let dense = if torch::only_torch(path) { Container::Torch } else { Container::Safetensors };
             if !path.join(mlx::CONFIG_FILE).is_file() {
                 return Ok(dense);

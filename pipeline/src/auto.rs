@@ -14,6 +14,7 @@ use crate::manifest::hash_inputs;
 use crate::map::middle;
 use crate::opened::Opened;
 use crate::quantize::QuantizeOptions;
+use crate::sealed;
 use crate::sensitivity::probe;
 use crate::spool::Spool;
 use crate::target::Target;
@@ -190,7 +191,7 @@ impl<'a> Allocation<'a> {
 
     /// What is known of the model, from an earlier run or found now.
     fn known(&self) -> Result<Known> {
-        let kept = std::fs::read(&self.store).ok().and_then(|json| serde_json::from_slice::<Known>(&json).ok());
+        let kept = std::fs::read(&self.store).ok().and_then(|json| sealed::open::<Known>(&json));
         if let Some(known) = kept.filter(|known| known.losses.iter().all(|(_, l)| l.len() == self.columns.len())) {
             return Ok(known);
         }
@@ -215,8 +216,7 @@ impl<'a> Allocation<'a> {
     }
 
     fn keep(&self, known: &Known) -> Result<()> {
-        let json = serde_json::to_vec(known).map_err(|e| Error::failed(e.to_string()))?;
-        write_file(&self.store, &json)
+        write_file(&self.store, sealed::seal(known)?.as_bytes())
     }
 
     fn perturber(&self) -> Result<Perturber<'a>> {

@@ -36,6 +36,7 @@ pub mod remember;
 pub mod repack;
 mod rewrite;
 pub mod run;
+mod sealed;
 pub mod sensitivity;
 mod spool;
 mod stream;

@@ -4,6 +4,7 @@ use crate::release::provenance;
 use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::gguf::set_paths;
 use bitsmith_formats::hash::{sha256_bytes, sha256_file};
+use bitsmith_formats::links;
 use bitsmith_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -88,7 +89,7 @@ impl Companion {
     /// Whether it lies unchanged beside its artifact.
     pub fn is_beside(&self, artifact: &Path) -> bool {
         let path = artifact.with_file_name(&self.file);
-        path.is_file() && sha256_file(&path).is_ok_and(|(sha256, _)| sha256 == self.sha256)
+        links::is_inside(&self.file) && path.is_file() && sha256_file(&path).is_ok_and(|(sha256, _)| sha256 == self.sha256)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::estimate::Cost;
 use crate::evaluate::{EvalOptions, watch};
 use crate::manifest::hash_inputs;
 use crate::opened::Opened;
+use crate::sealed;
 use crate::sensitivity::{probe, thinned};
 use crate::target::Target;
 use bitsmith_datasets::{DataSpec, EvalWindows};
@@ -297,13 +298,13 @@ impl Work {
         if whole.len() < text.len() {
             bitsmith_formats::atomic::write_file(&path, whole.as_bytes())?;
         }
-        let lines = whole.lines().filter_map(|line| serde_json::from_str::<Finished>(line).ok());
+        let lines = whole.lines().filter_map(|line| sealed::open::<Finished>(line.as_bytes()));
         Ok(lines.map(|f| ((f.role, f.column), f.measured)).collect())
     }
 
     fn keep(&self, finished: &Finished) -> Result<()> {
         let path = self.folder.join(MEASURED);
-        let mut line = serde_json::to_string(finished).map_err(|e| Error::failed(e.to_string()))?;
+        let mut line = sealed::seal(finished)?;
         line.push('\n');
         let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::write(&path, e))?;
         file.write_all(line.as_bytes()).map_err(|e| Error::write(&path, e))

@@ -21,7 +21,8 @@ pub struct Problem {
 
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
-        Problem { kind: e.kind.name(), message: e.message, file: e.file, tensor: e.tensor, hint: e.hint }
+        let hint = e.remedy().map(String::from);
+        Problem { kind: e.kind.name(), message: e.message, file: e.file, tensor: e.tensor, hint }
     }
 }
 

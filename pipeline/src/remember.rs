@@ -6,6 +6,7 @@
 use crate::context::Context;
 use crate::manifest::hash_inputs;
 use crate::opened::Opened;
+use crate::sealed;
 use bitsmith_datasets::EvalWindows;
 use bitsmith_eval::{EvalResult, Kld, Perplexity};
 use bitsmith_formats::atomic::write_file;
@@ -84,9 +85,10 @@ impl Memory {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let kv = model.checkpoint.cache();
         let record = Record { at, tool: TOOL.into(), model: model.name.clone(), bytes, bpw, kv, scores };
-        let json = serde_json::to_vec(&record).map_err(|e| Error::failed(e.to_string()))?;
-        let written =
-            std::fs::create_dir_all(folder).map_err(|e| Error::write(folder, e)).and_then(|()| write_file(&path, &json));
+        let json = sealed::seal(&record)?;
+        let written = std::fs::create_dir_all(folder)
+            .map_err(|e| Error::write(folder, e))
+            .and_then(|()| write_file(&path, json.as_bytes()));
         if let Err(e) = written {
             context.progress.warn(&format!("the result is not remembered: {e}"));
         }
@@ -124,7 +126,7 @@ fn folder(context: &Context) -> PathBuf {
 
 /// A record; nothing if there is none, or what is there is damaged or of another kind.
 fn read(path: &Path) -> Option<Record> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    sealed::open(&std::fs::read(path).ok()?)
 }
 
 /// All results of models whose name contains `word`, as `eval` would give them: of each model, kind of cache and text the latest.

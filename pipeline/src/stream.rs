@@ -131,7 +131,10 @@ fn convert(
     for (number, output) in outputs.iter().enumerate() {
         let Some(codec) = output.plan.codec(*role) else { continue };
         if let Some(float) = codec.float() {
-            check_range(*role, float, weights)?;
+            check_range(*role, float, weights).map_err(|e| match source.tensor_name(*role) {
+                Ok(name) => e.file(source.store().file_of(name)),
+                Err(_) => e,
+            })?;
         }
         let scale = output.scales.get(role).copied().unwrap_or(1.0);
         let anew = || encode(*role, codec, weights, *row_len, (rows.start, of_role), importance, scale);
@@ -237,7 +240,9 @@ pub fn check_range(role: Role, float: Float, weights: &[f32]) -> Result<()> {
     if float.round(most).is_finite() {
         return Ok(());
     }
-    Err(Error::corrupt(format!("weight {most} does not fit into {}", float.codec()))
+    let n = weights.iter().filter(|w| !float.round(**w).is_finite()).count();
+    let what = if n == 1 { "1 weight does".to_string() } else { format!("{n} of {} weights do", weights.len()) };
+    Err(Error::corrupt(format!("{what} not fit into {}; the largest is {most}", float.codec()))
         .tensor(role.to_string())
         .hint("choose bf16 or f32 for this tensor, with --tensor-type"))
 }

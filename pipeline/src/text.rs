@@ -5,6 +5,7 @@ use crate::estimate::check_ram;
 use crate::model::{Located, resolve};
 use crate::opened::Opened;
 use bitsmith_formats::gguf::GgufStore;
+use bitsmith_formats::links;
 use bitsmith_formats::store::Container;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::generate::{CacheType, Flow, Generate, Released, Stop, StopStrings};
@@ -14,7 +15,7 @@ use bitsmith_runtime::{ChatMessage, Head, Layer, Model, Sweep, Tokenizer, Weight
 use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Token ids of several texts.
@@ -22,17 +23,21 @@ use std::time::Instant;
 pub struct Sequences {
     /// One list of ids per text.
     pub sequences: Vec<Vec<u32>>,
+    /// The file that they come from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 impl Sequences {
     /// Reads `{"sequences":[[id,…],…]}`.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(|e| Error::read(path, e))?;
-        serde_json::from_slice(&text).map_err(|e| {
+        let read: Sequences = serde_json::from_slice(&text).map_err(|e| {
             Error::corrupt(format!("not a list of token sequences: {e}"))
                 .file(path)
                 .hint("the file must read {\"sequences\":[[id,…],…]}, as `bitsmith tokenize --json` writes it")
-        })
+        })?;
+        Ok(Sequences { file: Some(path.to_path_buf()), ..read })
     }
 }
 
@@ -40,6 +45,7 @@ impl Sequences {
 pub fn tokenizer(located: &Located) -> Result<Tokenizer> {
     let path = &located.path;
     if path.is_dir() {
+        links::check(path)?;
         return Tokenizer::from_hf_folder(path);
     }
     match Container::detect(path)? {
@@ -52,7 +58,7 @@ pub fn tokenizer(located: &Located) -> Result<Tokenizer> {
 pub fn tokenize(model: &str, texts: &[&str], special: bool, context: &Context) -> Result<Sequences> {
     let tokenizer = tokenizer(&resolve(model, context)?)?;
     let sequences = texts.par_iter().map(|t| tokenizer.encode(t, special)).collect::<Result<_>>()?;
-    Ok(Sequences { sequences })
+    Ok(Sequences { sequences, file: None })
 }
 
 /// The most likely next tokens after one position.
@@ -140,7 +146,10 @@ fn for_each_sequence<T: Default>(
         let device = &context.device;
         let (tokens, longest) = (windows.iter().map(Vec::len).sum(), windows.iter().map(Vec::len).max().unwrap_or(0));
         check_ram("running the sequences", sweep::peak_bytes(spec, tokens, longest, context.threads), context.max_ram)?;
-        let mut sweep = Sweep::new(spec, &windows, device)?;
+        let mut sweep = Sweep::new(spec, &windows, device).map_err(|e| match &input.file {
+            Some(file) => e.file(file),
+            None => e,
+        })?;
         context.progress.start("layers", spec.n_layers as u64);
         sweep.embed_from(source)?;
         for index in 0..spec.n_layers {

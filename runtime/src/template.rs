@@ -12,6 +12,7 @@ fn environment() -> Result<Environment<'static>, minijinja::Error> {
     env.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build()?);
     env.set_undefined_behavior(UndefinedBehavior::Strict);
     env.set_auto_escape_callback(|_| AutoEscape::None);
+    python::limit(&mut env);
     env.set_unknown_method_callback(python::call_method);
     Ok(env)
 }

@@ -14,6 +14,22 @@ mod scheduler;
 mod shapes;
 mod writer;
 
+/// What the fuzzer calls: bodies of requests as they come from the network, without a model behind them.
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::request::Request;
+
+    /// Reads a body as both kinds of requests.
+    pub fn requests(body: &[u8]) {
+        for read in [Request::completion, Request::chat] {
+            if let Err(e) = read(body) {
+                // What clients are told must be a document, whatever they sent.
+                drop(e.to_json().to_string());
+            }
+        }
+    }
+}
+
 use bitsmith_formats::{Error, ErrorKind, Result};
 use bitsmith_runtime::generate::CacheType;
 use bitsmith_runtime::{Model, Tokenizer};

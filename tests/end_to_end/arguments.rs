@@ -4,7 +4,7 @@ use crate::support::Work;
 use serde_json::Value;
 use std::process::Stdio;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "run",
     "quantize",
     "convert",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 15] = [
     "datasets",
     "archs",
     "completions",
+    "man",
 ];
 
 #[test]
@@ -34,6 +35,19 @@ fn every_command_has_a_help_with_an_example() {
     assert!(work.ok("--version").out.starts_with("bitsmith "));
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         assert!(work.ok(&format!("completions {shell}")).out.contains("quantize"), "{shell}");
+    }
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let work = Work::new();
+    assert!(work.ok("man").out.starts_with(".ie"));
+    let files = work.json("man --out pages")["files"].as_array().unwrap().len();
+    let names = work.names("pages");
+    assert!(names.len() == files && names.contains(&"bitsmith.1".to_string()), "{names:?}");
+    for command in COMMANDS {
+        let page = std::fs::read_to_string(work.path("pages").join(format!("bitsmith-{command}.1"))).unwrap();
+        assert!(page.contains(".TH bitsmith-") && page.contains("Example"), "{command}");
     }
 }
 

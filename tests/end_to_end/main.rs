@@ -1,6 +1,8 @@
 //! The binary as its users call it: arguments in; results, messages, files and exit codes out.
 
 mod arguments;
+#[cfg(unix)]
+mod book;
 mod cache;
 mod compare;
 mod contract;
@@ -9,10 +11,12 @@ mod disk;
 mod doctor;
 mod evidence;
 mod examine;
+mod flips;
 mod folders;
 #[path = "../../pipeline/tests/hub/mod.rs"]
 mod hub;
 mod jobs;
+mod malformed;
 mod map;
 mod mixtures;
 mod mtp;
@@ -21,8 +25,11 @@ mod pull;
 mod release;
 mod requantize;
 mod resume;
+mod secrets;
 mod serve;
 mod server;
+#[cfg(unix)]
+mod shrunk;
 mod support;
 mod tasks;
 mod text;

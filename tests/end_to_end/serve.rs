@@ -436,6 +436,59 @@ fn more_than_fits_is_turned_away() {
     served.complete(json!({"prompt": "a", "max_tokens": 1}));
 }
 
+/// Raw requests with bytes changed, cut off and doubled, some of which are never finished: always the same ones.
+#[test]
+fn whatever_is_sent_it_goes_on() {
+    let served = Served::start("--slots 2 --queue 4");
+    let body = json!({"prompt": "a", "max_tokens": 1, "stop": ["b"], "logprobs": 1}).to_string();
+    let whole = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{JSON}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut state = 7u32;
+    let mut next = |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as usize % n
+    };
+    let mut hanging = Vec::new();
+    for number in 0..300 {
+        let mut bytes = whole.clone().into_bytes();
+        for _ in 0..1 + next(5) {
+            let (at, n) = (next(bytes.len()), 1 + next(12));
+            let end = (at + n).min(bytes.len());
+            match next(5) {
+                0 => bytes[at..end].iter_mut().for_each(|b| *b = next(256) as u8),
+                1 => drop(bytes.drain(at..end)),
+                2 => {
+                    let part = bytes[at..end].to_vec();
+                    bytes.splice(at..at, part);
+                }
+                3 => drop(bytes.splice(at..at, "9".repeat(n).into_bytes())),
+                _ => drop(bytes.splice(at..at, b"\r\n".repeat(n))),
+            }
+            if bytes.is_empty() {
+                bytes.push(0);
+            }
+        }
+        let mut stream = served.connect();
+        let _ = stream.write_all(&bytes);
+        if number % 10 == 0 {
+            // A client that says no more, and does not go away either.
+            hanging.push(stream);
+            continue;
+        }
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{:?}", String::from_utf8_lossy(&answer));
+    }
+    served.complete(json!({"prompt": "a", "max_tokens": 1}));
+    drop(hanging);
+    served.rests();
+}
+
 #[cfg(unix)]
 #[test]
 fn signals_stop_it_cleanly() {

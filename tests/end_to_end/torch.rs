@@ -41,6 +41,24 @@ fn archive(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
+/// A file with these tensors of a safetensors file.
+fn some(part: &[(&String, &Value)], data: &[u8]) -> Vec<u8> {
+    let number = |v: &Value| v.as_u64().unwrap();
+    let shapes: Vec<(String, Vec<u64>)> =
+        part.iter().map(|(n, t)| (n.to_string(), t["shape"].as_array().unwrap().iter().map(number).collect())).collect();
+    let mut entries = vec![("m/data.pkl".to_string(), pickle(&shapes)), ("m/byteorder".to_string(), b"little".to_vec())];
+    entries.extend(part.iter().enumerate().map(|(i, (_, t))| {
+        let range = number(&t["data_offsets"][0]) as usize..number(&t["data_offsets"][1]) as usize;
+        (format!("m/data/{i}"), data[range].to_vec())
+    }));
+    archive(&entries)
+}
+
+/// A file with all tensors of a safetensors file.
+pub fn whole((header, data): &(serde_json::Map<String, Value>, Vec<u8>)) -> Vec<u8> {
+    some(&header.iter().collect::<Vec<_>>(), data)
+}
+
 #[test]
 fn a_pytorch_folder_makes_the_artifact_of_its_safetensors() {
     let work = Work::new();
@@ -48,18 +66,8 @@ fn a_pytorch_folder_makes_the_artifact_of_its_safetensors() {
     let (header, data) = read_safetensors(&folder.join("model.safetensors"));
     LLAMA.write(&work, "b/model");
     fs::remove_file(work.path("b/model/model.safetensors")).unwrap();
-    let number = |v: &Value| v.as_u64().unwrap();
     let named: Vec<(&String, &Value)> = header.iter().collect();
-    let shard = |part: &[(&String, &Value)]| {
-        let shapes: Vec<(String, Vec<u64>)> =
-            part.iter().map(|(n, t)| (n.to_string(), t["shape"].as_array().unwrap().iter().map(number).collect())).collect();
-        let mut entries = vec![("m/data.pkl".to_string(), pickle(&shapes)), ("m/byteorder".to_string(), b"little".to_vec())];
-        entries.extend(part.iter().enumerate().map(|(i, (_, t))| {
-            let range = number(&t["data_offsets"][0]) as usize..number(&t["data_offsets"][1]) as usize;
-            (format!("m/data/{i}"), data[range].to_vec())
-        }));
-        archive(&entries)
-    };
+    let shard = |part: &[(&String, &Value)]| some(part, &data);
     let sha = |model: &str, out: &str| {
         let document = work.json(&format!("quantize {model} --to gguf:q4_0,mlx:bf16 --method rtn -o {out}/"));
         let shas: Vec<Value> = document["artifacts"].as_array().unwrap().iter().map(|a| a["sha256"].clone()).collect();

@@ -15,6 +15,7 @@ pub mod imatrix;
 pub mod inspect;
 mod job;
 pub mod logits;
+pub mod man;
 pub mod map;
 pub mod methods;
 pub mod publish;
@@ -64,6 +65,7 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
         Command::Tasks(args) => done(tasks::run(args, app)),
         Command::Archs(args) => done(archs::run(args, app)),
         Command::Completions(args) => done(completions::run(args, app)),
+        Command::Man(args) => done(man::run(args, app)),
     }
 }
 

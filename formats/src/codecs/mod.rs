@@ -88,6 +88,8 @@ mod tabled;
 mod tabled_fit;
 mod tq1_0;
 mod tq2_0;
+#[cfg(test)]
+mod worked_example;
 
 use crate::codec::{Codec, CodecId, Float, Micro};
 pub(crate) use float::read as read_float;

@@ -7,6 +7,7 @@ use crate::progress::Progress;
 use crate::pull::{Hub, HubId, listed, retry};
 use bitsmith_convert::ModelAbout;
 use bitsmith_formats::hash::sha256_file;
+use bitsmith_formats::links;
 use bitsmith_formats::{Error, Result};
 use client::{Client, Upload};
 use serde::Serialize;
@@ -147,6 +148,7 @@ pub fn publish(dir: &Path, options: &PublishOptions) -> Result<Published> {
 /// What is to be published, by name.
 fn files(dir: &Path) -> Result<Vec<Upload>> {
     let sums = dir.join(SUMS_FILE);
+    links::check(dir)?;
     let text = fs::read_to_string(&sums).map_err(|e| {
         Error::read(&sums, e)
             .hint("only release folders are published: `bitsmith run` and `bitsmith quantize --release` make them")
@@ -154,8 +156,10 @@ fn files(dir: &Path) -> Result<Vec<Upload>> {
     let mut files = Vec::new();
     for line in text.lines().filter(|l| !l.is_empty()) {
         let (sha256, name) = line.split_once("  ").ok_or_else(|| Error::corrupt(format!("no checksum: `{line}`")).file(&sums))?;
-        if name.starts_with('/') || name.split('/').any(|part| part == "..") {
-            return Err(Error::corrupt(format!("`{name}` is outside the folder")).file(&sums));
+        if !links::is_inside(name) {
+            return Err(Error::corrupt(format!("`{name}` is outside the folder"))
+                .file(&sums)
+                .hint("make the release again, or write its checksums anew with sha256sum"));
         }
         let path = dir.join(name);
         let bytes = fs::metadata(&path).map_err(|e| Error::read(&path, e))?.len();

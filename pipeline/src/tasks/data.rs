@@ -49,6 +49,8 @@ pub struct Records {
     pub records: Vec<Value>,
     /// Those that examples are taken from, if they are others.
     pub shots: Option<Vec<Value>>,
+    /// The file of those that are scored, if it is the user's.
+    pub file: Option<PathBuf>,
 }
 
 /// Reads a task's records, and examples if any are wanted. Nothing if folders were given that have no file for it.
@@ -75,13 +77,13 @@ pub fn load(task: &Task, data: &[TaskData], shots: bool, context: &Context) -> R
     }
     if let Some(path) = records {
         let shots = examples.filter(|_| shots).map(|p| table::read(&p)).transpose()?;
-        return Ok(Some(Records { records: table::read(&path)?, shots }));
+        return Ok(Some(Records { records: table::read(&path)?, shots, file: Some(path) }));
     }
     match &task.source {
         Source::Hub { repo, config, split, shots: from } if folders.is_empty() => {
             let of = |split: &str| from_hub(repo, config, split, context);
             let shots = from.as_ref().filter(|_| shots).map(|s| of(s)).transpose()?;
-            Ok(Some(Records { records: of(split)?, shots }))
+            Ok(Some(Records { records: of(split)?, shots, file: None }))
         }
         _ => Ok(None),
     }

@@ -1,5 +1,6 @@
 //! Answers as they come, on disk, so that a killed run goes on where it was.
 
+use crate::sealed;
 use bitsmith_eval::tasks::Answer;
 use bitsmith_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,7 @@ impl Journal {
         };
         let (mut answers, mut whole) = (BTreeMap::new(), 0);
         for line in old.split_inclusive('\n') {
-            let parsed = line.strip_suffix('\n').and_then(|l| serde_json::from_str::<Line>(l).ok());
+            let parsed = line.strip_suffix('\n').and_then(|l| sealed::open::<Line>(l.as_bytes()));
             let Some((id, answer)) = parsed.and_then(Line::answer) else { break };
             answers.insert(id, answer);
             whole += line.len() as u64;
@@ -51,9 +52,9 @@ impl Journal {
 
     /// Keeps an answer.
     pub fn add(&mut self, id: usize, answer: Answer) -> Result<()> {
-        let mut line = serde_json::to_vec(&Line::new(id, &answer)).map_err(|e| Error::failed(e.to_string()))?;
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(|e| Error::write(&self.path, e))?;
+        let mut line = sealed::seal(&Line::new(id, &answer))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::write(&self.path, e))?;
         self.answers.insert(id, answer);
         Ok(())
     }

@@ -213,10 +213,14 @@ impl Tasks {
 }
 
 fn prepare(task: &Task, records: Records, shots: usize, options: &TaskOptions, context: &Context) -> Result<Prepared> {
-    let Records { mut records, shots: examples } = records;
+    let Records { mut records, shots: examples, file } = records;
+    let at = |e: Error| match &file {
+        Some(file) => e.file(file),
+        None => e,
+    };
     let available = records.len();
     if records.is_empty() {
-        return Err(Error::corrupt(format!("{} has no records", task.name)));
+        return Err(at(Error::corrupt(format!("{} has no records", task.name))));
     }
     if shots > 0 && examples.is_none() {
         context
@@ -226,7 +230,7 @@ fn prepare(task: &Task, records: Records, shots: usize, options: &TaskOptions, c
     let pool = match (&examples, shots) {
         (Some(examples), 1..) => task.items(examples)?,
         // Those beyond the limit too, so that the limit does not change what is asked.
-        (None, 1..) => task.items(&records)?,
+        (None, 1..) => task.items(&records).map_err(at)?,
         (_, 0) => Vec::new(),
     };
     let own_pool = examples.is_none();
@@ -237,7 +241,7 @@ fn prepare(task: &Task, records: Records, shots: usize, options: &TaskOptions, c
         generation.max_tokens = max;
     }
     let digest = task.digest(&records, &drawn_from);
-    let items = task.items(&records)?;
+    let items = task.items(&records).map_err(at)?;
     Ok(Prepared { task, shots, available, records, items, pool, own_pool, digest })
 }
 

@@ -3,6 +3,7 @@
 use super::Verified;
 use crate::manifest::{Manifest, SUMS_FILE, hash_artifact};
 use bitsmith_formats::hash::sha256_file;
+use bitsmith_formats::links::is_inside;
 use bitsmith_formats::{Error, Result};
 use std::path::Path;
 
@@ -60,6 +61,11 @@ fn listed(sums: &Path, folder: &Path, own: Option<&str>, verified: &mut Verified
             continue;
         }
         let path = folder.join(name);
+        if !is_inside(name) {
+            let message = format!("`{name}` is outside the folder");
+            verified.problems.push(Error::corrupt(message).file(sums).hint(AGAIN).into());
+            continue;
+        }
         match sha256_file(&path) {
             Ok((found, _)) if found.eq_ignore_ascii_case(hash) => {}
             Ok((found, _)) => {

@@ -32,6 +32,8 @@ mod stablelm;
 mod to_config;
 mod to_gguf;
 pub mod vision;
+#[cfg(test)]
+mod worked_example;
 
 pub use from_gguf::GgufKeys;
 

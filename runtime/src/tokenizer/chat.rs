@@ -83,13 +83,19 @@ impl ChatTemplates {
         let context = Value::from_pairs(general.into_iter().chain(special.map(|(name, text)| (name, Value::from(text)))));
         let rendered = environment.and_then(|env| env.render_named_str("chat_template", &source, context));
         rendered.map_err(|e| {
-            let message = match (e.kind(), e.detail()) {
+            if e.kind() == ErrorKind::OutOfFuel {
+                return Error::corrupt(format!("the chat template takes more than {} steps", python::MAX_STEPS))
+                    .hint("the template is damaged or was made to do harm: give the prompt as plain text, or mend the template")
+                    .with_source(e);
+            }
+            let error = match (e.kind(), e.detail()) {
                 (ErrorKind::InvalidOperation, Some(detail)) if detail.starts_with(RAISED) => {
-                    format!("the chat template refuses this conversation: {}", &detail[RAISED.len()..])
+                    Error::failed(format!("the chat template refuses this conversation: {}", &detail[RAISED.len()..]))
                 }
-                _ => format!("the chat template fails: {e}"),
+                _ => Error::corrupt(format!("the chat template fails: {e}"))
+                    .hint("give the prompt as plain text, or mend the chat template"),
             };
-            Error::failed(message).with_source(e)
+            error.with_source(e)
         })
     }
 }
@@ -102,6 +108,7 @@ fn environment(clock: bool) -> Result<Environment<'static>, minijinja::Error> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    python::limit(&mut env);
     env.set_unknown_method_callback(python::call_method);
     env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))

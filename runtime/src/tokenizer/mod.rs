@@ -27,6 +27,7 @@ pub use vocab::{GgufVocab, TokenType, VocabModel};
 use bitsmith_formats::gguf::Metadata;
 use bitsmith_formats::{Error, Result};
 use files::HfFiles;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// A model's tokenizer.
@@ -95,8 +96,9 @@ impl Tokenizer {
     /// The token ids of `text`. With `special`, the tokens that the model expects around every text (BOS for most) are added.
     /// Special tokens spelled out in the text become their ids either way, unless [`Tokenizer::set_parse_special`] says otherwise.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let refuse = |e: &dyn std::fmt::Display| Error::corrupt(format!("cannot tokenize: {e}")).file(&self.origin);
         let encoding =
-            self.inner.encode_fast(text, false).map_err(|e| Error::failed(format!("cannot tokenize: {e}")).file(&self.origin))?;
+            guarded(|| self.inner.encode_fast(text, false)).map_err(|panic| refuse(&panic))?.map_err(|e| refuse(&e))?;
         if !special || self.prefix.is_empty() && self.suffix.is_empty() {
             return Ok(encoding.get_ids().to_vec());
         }
@@ -105,7 +107,8 @@ impl Tokenizer {
 
     /// The text of token ids, with or without the special tokens among them. Ids outside the vocabulary give nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| Error::failed(format!("cannot decode tokens: {e}")).file(&self.origin))
+        let refuse = |e: &dyn std::fmt::Display| Error::corrupt(format!("cannot decode tokens: {e}")).file(&self.origin);
+        guarded(|| self.inner.decode(ids, skip_special)).map_err(|panic| refuse(&panic))?.map_err(|e| refuse(&e))
     }
 
     /// Starts decoding token by token, after a `context` that is not part of the output (the prompt).
@@ -208,11 +211,22 @@ impl Tokenizer {
     }
 }
 
+/// The library trusts its files: what it was not made for may make it panic. That is damage in the file, told like any other.
+fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| s.to_string()).or_else(|| panic.downcast_ref::<String>().cloned());
+        text.unwrap_or_else(|| "it makes no sense".into())
+    })
+}
+
 /// Parses `tokenizer.json`'s contents, with truncation and padding off.
 fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let refuse = |e: &dyn std::fmt::Display| {
+        Error::corrupt(format!("not a usable tokenizer: {e}")).hint("download it again, or save it anew with transformers")
+    };
     let mut inner =
-        tokenizers::Tokenizer::from_bytes(json).map_err(|e| Error::corrupt(format!("not a usable tokenizer: {e}")))?;
-    inner.with_truncation(None).map_err(|e| Error::corrupt(format!("not a usable tokenizer: {e}")))?;
+        guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(|panic| refuse(&panic))?.map_err(|e| refuse(&e))?;
+    inner.with_truncation(None).map_err(|e| refuse(&e))?;
     inner.with_padding(None);
     Ok(inner)
 }

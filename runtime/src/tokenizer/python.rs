@@ -1,10 +1,36 @@
 //! What chat templates expect of Python: methods of strings, dictionaries and lists, `json.dumps`, `strftime`.
 
 use minijinja::value::{Value, ValueKind};
-use minijinja::{Error, ErrorKind, State};
+use minijinja::{Environment, Error, ErrorKind, State};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 type Result<T> = std::result::Result<T, Error>;
+
+/// Steps that a template may take: far more than the longest conversation needs, and less than a second.
+pub(crate) const MAX_STEPS: u64 = 2_000_000;
+/// Elements that a template may count through at once.
+const MAX_RANGE: i64 = 10_000;
+
+/// Bounds what a template from a stranger can spend.
+pub(crate) fn limit(env: &mut Environment<'_>) {
+    env.set_fuel(Some(MAX_STEPS));
+    env.add_function("range", |from: i64, to: Option<i64>, step: Option<i64>| -> Result<Vec<i64>> {
+        let (from, to, step) = (if to.is_some() { from } else { 0 }, to.unwrap_or(from), step.unwrap_or(1));
+        let span = i128::from(to) - i128::from(from);
+        let refuse = |why: String| Err(Error::new(ErrorKind::InvalidOperation, why));
+        if step == 0 {
+            return refuse("range() with a step of 0".into());
+        }
+        let count = (span / i128::from(step) + i128::from(span % i128::from(step) != 0)).max(0);
+        if span != 0 && (span > 0) != (step > 0) {
+            return Ok(Vec::new());
+        }
+        if count > i128::from(MAX_RANGE) {
+            return refuse(format!("range() over {count} elements, more than {MAX_RANGE}"));
+        }
+        Ok((0..count as i64).map(|i| from + i * step).collect())
+    });
+}
 
 /// Called by the template engine for methods that its own values lack.
 pub(crate) fn call_method(_: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value> {
