@@ -26,6 +26,10 @@ pub struct App {
     pub console: Arc<Console>,
     /// What the libraries are given.
     pub context: Context,
+    /// `--threads`, if it was given.
+    pub threads: Option<usize>,
+    /// Global flags that processes of ours are to have too.
+    pub flags: Vec<OsString>,
 }
 
 /// Runs the program.
@@ -55,7 +59,9 @@ fn start(cli: Cli, output: Output, console: Arc<Console>) -> Result<Status> {
     let context = context(&cli.global, console.clone())?;
     interrupt::watch(output, console.clone())?;
     watch_files(output, console.clone())?;
-    let app = App { output, console, context };
+    let flags = commands::batch::task_flags(&cli.global);
+    let threads = cli.global.threads.map(|n| n as usize);
+    let app = App { output, console, context, threads, flags };
     let command = cli.command.unwrap_or_else(|| Command::Run(Box::default()));
     commands::run(&command, &app)
 }

@@ -1,8 +1,8 @@
 //! The command line. Each command's own arguments stand in its file under `commands`.
 
 use crate::commands::{
-    archs, calibrate, check, compare, completions, convert, datasets, doctor, embed, eval, generate, imatrix, inspect, logits,
-    man, map, methods, publish, pull, quantize, reproduce, run, serve, targets, tasks, tokenize, verify,
+    archs, batch, calibrate, check, compare, completions, convert, datasets, doctor, embed, eval, generate, imatrix, inspect,
+    logits, man, map, methods, publish, pull, quantize, reproduce, run, serve, targets, task, tasks, tokenize, verify,
 };
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::context::parse_size;
@@ -151,6 +151,10 @@ pub enum Command {
     Check(check::Arguments),
     /// Prove an artifact sound: structure, checksums, finite values, error against its source
     Verify(verify::Arguments),
+    /// Many models and targets from a recipe: here, or on a cluster
+    Batch(Box<batch::Arguments>),
+    /// Run single nodes of a batch's plan: what engines call
+    Task(task::Arguments),
     /// Make a release's artifacts again, and compare them with what it records
     Reproduce(reproduce::Arguments),
     /// Find known faults of GGUF files and checkpoint folders, and mend those of the metadata

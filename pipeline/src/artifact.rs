@@ -23,6 +23,8 @@ pub enum Output {
     Exact(PathBuf),
     /// In a folder, named after model and encoding.
     Folder(Folder),
+    /// Exactly here, one for each target, with names as in that folder.
+    Each(Folder, Vec<PathBuf>),
 }
 
 /// A folder of artifacts, and how they are named and laid out in it.
@@ -81,7 +83,8 @@ impl Folder {
         }
     }
 
-    fn path(&self, model: &str, n_weights: usize, target: Target) -> PathBuf {
+    /// Where the artifact of a target goes.
+    pub(crate) fn path(&self, model: &str, n_weights: usize, target: Target) -> PathBuf {
         let encoding = target.encoding();
         let name = match target.container() {
             "gguf" => return self.gguf_dir(model).join(names::gguf_file(&self.stem(model, n_weights), &encoding)),
@@ -110,6 +113,7 @@ impl Output {
         let (name, n_weights) = (&model.about.name, model.checkpoint.spec().n_weights());
         let paths: Vec<PathBuf> = match self {
             Output::Exact(path) => vec![path.clone()],
+            Output::Each(_, paths) => paths.clone(),
             Output::Folder(folder) => targets.iter().map(|t| folder.path(name, n_weights, *t)).collect(),
         };
         for (path, target) in paths.iter().zip(targets) {

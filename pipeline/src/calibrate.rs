@@ -5,8 +5,9 @@ use crate::context::Context;
 use crate::encode::gather;
 use crate::estimate::Cost;
 use crate::opened::Opened;
+pub use bitsmith_calibrate::Detail;
+use bitsmith_calibrate::Stats;
 use bitsmith_calibrate::imatrix::{Imatrix, Layout};
-use bitsmith_calibrate::{Detail, Stats};
 use bitsmith_formats::Result;
 use bitsmith_runtime::{Input, WeightSource};
 use serde::Serialize;
@@ -37,10 +38,11 @@ pub fn cost(model: &Opened, options: &CalibrationOptions, with_stats: bool, cont
     Ok(Cost::of_calibration(model.checkpoint.spec(), windows.n_tokens(), windows.ctx, with_stats, context.threads))
 }
 
-/// Runs the text through the model and writes what is asked for. Full Hessians are gathered only for a statistics file.
+/// Runs the text through the model and writes what is asked for. An importance matrix takes no more than channel sums.
 pub fn calibrate(
     model: &Opened,
     options: &CalibrationOptions,
+    detail: Detail,
     stats_path: Option<&Path>,
     imatrix_path: Option<&Path>,
     context: &Context,
@@ -50,9 +52,8 @@ pub fn calibrate(
     for note in &windows.notes {
         context.progress.note(note);
     }
-    let cost = Cost::of_calibration(spec, windows.n_tokens(), windows.ctx, stats_path.is_some(), context.threads);
+    let cost = Cost::of_calibration(spec, windows.n_tokens(), windows.ctx, detail == Detail::Gram, context.threads);
     cost.check_ram("calibration", context.max_ram)?;
-    let detail = if stats_path.is_some() { Detail::Gram } else { Detail::Channels };
     let gathered = gather(&model.checkpoint, &windows.windows, detail, context)?;
     let stats = Stats { meta: stats_meta(&model.name, &windows, gathered.peak), sites: gathered.sites };
     if let Some(path) = stats_path {

@@ -81,7 +81,11 @@ impl CalibrationOptions {
         if let Some(path) = &self.stats {
             let stats = Stats::load(path)?;
             self.check_stats(&stats, path, spec, method)?;
-            return Ok((Loaded::Stats(stats), Some(json!({"stats_sha256": sha256_file(path)?.0}))));
+            let (meta, sha256) = (&stats.meta, sha256_file(path)?.0);
+            let recipe = json!({
+                "data": meta.data, "sha256": meta.data_sha256, "samples": meta.samples, "ctx": meta.ctx, "stats_sha256": sha256,
+            });
+            return Ok((Loaded::Stats(stats), Some(recipe)));
         }
         if self.data.is_none() && !method.needs_calibration() {
             return Ok((Loaded::None, None));

@@ -3,6 +3,7 @@
 pub mod artifact;
 mod asymmetric;
 pub mod auto;
+pub mod batch;
 pub mod budget;
 pub mod calibrate;
 pub mod calibration;

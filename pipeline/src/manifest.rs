@@ -262,15 +262,19 @@ fn together(path: &Path, files: &[InputFile]) -> (String, u64) {
 
 /// The source model's files that decide an artifact: weights, configuration and tokenizer.
 pub fn hash_inputs(model: &Path) -> Result<Vec<InputFile>> {
+    input_files(model)?.iter().map(|file| InputFile::of(file)).collect()
+}
+
+/// The paths of these files.
+pub fn input_files(model: &Path) -> Result<Vec<PathBuf>> {
     let relevant = |name: &str| {
         let ends = [".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".txt", ".jinja"];
         ends.iter().any(|e| name.ends_with(e)) && name != IN_FOLDER
     };
-    let files: Vec<PathBuf> = match model.is_dir() {
+    Ok(match model.is_dir() {
         true => list_files(model)?.into_iter().filter(|f| relevant(f)).map(|f| model.join(f)).collect(),
         false => set_paths(model),
-    };
-    files.iter().map(|file| InputFile::of(file)).collect()
+    })
 }
 
 /// Names of the plain files directly in a folder, sorted.

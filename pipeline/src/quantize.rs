@@ -23,7 +23,7 @@ use bitsmith_formats::{Error, Float, Result, instructions};
 use bitsmith_quantize::Method;
 use bitsmith_quantize::plan::{Plan, PlanOptions};
 use bitsmith_runtime::{ModelSpec, Role, WeightSource, device};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -59,7 +59,7 @@ pub struct QuantizeOptions {
 }
 
 /// A finished artifact.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Artifact {
     /// `container:encoding`.
     pub target: String,
@@ -468,7 +468,7 @@ impl<'a> Job<'a> {
     pub(crate) fn stem(&self) -> String {
         let name = &self.model.about.name;
         match &self.options.out {
-            Output::Folder(folder) => folder.stem(name, self.model.checkpoint.spec().n_weights()),
+            Output::Folder(folder) | Output::Each(folder, _) => folder.stem(name, self.model.checkpoint.spec().n_weights()),
             Output::Exact(_) => name.clone(),
         }
     }

@@ -130,7 +130,7 @@ impl<'a> Pipeline<'a> {
             }
             None => None,
         };
-        let mut report = Report { model: model.about.name.clone(), facts: facts(model, options), ..Report::default() };
+        let mut report = Report { model: model.about.name.clone(), facts: facts(model, &options.quantize), ..Report::default() };
         report.rows.push(source_row(source.clone(), bytes, bpw));
         let mut eval = vec![source];
         for artifact in &artifacts {
@@ -214,12 +214,12 @@ fn measure(
     Ok(result)
 }
 
-fn source_row(eval: EvalResult, bytes: u64, bpw: f64) -> ReportRow {
+pub(crate) fn source_row(eval: EvalResult, bytes: u64, bpw: f64) -> ReportRow {
     ReportRow { target: "source".into(), bytes: Some(bytes), bpw: Some(bpw), eval, ..ReportRow::default() }
 }
 
-fn facts(model: &Opened, options: &RunOptions) -> Vec<(String, String)> {
-    let calibration = &options.quantize.calibration;
+pub(crate) fn facts(model: &Opened, options: &QuantizeOptions) -> Vec<(String, String)> {
+    let calibration = &options.calibration;
     let files = |list: &[PathBuf]| list.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
     let data = match (&calibration.data, &calibration.stats, &calibration.imatrix[..]) {
         (Some(data), _, _) => data.to_string(),
@@ -236,7 +236,7 @@ fn facts(model: &Opened, options: &RunOptions) -> Vec<(String, String)> {
     ]
 }
 
-fn write_report(report: &Report, dir: &Path) -> Result<ReportFiles> {
+pub(crate) fn write_report(report: &Report, dir: &Path) -> Result<ReportFiles> {
     let files = ReportFiles {
         html: dir.join("report.html"),
         markdown: dir.join("report.md"),

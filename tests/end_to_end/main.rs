@@ -1,6 +1,7 @@
 //! The binary as its users call it: arguments in; results, messages, files and exit codes out.
 
 mod arguments;
+mod batch;
 #[cfg(unix)]
 mod book;
 mod cache;

@@ -4,6 +4,7 @@ use super::job::{costs, positive};
 use crate::app::App;
 use bitsmith_formats::Result;
 use bitsmith_pipeline::Opened;
+use bitsmith_pipeline::calibrate::Detail;
 use bitsmith_pipeline::calibrate::{calibrate, cost};
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
 use clap::Args;
@@ -52,7 +53,8 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
     if args.dry_run {
         return costs(&cost(&model, &options, args.out.is_some(), &app.context)?, app);
     }
-    let done = calibrate(&model, &options, args.out.as_deref(), args.imatrix.as_deref(), &app.context)?;
+    let detail = if args.out.is_some() { Detail::Gram } else { Detail::Channels };
+    let done = calibrate(&model, &options, detail, args.out.as_deref(), args.imatrix.as_deref(), &app.context)?;
     app.output.result(&done, |d| {
         let mut text = format!("{} tokens in {} windows of {}\n", d.tokens, d.samples, d.ctx);
         for (what, path) in [("statistics", &d.stats), ("imatrix", &d.imatrix)] {

@@ -224,7 +224,7 @@ impl JobArgs {
     }
 
     /// What was given, as a recipe file has it.
-    fn given(&self) -> Result<serde_json::Value> {
+    pub fn given(&self) -> Result<serde_json::Value> {
         let mut all = serde_json::to_value(self).map_err(|e| Error::failed(e.to_string()))?;
         if let Some(map) = all.as_object_mut() {
             map.retain(|_, v| !(v.is_null() || *v == false || v.as_array().is_some_and(Vec::is_empty)));

@@ -1,6 +1,8 @@
 //! One file per command: its arguments, and a call into the libraries.
 
 pub mod archs;
+pub mod batch;
+mod batch_recipe;
 pub mod calibrate;
 pub mod check;
 pub mod compare;
@@ -26,6 +28,7 @@ pub mod reproduce;
 pub mod run;
 pub mod serve;
 pub mod targets;
+pub mod task;
 mod task_args;
 pub mod tasks;
 pub mod tokenize;
@@ -40,6 +43,8 @@ pub fn run(command: &Command, app: &App) -> Result<Status> {
     let done = |result: Result<()>| result.map(|()| Status::Done);
     match command {
         Command::Run(args) => run::run(args, app),
+        Command::Batch(args) => batch::run(args, app),
+        Command::Task(args) => task::run(args, app),
         Command::Quantize(args) => done(quantize::run(args, app)),
         Command::Convert(args) => done(convert::run(args, app)),
         Command::Calibrate(args) => done(calibrate::run(args, app)),

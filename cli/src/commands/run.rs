@@ -77,7 +77,8 @@ pub struct MeasureArgs {
 }
 
 impl MeasureArgs {
-    fn or(self, recipe: MeasureArgs) -> MeasureArgs {
+    /// Fills what is not given from a recipe.
+    pub fn or(self, recipe: MeasureArgs) -> MeasureArgs {
         MeasureArgs {
             data: if self.data.is_empty() { recipe.data } else { self.data },
             style: self.style.or(recipe.style),
@@ -147,6 +148,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     Ok(Status::GatesFailed(failed.map(|(target, g)| format!("{target}: {} is {}", g.gate, measured(g.value))).collect()))
 }
 
-fn measured(value: Option<f64>) -> String {
+/// A gate's value, for people.
+pub fn measured(value: Option<f64>) -> String {
     value.map_or_else(|| "not measured".into(), |v| format!("not met by {v}"))
 }

@@ -44,7 +44,7 @@ pub fn check(job: &Job<'_>) -> Result<()> {
         return Ok(());
     }
     let dir = match &job.options.out {
-        Output::Folder(folder) => folder.gguf_dir(&job.model.about.name),
+        Output::Folder(folder) | Output::Each(folder, _) => folder.gguf_dir(&job.model.about.name),
         Output::Exact(path) => folder_of(path).to_path_buf(),
     };
     let card = dir.join(CARD);
