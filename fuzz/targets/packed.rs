@@ -31,11 +31,14 @@ pub fn run(data: &[u8]) {
             if all.is_empty() {
                 return;
             }
-            let fixture = &all[usize::from(choice / 2) % all.len()];
-            let folder = folder.join("packed");
-            std::fs::create_dir_all(&folder).expect("a folder can be made");
+            let fixture = &all[usize::from(choice) % (2 * all.len()) / 2];
+            // A folder for each choice, so that what stays the same is copied once.
+            let folder = folder.join(format!("packed-{}", usize::from(choice) % (2 * all.len())));
             let [own, other] = if choice % 2 == 0 { FILES } else { [FILES[1], FILES[0]] };
-            std::fs::copy(fixture.join(other), folder.join(other)).expect("a file can be copied");
+            if !folder.exists() {
+                std::fs::create_dir_all(&folder).expect("a folder can be made");
+                std::fs::copy(fixture.join(other), folder.join(other)).expect("a file can be copied");
+            }
             std::fs::write(folder.join(own), data).expect("a file can be written");
             if let Ok(store) = open_store(&folder) {
                 files::read_all(store.as_ref());

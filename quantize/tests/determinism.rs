@@ -10,7 +10,7 @@ use rayon::ThreadPoolBuilder;
 
 const ROWS: usize = 40;
 /// Whole blocks of every format.
-const COLUMNS: usize = 512;
+const COLUMNS: usize = 256;
 const THREADS: [usize; 4] = [1, 2, 3, 8];
 
 /// One of every kind of format; all block formats of GGUF.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use targets::{TARGETS, Target};
 
 /// Mutations of each seed.
-const MUTATIONS: u32 = 40;
+const MUTATIONS: u32 = 300;
 /// A parser that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -43,6 +43,9 @@ fn mutated(target: &Target, seed: &[u8], number: u32) -> Vec<u8> {
         bytes.resize(size + 64, 0);
         let used = mutate(&mut bytes, size, size + 64, number);
         bytes.truncate(used);
+        return bytes;
+    }
+    if bytes.is_empty() {
         return bytes;
     }
     for _ in 0..1 + next(4) {
@@ -82,6 +85,29 @@ fn what_crashed_once() {
                 panic!("{}: {why}", path.display());
             }
         }
+    }
+}
+
+/// Without guidance, but as many as are wanted: `BITSMITH_FUZZ_RUNS=100000 cargo test --release --test fuzz -- --ignored --nocapture`.
+#[test]
+#[ignore = "as long as one wants; `fuzz/run.sh` is guided by coverage"]
+fn many_mutations() {
+    let runs: u32 = std::env::var("BITSMITH_FUZZ_RUNS").map_or(10_000, |n| n.parse().unwrap());
+    let only = std::env::var("BITSMITH_FUZZ_TARGET").ok();
+    for target in TARGETS.iter().filter(|t| only.as_ref().is_none_or(|o| o == t.name)) {
+        let (start, seeds) = (Instant::now(), (target.seeds)());
+        for number in 1..=runs {
+            // Mutations of mutations reach further.
+            let seed = &seeds[number as usize % seeds.len()];
+            let input = (0..1 + number % 4).fold(seed.clone(), |input, round| match input.is_empty() {
+                true => input,
+                false => mutated(target, &input, number.wrapping_mul(2_654_435_761).wrapping_add(round)),
+            });
+            if let Some(why) = fails(target, &input) {
+                panic!("{}, mutation {number}: {why}: {}", target.name, keep(target, &input));
+            }
+        }
+        println!("{}: {runs} in {:.0} s", target.name, start.elapsed().as_secs_f64());
     }
 }
 

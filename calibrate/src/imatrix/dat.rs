@@ -99,8 +99,11 @@ pub(super) fn write(imatrix: &Imatrix, path: &Path) -> Result<()> {
             number(&mut out, entry.sums.len() as u64, "the number of values")?;
             for (count, sums) in entry.matrices() {
                 // Experts that saw nothing count evenly, as if every mean were 1.
-                let value = |s: &f64| if count > 0 { s * (calls as f64 / count as f64) } else { calls as f64 };
-                sums.iter().for_each(|s| out.extend((value(s) as f32).to_le_bytes()));
+                let value = |s: &f64| if count > 0 { (s * (calls as f64 / count as f64)) as f32 } else { calls as f32 };
+                if sums.iter().any(|s| !value(s).is_finite()) {
+                    return Err(Error::corrupt("a value is too large for F32").tensor(*name));
+                }
+                sums.iter().for_each(|s| out.extend(value(s).to_le_bytes()));
             }
         }
         number(&mut out, imatrix.chunk_count.into(), "the number of windows")?;

@@ -164,6 +164,15 @@ impl Imatrix {
         if self.entries.is_empty() {
             return Err(Error::failed("there are no statistics to write").file(path));
         }
+        // Both layouts have F32, and a sum over many tokens may be larger than any.
+        for (name, entry) in &self.entries {
+            if entry.sums.iter().any(|s| !(*s as f32).is_finite()) {
+                return Err(Error::corrupt("a sum of squares is too large for F32")
+                    .file(path)
+                    .tensor(name)
+                    .hint("the activations have overflowed, or the importance matrix is damaged: make it again"));
+            }
+        }
         match layout {
             Layout::Gguf => gguf::write(self, path),
             Layout::Dat => dat::write(self, path),

@@ -146,3 +146,16 @@ fn damaged_gguf_is_refused() {
         }
     });
 }
+
+#[test]
+fn sums_beyond_f32_are_not_written() {
+    in_folder(|at| {
+        let mut large = example();
+        large.entries.insert("w".into(), entry(&[1e39], &[1]));
+        for (layout, name) in [(Layout::Gguf, "x.gguf"), (Layout::Dat, "x.dat")] {
+            let error = large.write(&at(name), layout).unwrap_err();
+            assert_eq!((error.kind, error.tensor.as_deref()), (ErrorKind::Corrupt, Some("w")));
+            assert!(!at(name).exists());
+        }
+    });
+}

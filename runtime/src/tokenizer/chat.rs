@@ -131,7 +131,8 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}").map(|n| n + 2) else { break };
+        // Not the percent sign of the tag's start.
+        let Some(len) = rest[start + 2..].find("%}").map(|n| n + 4) else { break };
         let tag = &rest[start..start + len];
         let word = tag[2..len - 2].trim_matches('-').trim();
         out.push_str(&rest[..start]);
