@@ -73,7 +73,7 @@ else
   printf '\n-- server.py\nskipped: SERVER_VENV does not name an environment with torch, transformers, accelerate and compressed-tensors\n'
 fi
 check release.py
-check killed.py --times 5
+check killed.py --times 3
 # A batch on Slurm, which is installed where that is possible.
 printf '\n-- slurm.sh\n'
 code=0
