@@ -7,23 +7,25 @@ bitsmith=$(realpath "$1")
 python=$(realpath -s "$2")
 ray=$(dirname "$python")/ray
 d=$(mktemp -d)
-export RAY_DISABLE_IMPORT_WARNING=1 XDG_CACHE_HOME="$d/cache" RAY_TMPDIR="$d/ray"
+export RAY_DISABLE_IMPORT_WARNING=1 XDG_CACHE_HOME="$d/cache" RAY_TMPDIR="$d/session"
 finish() {
-  "$ray" stop --force > /dev/null 2>&1 || true
-  rm -rf "$d"
+  # Not `ray stop`, which ends every Ray of this machine.
+  for pid in $(pgrep -f -- "$d/session" || true); do kill -9 "$pid" 2> /dev/null || true; done
+  for _ in 1 2 3 4 5; do rm -rf "$d" 2> /dev/null && return; sleep 1; done
 }
 trap finish EXIT
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 dashboard=$(free_port)
 "$ray" start --head --num-cpus=2 --node-ip-address=127.0.0.1 --port="$(free_port)" --min-worker-port=20000 --max-worker-port=20100 \
-  --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --object-store-memory=100000000 --temp-dir="$d/ray" \
+  --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --object-store-memory=100000000 --temp-dir="$d/session" \
   --disable-usage-stats > "$d/ray.log" 2>&1 || { cat "$d/ray.log"; exit 1; }
 cat > "$d/recipe.toml" << 'RECIPE'
 models = ["demo"]
 to = ["gguf:q4_k_m", "gguf:q8_0", "mlx:4bit"]
-method = "gptq"
-samples = 32
-ctx = 256
+method = "reference"
+calib = "builtin"
+samples = 8
+ctx = 128
 eval-ctx = 128
 limit = 4
 RECIPE
@@ -34,7 +36,7 @@ batch=$!
 killed=
 for _ in $(seq 1200); do
   kill -0 "$batch" 2> /dev/null || break
-  # A task that quantizes: its worker is the parent of our process.
+  # A worker is the parent of our process.
   if [ -z "$killed" ]; then
     for task in $(pgrep -f "^$bitsmith .*task run .*--store $d/ray/" || true); do
       worker=$(ps -o ppid= -p "$task" | tr -d ' ')
