@@ -6,7 +6,7 @@ WORKDIR /src
 COPY . .
 ARG COMMIT=""
 ENV BITSMITH_COMMIT=$COMMIT
-RUN cargo build --release --locked
+RUN cargo build --release --locked --features s3
 
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*

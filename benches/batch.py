@@ -51,7 +51,7 @@ def sparse(folder, layers):
 
 
 def call(bitsmith, *words, cwd, cache):
-    """Seconds and peak memory in MiB of a call that succeeds."""
+    """Seconds, peak memory in MiB and CPU seconds of a call that succeeds, with all that it calls."""
     env = os.environ | {"XDG_CACHE_HOME": str(cache)}
     start = time.monotonic()
     child = subprocess.Popen([bitsmith, *words, "-q"], cwd=cwd, env=env, stdout=subprocess.DEVNULL)
@@ -59,7 +59,7 @@ def call(bitsmith, *words, cwd, cache):
     seconds = time.monotonic() - start
     if status:
         sys.exit(f"{' '.join(words)}: status {status}")
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def plan(bitsmith, work):
@@ -68,7 +68,7 @@ def plan(bitsmith, work):
         sparse(work / name, 12 + i % 8)
     recipe = f"models = {json.dumps(names)}\nto = {json.dumps(TARGETS)}\nmethod = 'reference'\ncalib = 'builtin'\n"
     (work / "plan.toml").write_text(recipe)
-    seconds, mib = call(bitsmith, "batch", "plan.toml", "--plan", cwd=work, cache=work / "cache")
+    seconds, mib, _ = call(bitsmith, "batch", "plan.toml", "--plan", cwd=work, cache=work / "cache")
     nodes = len(json.loads((work / "plan.plan.json").read_text())["nodes"])
     print(f"plan of 200 models x 20 targets, {nodes} nodes: {seconds:.2f} s, {mib:.0f} MiB")
     return seconds < 10 and mib < 300
@@ -90,28 +90,32 @@ def status(bitsmith, work):
         folder = records / node["key"][:2]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{node['key']}.json").touch()
-    seconds, mib = call(bitsmith, "batch", "many.plan.json", "--store", "many", "--status", cwd=work, cache=work / "cache")
+    seconds, mib, _ = call(bitsmith, "batch", "many.plan.json", "--store", "many", "--status", cwd=work, cache=work / "cache")
     print(f"status of 100,000 nodes, half of them done: {seconds:.2f} s, {mib:.0f} MiB")
     return seconds < 2
 
 
-def share(bitsmith, work):
+METHODS = {"reference": ("reference", ""), "rtn": ("rtn", ""), "independent": ("awq+gptq", "independent = true\n"), "best": ("awq+gptq", "")}
+
+
+def share(bitsmith, work, methods):
     ok = True
-    for method, more in [("reference", ""), ("rtn", ""), ("awq+gptq", "independent = true\n"), ("awq+gptq", "")]:
+    for method, more in map(METHODS.get, methods):
         (work / "share.toml").write_text(
             f"models = ['demo']\nto = {json.dumps(EIGHT)}\nmethod = '{method}'\n{more}" + ("calib = 'builtin'\n" if method == "reference" else ""))
         name = f"{method}{' independent' if more else ''}"
         shutil.rmtree(work / "together", ignore_errors=True)
         shutil.rmtree(work / "apart", ignore_errors=True)
-        together, _ = call(bitsmith, "batch", "share.toml", "--out", "together", cwd=work, cache=work / "cache1")
-        apart = 0.0
+        together, _, cpu = call(bitsmith, "batch", "share.toml", "--out", "together", cwd=work, cache=work / "cache1")
+        apart = cpu_apart = 0.0
         flags = ["--method", method] + (["--independent"] if more else []) + (["--calib", "builtin"] if method == "reference" else [])
         for target in EIGHT:
-            seconds, _ = call(bitsmith, "run", "demo", "--to", target, *flags, "--fresh", "--out", f"apart/{target.replace(':', '-')}",
+            seconds, _, own = call(bitsmith, "run", "demo", "--to", target, *flags, "--fresh", "--out", f"apart/{target.replace(':', '-')}",
                               cwd=work, cache=work / "cache2")
-            apart += seconds
+            apart, cpu_apart = apart + seconds, cpu_apart + own
         ratio = together / apart
-        print(f"8 targets of the demo model, {name}: {together:.1f} s together, {apart:.1f} s apart, ratio {ratio:.2f}")
+        print(f"8 targets of the demo model, {name}: {together:.1f} s together, {apart:.1f} s apart, ratio {ratio:.2f}; "
+              f"CPU {cpu:.1f} s and {cpu_apart:.1f} s", flush=True)
         # With error feedback every target has a calibration of its own, so that less can be shared.
         ok &= ratio <= 0.6 or method == "awq+gptq"
     return ok
@@ -120,13 +124,15 @@ def share(bitsmith, work):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=["plan", "status", "share", []])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--bitsmith", default=ROOT / "target" / "release" / "bitsmith", type=pathlib.Path)
     args = parser.parse_args()
     what = args.what or ["plan", "status", "share"]
     if "status" in what and "plan" not in what:
         what.insert(0, "plan")
     with tempfile.TemporaryDirectory() as folder:
-        results = [globals()[w](args.bitsmith.resolve(), pathlib.Path(folder)) for w in what]
+        own = {"share": [args.methods]}
+        results = [globals()[w](args.bitsmith.resolve(), pathlib.Path(folder), *own.get(w, [])) for w in what]
     sys.exit(0 if all(results) else 1)
 
 

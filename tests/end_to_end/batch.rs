@@ -1,6 +1,7 @@
 //! Batches: plans from headers, results that are the same however they are come by, and nothing that is done twice.
 
-use crate::support::{Ended, Work};
+use crate::hub::{Hub, State};
+use crate::support::{Ended, Work, demo};
 use crate::tiny::{LLAMA, QWEN3};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -477,7 +478,7 @@ fn slurm_is_given_arrays() {
         ended
     };
     let submit = "--json batch r.toml --out out --engine slurm --pack 0 --threads 2 --sbatch=--partition=cpu";
-    let round = call(submit).json()["slurm"].clone();
+    let round = call(submit).json()["submitted"].clone();
     assert_eq!((&round["nodes"], round["submitted"].as_array().unwrap().len()), (&json!(24), 12), "six stages of two models");
     let log = fs::read_to_string(work.path("slurm.log")).unwrap();
     let lines: Vec<&str> = log.lines().collect();
@@ -493,7 +494,7 @@ fn slurm_is_given_arrays() {
     // Nothing is submitted while it is in the queue.
     let queue: String = (1..=12).flat_map(|id| (0..4).map(move |e| format!("{id}|{e}|PENDING|Dependency\n"))).collect();
     fs::write(work.path("slurm.log.queue"), queue).unwrap();
-    assert_eq!(call(submit).json()["slurm"], json!({"submitted": [], "nodes": 0, "queued": 24, "given_up": []}));
+    assert_eq!(call(submit).json()["submitted"], json!({"submitted": [], "nodes": 0, "queued": 24, "given_up": []}));
     let status = call("--json batch r.toml --out out --engine slurm --status").json();
     assert_eq!(status["queue"], json!({"pending": 48}));
     // What left the queue without a word was killed: more memory for what could have run, and the rest after it.
@@ -511,7 +512,7 @@ fn slurm_is_given_arrays() {
     assert_eq!(records(&work, "out/.store").len(), 1);
     // Small models are one piece.
     let packed = call("--json batch r.toml --out other --engine slurm --pack 3600").json();
-    assert_eq!((&packed["slurm"]["nodes"], packed["slurm"]["submitted"].as_array().unwrap().len()), (&json!(24), 1));
+    assert_eq!((&packed["submitted"]["nodes"], packed["submitted"]["submitted"].as_array().unwrap().len()), (&json!(24), 1));
 }
 
 /// What `--mem` asks for, in MiB.
@@ -528,4 +529,81 @@ fn without_slurm_that_is_said() {
     let ended = Ended::of(work.command("--json batch r.toml --engine slurm").env("PATH", work.path("none")).output().unwrap());
     assert_eq!(ended.code, Some(66), "{}", ended.err);
     assert!(ended.json()["error"]["message"].as_str().unwrap().contains("squeue"));
+}
+
+fn with_hub(work: &Work, hub: &Hub, line: &str) -> Ended {
+    Ended::of(work.command(line).env("HF_ENDPOINT", &hub.endpoint).env("HF_TOKEN", "t").output().unwrap())
+}
+
+#[test]
+fn models_on_the_hub_are_planned_from_their_headers_and_pinned() {
+    let work = Work::new();
+    let mut state = State { blobs: true, large: vec!["model.safetensors".into()], ..State::default() };
+    for entry in fs::read_dir(demo()).unwrap().map(|e| e.unwrap()) {
+        state.files.insert(entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
+    }
+    let hub = Hub::start(state);
+    recipe(&work, "r.toml", "models = ['org/tiny']\nto = ['gguf:q8_0']\nmethod = 'rtn'\nevaluate = false");
+    let planned = with_hub(&work, &hub, "batch r.toml --plan");
+    assert_eq!(planned.code, Some(0), "{}", planned.err);
+    assert!(work.names("hf").is_empty(), "nothing was downloaded");
+    let origin = read(&work.path("r.plan.json"))["models"][0]["origin"].clone();
+    assert_eq!((&origin["from"], origin["commit"].as_str()), (&json!("hub"), Some(crate::hub::COMMIT)));
+    let made = with_hub(&work, &hub, "--json batch r.toml --out out");
+    assert_eq!(made.code, Some(0), "{}", made.err);
+    let alone = with_hub(&work, &hub, "--json quantize org/tiny --to gguf:q8_0 --method rtn -o alone.gguf").json();
+    assert_eq!(alone["artifacts"][0]["sha256"], made.json()["artifacts"][0]["sha256"]);
+    let card = fs::read_to_string(work.path("out/tiny/README.md")).unwrap();
+    assert!(card.contains("base_model: org/tiny"), "{card}");
+    // From the cache, by the commit that is known.
+    let offline = work.json("batch r.toml --out out --offline");
+    assert_eq!(offline["nodes"]["done"], 0);
+}
+
+#[test]
+fn releases_are_published_when_their_gates_hold() {
+    let work = Work::new();
+    LLAMA.write(&work, "tiny");
+    let repo = Some("me/tiny-GGUF".into());
+    let hub = Hub::start(State { blobs: true, token: Some("t".into()), repo, ..State::default() });
+    let text = |gate: &str| {
+        format!(
+            "models = ['tiny']\nto = ['gguf:q8_0', 'gguf:q4_0']\nmethod = 'rtn'\nlicense = 'mit'\npublish = 'me'\ngate = ['{gate}']"
+        )
+    };
+    recipe(&work, "r.toml", &text("kld.mean<1e-9"));
+    let refused = with_hub(&work, &hub, "--json batch r.toml --out out");
+    assert_eq!(refused.code, Some(3), "{}", refused.err);
+    assert_eq!(refused.json()["failed"][0]["failure"]["kind"], "gate");
+    assert!(hub.state.lock().unwrap().files.is_empty());
+    // A gate that holds: nothing but the end is done again.
+    recipe(&work, "r.toml", &text("kld.mean<9"));
+    let published = with_hub(&work, &hub, "--json batch r.toml --out out");
+    assert_eq!(published.code, Some(0), "{}", published.err);
+    assert_eq!(published.json()["nodes"], json!({"there": 6, "done": 2, "failed": 0, "blocked": 0}));
+    let state = hub.state.lock().unwrap();
+    for name in ["README.md", "SHA256SUMS", "tiny-Q8_0.gguf", "tiny-Q4_0.gguf"] {
+        assert_eq!(state.files.get(name), Some(&fs::read(work.path("out/tiny").join(name)).unwrap()), "{name}");
+    }
+    assert_eq!(state.commits, 1);
+}
+
+/// Files that may not grow stand in for a full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_ends_a_batch_that_goes_on_later() {
+    let work = Work::new();
+    LLAMA.write(&work, "a");
+    recipe(&work, "r.toml", "models = ['a']\nto = ['gguf:q8_0', 'gguf:f32']\nmethod = 'rtn'\nevaluate = false");
+    let line = format!("exec '{}' --json batch r.toml --out out", env!("CARGO_BIN_EXE_bitsmith"));
+    let script = format!("trap '' XFSZ; ulimit -f 1000; {line}");
+    let ended = Ended::of(work.prepare("bash").args(["-c", &script]).output().unwrap());
+    assert_eq!(ended.code, Some(74), "{}{}", ended.out, ended.err);
+    let document = ended.json();
+    assert_eq!((&document["failed"][0]["failure"]["kind"], hashes(&document).len()), (&json!("io"), 1));
+    let whole = work.json("batch r.toml --out out");
+    assert_eq!(hashes(&whole).len(), 2);
+    let alone = work.json("quantize a --to gguf:f32 --method rtn -o a.gguf");
+    assert_eq!(alone["artifacts"][0]["sha256"].as_str(), hashes(&whole).get("a gguf:f32").map(String::as_str));
+    assert_eq!(work.names("out/.store/work"), Vec::<String>::new());
 }

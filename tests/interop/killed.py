@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-JOB = "run demo --to gguf:q4_k_m,mlx:4bit --method awq+gptq --samples 4 --ctx 128 --eval-ctx 128 --limit 2 -q --json".split()
+JOB = "run demo --to gguf:q4_k_m,mlx:4bit --method gptq --samples 2 --ctx 64 --eval-ctx 64 --limit 1 -q --json".split()
 
 
 def call(bitsmith, work, out, cache, stop_after=None):

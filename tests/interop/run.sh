@@ -73,6 +73,26 @@ else
   printf '\n-- server.py\nskipped: SERVER_VENV does not name an environment with torch, transformers, accelerate and compressed-tensors\n'
 fi
 check release.py
+check killed.py --times 3
+# A batch on Slurm, which is installed where that is possible.
+printf '\n-- slurm.sh\n'
+code=0
+timeout 900 "$here/slurm.sh" "$bitsmith" || code=$?
+case $code in
+  0) passed=$((passed + 1)) ;;
+  77) ;;
+  *) echo "FAILED: slurm.sh: exit code $code"; failed=$((failed + 1)) ;;
+esac
+# On Ray, and on object storage: a Python that has ray[default], one that has moto[server], and a program with the feature `s3`.
+if [ -n "${RAY_PYTHON:-}" ]; then
+  printf '\n-- ray.sh\n'
+  if timeout 900 "$here/ray.sh" "$bitsmith" "$RAY_PYTHON"; then passed=$((passed + 1)); else echo "FAILED: ray.sh"; failed=$((failed + 1)); fi
+else printf '\n-- ray.sh\nskipped: RAY_PYTHON does not name a Python with ray[default]\n'; fi
+if [ -n "${MOTO_VENV:-}" ] && [ -n "${BITSMITH_S3:-}" ]; then
+  bitsmith=$BITSMITH_S3 venv=$MOTO_VENV check object_store.py
+else
+  printf '\n-- object_store.py\nskipped: MOTO_VENV and BITSMITH_S3 do not name an environment with moto[server] and a program with the feature s3\n'
+fi
 check serve_load.py datasets/demo
 # lm-evaluation-harness needs torch too.
 if [ -n "${LM_EVAL_VENV:-}" ]; then

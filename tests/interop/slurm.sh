@@ -12,12 +12,18 @@ if ! have slurmctld || ! have munged; then
 fi
 
 d=$(mktemp -d)
-pids=()
+batch=
 finish() {
+  if [ -n "$batch" ]; then kill "$batch" 2> /dev/null || true; fi
+  as scancel --me 2> /dev/null || true
   for pid in "$d"/slurmd.pid "$d"/slurmctld.pid "$d"/munge/munged.pid; do
     if [ -s "$pid" ]; then kill "$(cat "$pid")" 2> /dev/null || true; fi
   done
-  rm -rf "$d"
+  for pid in $(pgrep slurmstepd || true); do
+    if tr '\0' '\n' < "/proc/$pid/environ" 2> /dev/null | grep -qx "SLURM_CONF=$d/slurm.conf"; then kill -9 "$pid" 2> /dev/null || true; fi
+  done
+  # Tasks that were just cancelled may still write.
+  for _ in 1 2 3 4 5; do rm -rf "$d" 2> /dev/null && return; sleep 1; done
 }
 trap finish EXIT
 # Everything runs as one user who has no privileges.
@@ -56,6 +62,7 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 MpiDefault=none
 ReturnToService=2
+BatchStartTimeout=1
 MaxArraySize=10001
 SchedulerParameters=sched_interval=1,sched_min_interval=10000,batch_sched_delay=0,bf_interval=1,default_queue_depth=10000
 NodeName=vm NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=16000
@@ -123,7 +130,8 @@ find slurm/.store/records -name '*.json' -printf '%p %T@\n' | sort > "$d/early"
 echo "after $(records) nodes: node down"
 as scontrol update nodename=vm state=down reason=test
 sleep 1
-as scontrol update nodename=vm state=resume
+# It may have come back by itself, as it registers.
+as scontrol update nodename=vm state=resume 2> /dev/null || true
 # Requeued jobs are held for two minutes, which a test need not wait.
 release() {
   as squeue -h -r -t PD -o '%A %r' | while read -r id reason; do
@@ -136,8 +144,16 @@ echo "after $(records) nodes: the controller is killed"
 kill -9 "$(cat "$d/slurmctld.pid")"
 sleep 1
 controller
-for _ in $(seq 600); do
+# Jobs that ended in the second before are running as far as it knows, until the node registers and has no such jobs.
+registered=0
+for i in $(seq 600); do
   kill -0 "$batch" 2> /dev/null || break
+  if [ $((i % 30)) -eq 0 ] && [ $registered -lt 3 ]; then
+    registered=$((registered + 1))
+    kill "$(cat "$d/slurmd.pid")"
+    sleep 1
+    as slurmd -N vm -f "$d/slurm.conf"
+  fi
   release 2> /dev/null || true
   sleep 0.5
 done

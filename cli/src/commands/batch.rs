@@ -5,14 +5,14 @@ use super::batch_recipe::{self, Read};
 use crate::app::App;
 use crate::output::{human_bytes, table};
 use bitsmith_formats::atomic::write_file;
-use bitsmith_formats::{Error, Result};
+use bitsmith_formats::{Error, ErrorKind, Result};
 use bitsmith_pipeline::batch::export::{Exported, export};
 use bitsmith_pipeline::batch::local::{self, Engine, Outcome};
 use bitsmith_pipeline::batch::plan::Op;
 use bitsmith_pipeline::batch::record::Failure;
 use bitsmith_pipeline::batch::status::{State, Status, states, status};
 use bitsmith_pipeline::batch::store::Kind;
-use bitsmith_pipeline::batch::{Plan, Store, emit, slurm};
+use bitsmith_pipeline::batch::{Plan, Store, emit, ray, slurm};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -71,7 +71,7 @@ pub struct Arguments {
     /// With --emit k8s: the image that has bitsmith
     #[arg(long, value_name = "IMAGE", default_value = concat!("bitsmith:", env!("CARGO_PKG_VERSION")), help_heading = "Clusters")]
     pub image: String,
-    /// With --engine slurm: wait until all is done, and submit again what was killed
+    /// With --engine slurm or ray: wait until all is done; on Slurm, submit again what was killed
     #[arg(long, help_heading = "Clusters")]
     pub wait: bool,
     /// With --engine slurm: seconds of work that small nodes of a model, and small models, are packed to
@@ -80,6 +80,12 @@ pub struct Arguments {
     /// With --engine slurm: another argument of sbatch, like --partition=main; can be given several times
     #[arg(long, value_name = "ARG", allow_hyphen_values = true, help_heading = "Clusters")]
     pub sbatch: Vec<String>,
+    /// With --engine ray: where its dashboard answers
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8265", help_heading = "Clusters")]
+    pub ray: String,
+    /// With --engine ray: the Python that has Ray, on the head node
+    #[arg(long, value_name = "PROGRAM", default_value = "python3", help_heading = "Clusters")]
+    pub ray_python: String,
 }
 
 /// Where the work is done.
@@ -90,6 +96,8 @@ pub enum EngineName {
     Local,
     /// As job arrays of Slurm, with --threads processors each; the store must be one that all nodes reach
     Slurm,
+    /// As a job of Ray, with --threads processors for each task; the store must be one that all nodes reach
+    Ray,
 }
 
 /// A system that runs tasks by itself.
@@ -135,7 +143,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<Ended> {
     store.put(Kind::Plan, &plan.key, &plan.to_json()?)?;
     let outcome = match args.engine {
         EngineName::Local => local::run(&plan, &store, &engine(app)?, app.context.progress.as_ref())?,
-        EngineName::Slurm => match on_slurm(&plan, &store, args, app)? {
+        EngineName::Slurm | EngineName::Ray => match on_cluster(&plan, &store, args, app)? {
             Some(outcome) => outcome,
             None => return Ok(Ended::Done),
         },
@@ -169,16 +177,36 @@ fn program() -> Result<PathBuf> {
 }
 
 /// Submits what is left, and waits for it if that is asked for. Nothing if it is under way.
-fn on_slurm(plan: &Plan, store: &Store, args: &Arguments, app: &App) -> Result<Option<Outcome>> {
+fn on_cluster(plan: &Plan, store: &Store, args: &Arguments, app: &App) -> Result<Option<Outcome>> {
     const POLL: Duration = Duration::from_secs(2);
+    /// Polls in a row that a controller may miss while it is restarted: ten minutes.
+    const MISSED: u32 = 300;
     let cpus = app.threads.unwrap_or(1);
     let flags = app.flags.clone();
-    let engine = slurm::Engine { program: program()?, flags, cpus, pack: args.pack, sbatch: args.sbatch.clone() };
-    let mut first = true;
+    let program = program()?;
+    let submit: Box<dyn Fn(bool) -> Result<slurm::Round>> = if args.engine == EngineName::Ray {
+        let (address, python) = (args.ray.clone(), args.ray_python.clone());
+        let engine = ray::Engine { address, python, program, flags, cpus };
+        Box::new(move |failed_too| ray::submit(plan, store, &engine, failed_too))
+    } else {
+        let engine = slurm::Engine { program, flags, cpus, pack: args.pack, sbatch: args.sbatch.clone() };
+        Box::new(move |failed_too| slurm::submit(plan, store, &engine, failed_too))
+    };
+    let (mut first, mut missed) = (true, 0);
     loop {
         // Failures of before are tried again once; what fails now has failed.
-        let round = slurm::submit(plan, store, &engine, first)?;
-        first = false;
+        let round = match submit(first) {
+            Err(e) if args.wait && e.kind == ErrorKind::Transient && missed < MISSED => {
+                if missed == 0 {
+                    app.context.progress.warn(&format!("{e}; still waiting"));
+                }
+                missed += 1;
+                std::thread::sleep(POLL);
+                continue;
+            }
+            round => round?,
+        };
+        (first, missed) = (false, 0);
         for index in &round.given_up {
             app.context.progress.warn(&format!("{}: killed again and again, even with more memory", plan.nodes[*index]));
         }
@@ -191,7 +219,7 @@ fn on_slurm(plan: &Plan, store: &Store, args: &Arguments, app: &App) -> Result<O
         if !args.wait {
             let text =
                 format!("{} nodes submitted, {} in the queue; --status tells how far they are\n", round.nodes, round.queued);
-            app.output.result(&json!({ "plan": plan.key, "slurm": round }), |_| text)?;
+            app.output.result(&json!({ "plan": plan.key, "submitted": round }), |_| text)?;
             return Ok(None);
         }
         std::thread::sleep(POLL);

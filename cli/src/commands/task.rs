@@ -5,6 +5,7 @@ use super::batch_recipe::Flags;
 use crate::app::App;
 use crate::output::table;
 use bitsmith_formats::{Error, Result};
+use bitsmith_pipeline::batch::status::{State, states};
 use bitsmith_pipeline::batch::task::Ran;
 use bitsmith_pipeline::batch::{Plan, Runner, Store};
 use clap::{Args, Subcommand};
@@ -33,6 +34,20 @@ enum Command {
     /// Run nodes of a plan
     #[command(after_help = EXAMPLES)]
     Run(RunArguments),
+    /// Print the nodes that are not done, what they need and what they cost, as JSON
+    #[command(after_help = EXAMPLES)]
+    Graph(GraphArguments),
+}
+
+/// Arguments of `task graph`.
+#[derive(Debug, Args)]
+pub struct GraphArguments {
+    /// Plan file, or the key of a plan that was begun in the store
+    #[arg(long, value_name = "PLAN")]
+    pub plan: String,
+    /// Store: a folder, or s3://bucket/prefix
+    #[arg(long, value_name = "URI")]
+    pub store: String,
 }
 
 /// Arguments of `task run`.
@@ -54,7 +69,31 @@ pub struct RunArguments {
 
 /// Runs nodes.
 pub fn run(args: &Arguments, app: &App) -> Result<Status> {
-    let Command::Run(args) = &args.command;
+    match &args.command {
+        Command::Run(args) => run_nodes(args, app),
+        Command::Graph(args) => graph(args, app).map(|()| Status::Done),
+    }
+}
+
+fn plan(name: &str, store: &Store) -> Result<Plan> {
+    match Path::new(name) {
+        file if file.is_file() => Plan::read(file),
+        _ => Plan::load(store, name)?.ok_or_else(|| Error::missing("there is no such plan").file(name)),
+    }
+}
+
+fn graph(args: &GraphArguments, app: &App) -> Result<()> {
+    let store = Store::open(&args.store)?;
+    let plan = plan(&args.plan, &store)?;
+    let states = states(&plan, &store)?;
+    let left = plan.nodes.iter().enumerate().filter(|(i, _)| states[*i] != State::Done);
+    let nodes: Vec<serde_json::Value> = left
+        .map(|(i, n)| serde_json::json!({ "index": i, "label": n.label, "deps": n.deps, "ram_bytes": n.cost.ram_bytes }))
+        .collect();
+    app.output.result(&serde_json::json!({ "nodes": nodes }), |d| format!("{d:#}\n"))
+}
+
+fn run_nodes(args: &RunArguments, app: &App) -> Result<Status> {
     if args.leash {
         std::thread::Builder::new()
             .name("leash".into())
@@ -67,10 +106,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     }
     let indices = indices(&args.index)?;
     let store = Store::open(&args.store)?;
-    let plan = match Path::new(&args.plan) {
-        file if file.is_file() => Plan::read(file)?,
-        _ => Plan::load(&store, &args.plan)?.ok_or_else(|| Error::missing("there is no such plan").file(&args.plan))?,
-    };
+    let plan = plan(&args.plan, &store)?;
     if plan.dir.is_dir() {
         std::env::set_current_dir(&plan.dir).map_err(|e| Error::read(&plan.dir, e))?;
     }

@@ -96,8 +96,9 @@ impl Batch<'_> {
     }
 
     fn run(&mut self, receiver: &Receiver<(u64, std::io::Result<ExitStatus>)>) -> Result<()> {
-        let total: f64 = self.weights(|s| s != State::Done);
-        self.progress.start("batch", total as u64);
+        // By work, not by nodes, so that a bar moves evenly.
+        let total = self.cpu_seconds(|s| s != State::Done).max(f64::MIN_POSITIVE);
+        self.progress.start("batch, per cent", 100);
         let mut shown = 0;
         loop {
             self.start_all()?;
@@ -107,19 +108,20 @@ impl Batch<'_> {
             let (id, ended) = receiver.recv().map_err(|e| Error::failed(e.to_string()))?;
             let process = self.running.remove(&id).ok_or_else(|| Error::failed("a process ended that was not begun"))?;
             self.end(&process, ended)?;
-            let done = (total - self.weights(|s| matches!(s, State::Waiting | State::Running))) as u64;
-            self.progress.advance(done - shown);
-            shown = done;
+            let left = self.cpu_seconds(|s| matches!(s, State::Waiting | State::Running));
+            let done = (100.0 * (1.0 - left / total)).round() as u64;
+            self.progress.advance(done.saturating_sub(shown));
+            shown = shown.max(done);
         }
         self.progress.finish();
         self.outcome.blocked = self.states.iter().filter(|s| **s == State::Waiting).count();
         Ok(())
     }
 
-    /// Estimated tenths of a second of nodes in these states: progress counts work, not nodes.
-    fn weights(&self, of: impl Fn(State) -> bool) -> f64 {
+    /// Estimated work of nodes in these states.
+    fn cpu_seconds(&self, of: impl Fn(State) -> bool) -> f64 {
         let some = self.plan.nodes.iter().zip(&self.states).filter(|(_, s)| of(**s));
-        some.map(|(n, _)| (10.0 * n.cost.cpu_seconds).ceil()).sum()
+        some.map(|(n, _)| n.cost.cpu_seconds).sum()
     }
 
     /// Nodes that could start now, in the plan's order, those of one pass together.

@@ -10,7 +10,7 @@ use super::plan::Plan;
 use super::record::Failure;
 use super::status::{State, states};
 use super::store::{Kind, Store};
-use bitsmith_formats::{Error, Result};
+use bitsmith_formats::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -47,6 +47,7 @@ pub struct Engine {
 
 /// What was submitted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Submitted {
     /// The arrays.
     pub arrays: Vec<Job>,
@@ -225,7 +226,11 @@ fn sbatch(plan: &Plan, store: &Store, engine: &Engine, array: &Array, dependenci
     let output = child.wait_with_output().map_err(|e| absent("sbatch", e))?;
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
     if !output.status.success() {
-        return Err(Error::failed(format!("sbatch refuses {}: {}", array.name, said(&output.stderr)))
+        let why = said(&output.stderr);
+        if ["contact", "connect", "timed out"].iter().any(|w| why.contains(w)) {
+            return Err(Error::new(ErrorKind::Transient, format!("sbatch does not reach Slurm: {why}")));
+        }
+        return Err(Error::failed(format!("sbatch refuses {}: {why}", array.name))
             .hint("--sbatch passes arguments on, for example --sbatch=--partition=main; --threads sets processors"));
     }
     // With clusters, `number;cluster`.
@@ -264,7 +269,7 @@ pub fn queue() -> Result<Queue> {
         Command::new("squeue").args(["--me", "-h", "-r", "-o", "%F|%K|%T|%r"]).output().map_err(|e| absent("squeue", e))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        return Err(Error::new(bitsmith_formats::ErrorKind::Transient, format!("squeue does not answer: {said}")));
+        return Err(Error::new(ErrorKind::Transient, format!("squeue does not answer: {said}")));
     }
     let mut queue = Queue::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {

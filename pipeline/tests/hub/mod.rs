@@ -59,6 +59,8 @@ pub struct State {
     pub exists: bool,
     /// How many commits there were.
     pub commits: usize,
+    /// The repository that there is, if not `org/tiny`.
+    pub repo: Option<String>,
     /// Address of another host to which everything that is written is redirected.
     pub elsewhere: Option<String>,
 }
@@ -147,6 +149,7 @@ fn status_only(status: u16, headers: &str) -> Vec<u8> {
 
 fn respond(state: &mut State, request: &Request) -> Vec<u8> {
     let allowed = state.token.as_ref().is_none_or(|t| request.authorization == Some(format!("Bearer {t}")));
+    let repo = state.repo.clone().unwrap_or_else(|| "org/tiny".into());
     let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
     if let Some(place) = path.strip_prefix("/upload/") {
         return put(state, request, place);
@@ -162,7 +165,7 @@ fn respond(state: &mut State, request: &Request) -> Vec<u8> {
         return write(state, request, path);
     }
     if let Some(rest) = path.strip_prefix("/api/models/") {
-        return match rest.strip_prefix("org/tiny").map(|r| r.strip_prefix("/revision/").unwrap_or("main")) {
+        return match rest.strip_prefix(&repo).map(|r| r.strip_prefix("/revision/").unwrap_or("main")) {
             Some("main" | COMMIT) if query == "blobs=true" => listing(state),
             Some(_) => status_only(404, "X-Error-Code: RevisionNotFound\r\n"),
             None => status_only(404, "X-Error-Code: RepoNotFound\r\n"),
@@ -176,7 +179,7 @@ fn respond(state: &mut State, request: &Request) -> Vec<u8> {
         };
     }
     let path = path.strip_prefix("/datasets").unwrap_or(path);
-    let Some(name) = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")).map(String::from) else {
+    let Some(name) = path.strip_prefix(&format!("/{repo}/resolve/{COMMIT}/")).map(String::from) else {
         return status_only(404, "");
     };
     let Some(data) = state.files.get(&name) else { return status_only(404, "X-Error-Code: EntryNotFound\r\n") };
