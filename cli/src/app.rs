@@ -73,7 +73,7 @@ fn watch_files(output: Output, console: Arc<Console>) -> Result<()> {
         console.error(&error);
         // With standard output gone there is nowhere left to say so.
         let _ = output.error(&error);
-        std::process::exit(error.kind.exit_code().into());
+        error.kind.exit_code()
     };
     on_lost_pages(end).map_err(|e| Error::failed(format!("cannot watch for files that become shorter: {e}")))
 }

@@ -2,7 +2,7 @@
 //! told by the address, so that the program can end with an error that names it.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 
 /// Maps that can be told apart at once: far more than the files of any checkpoint. A fault in another one is reported without its name.
 const MAPS: usize = 4096;
@@ -53,23 +53,32 @@ impl Drop for Known {
 }
 
 /// From now on, if a mapped file turns out to have become shorter, `action` is called with its path (without one, if it is not known)
-/// and then the program ends. Errors: the system refuses to watch.
+/// and then the program ends, at once, with the exit code that it gives. Errors: the system refuses to watch.
 ///
-/// The action runs in the thread that was reading the map, which holds no lock at that moment, so that it may print and end the program.
+/// The action runs in the thread that was reading the map, which holds no lock at that moment, so that it may print. Of several threads
+/// that come upon lost pages, the first alone acts.
 #[cfg(unix)]
-pub fn on_lost_pages(action: impl Fn(Option<&Path>) + Send + Sync + 'static) -> std::io::Result<()> {
+pub fn on_lost_pages(action: impl Fn(Option<&Path>) -> u8 + Send + Sync + 'static) -> std::io::Result<()> {
+    static ENDING: AtomicBool = AtomicBool::new(false);
     let handler = move |info: &libc::siginfo_t| {
         // Sent by another process, it says nothing about maps.
         if info.si_code <= 0 {
             return;
+        }
+        if ENDING.swap(true, SeqCst) {
+            loop {
+                // SAFETY: waits for a signal; the first thread is about to end the program.
+                unsafe { libc::pause() };
+            }
         }
         // SAFETY: the signal is SIGBUS, whose information has an address.
         let address = unsafe { info.si_addr() }.addr();
         let hit = |s: &&Slot| (s.start.load(SeqCst)..s.end.load(SeqCst)).contains(&address);
         let path = SLOTS.iter().find(hit).map(|s| s.path.load(SeqCst)).filter(|p| !p.is_null());
         // SAFETY: the slot belongs to the map that this thread is reading, and is freed only with it.
-        action(path.map(|p| unsafe { &**p }));
-        std::process::abort();
+        let code = action(path.map(|p| unsafe { &**p }));
+        // SAFETY: ends the program without waiting for threads or running what is registered for its end, which could read the map again.
+        unsafe { libc::_exit(code.into()) };
     };
     // SAFETY: the handler runs where a map is read, not at an arbitrary point: whoever copies bytes out of a map holds no lock of the
     // allocator or of standard streams. It never returns, so nothing goes on with bytes that are not there.
@@ -78,7 +87,7 @@ pub fn on_lost_pages(action: impl Fn(Option<&Path>) + Send + Sync + 'static) -> 
 
 /// Elsewhere the system ends the program.
 #[cfg(not(unix))]
-pub fn on_lost_pages(_action: impl Fn(Option<&Path>) + Send + Sync + 'static) -> std::io::Result<()> {
+pub fn on_lost_pages(_action: impl Fn(Option<&Path>) -> u8 + Send + Sync + 'static) -> std::io::Result<()> {
     Ok(())
 }
 
