@@ -8,9 +8,16 @@ python=$(realpath -s "$2")
 ray=$(dirname "$python")/ray
 d=$(mktemp -d)
 export RAY_DISABLE_IMPORT_WARNING=1 XDG_CACHE_HOME="$d/cache" RAY_TMPDIR="$d/session"
+descendants() {
+  for child in $(pgrep -P "$1" || true); do
+    echo "$child"
+    descendants "$child"
+  done
+}
 finish() {
-  # Not `ray stop`, which ends every Ray of this machine.
-  for pid in $(pgrep -f -- "$d/session" || true); do kill -9 "$pid" 2> /dev/null || true; done
+  # Not `ray stop`, which ends every Ray of this machine. Agents and workers have other names, and are children of those with ours.
+  pids=$(for pid in $(pgrep -f -- "$d/session" || true); do echo "$pid"; descendants "$pid"; done)
+  for pid in $pids; do kill -9 "$pid" 2> /dev/null || true; done
   for _ in 1 2 3 4 5; do rm -rf "$d" 2> /dev/null && return; sleep 1; done
 }
 trap finish EXIT
