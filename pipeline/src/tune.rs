@@ -40,6 +40,9 @@ const LEAST_WINDOWS: usize = 8;
 /// Encoded matrices.
 pub(crate) type Tuned = BTreeMap<Role, EncodedTensor>;
 
+/// Takes a matrix's gradient, `(out, in)`, and the curvature of its input.
+type Give<'g> = dyn FnMut(Role, ArrayView2<'_, f32>, &Hessian) -> Result<()> + 'g;
+
 /// Windows, and what the dense model makes of them.
 struct Text {
     sweep: Sweep,
@@ -213,12 +216,7 @@ impl Tuning<'_> {
     }
 
     /// Gives every matrix's gradient of a mean loss over the training text, `(out, in)`, and the curvature of its input.
-    fn backward(
-        &self,
-        tuned: &Tuned,
-        loss: Loss,
-        give: &mut dyn FnMut(Role, ArrayView2<'_, f32>, &Hessian) -> Result<()>,
-    ) -> Result<()> {
+    fn backward(&self, tuned: &Tuned, loss: Loss, give: &mut Give<'_>) -> Result<()> {
         let student = Student { encoder: self.encoder, tuned };
         let (spec, device, sweep) = (student.spec(), &self.encoder.context.device, &self.train.sweep);
         let mut states = vec![sweep.embedded(&Embedding::load(&student, device)?)?];
@@ -246,13 +244,7 @@ impl Tuning<'_> {
     }
 
     /// Passes on a layer's gradients, those that read the same input one after the other.
-    fn give(
-        &self,
-        layer: Option<usize>,
-        back: &mut Backward,
-        collector: Collector,
-        give: &mut dyn FnMut(Role, ArrayView2<'_, f32>, &Hessian) -> Result<()>,
-    ) -> Result<()> {
+    fn give(&self, layer: Option<usize>, back: &mut Backward, collector: Collector, give: &mut Give<'_>) -> Result<()> {
         let spec = self.encoder.source.spec();
         let mut matrices = std::mem::take(&mut back.matrices);
         for (site, stats) in collector.take()? {

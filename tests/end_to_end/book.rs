@@ -2,7 +2,7 @@
 
 use crate::hub::{Hub, State};
 use crate::support::{Ended, Work, demo};
-use crate::tiny::LLAMA;
+use crate::tiny::{LLAMA, write_random};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -127,11 +127,38 @@ fn every_command_runs() {
     assert!(commands > 50, "{commands} commands");
 }
 
+/// One layer with rows of 256, which all formats fit.
+fn one_layer(work: &Work, name: &str) {
+    let mut config = LLAMA.config();
+    for (key, value) in [("hidden_size", 256), ("intermediate_size", 256), ("num_hidden_layers", 1), ("head_dim", 64)] {
+        config[key] = value.into();
+    }
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_string(), vec![2048, 256], 0.0, 0.3),
+        ("model.norm.weight".to_string(), vec![256], 1.0, 0.5),
+    ];
+    for (part, rows) in [
+        ("self_attn.q", 256),
+        ("self_attn.k", 128),
+        ("self_attn.v", 128),
+        ("self_attn.o", 256),
+        ("mlp.gate", 256),
+        ("mlp.up", 256),
+        ("mlp.down", 256),
+    ] {
+        tensors.push((format!("model.layers.0.{part}_proj.weight"), vec![rows, 256], 0.0, 0.15));
+    }
+    for norm in ["input_layernorm", "post_attention_layernorm"] {
+        tensors.push((format!("model.layers.0.{norm}.weight"), vec![256], 1.0, 0.5));
+    }
+    write_random(work, name, &config, tensors);
+}
+
 /// The README's too, but for those that need a GPU, a cluster, object storage or data sets of the hub.
 #[test]
 fn every_command_of_the_readme_runs() {
     let (work, hub) = desk();
-    work.checkpoint("my-model");
+    one_layer(&work, "my-model");
     work.write("chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Where is the lighthouse?\"}]}\n".repeat(40));
     // What others have made, and earlier days' results.
     let made = "

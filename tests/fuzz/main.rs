@@ -23,7 +23,12 @@ fn fails(target: &Target, input: &[u8]) -> Option<String> {
             let text = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|s| s.to_string()));
             Some(text.unwrap_or_default())
         }
-        Ok(()) if start.elapsed() > LIMIT => Some(format!("took {:?}", start.elapsed())),
+        Ok(()) if start.elapsed() > LIMIT => {
+            // A busy machine gets a second chance.
+            let again = Instant::now();
+            (target.run)(input);
+            (again.elapsed() > LIMIT).then(|| format!("took {:?}", again.elapsed()))
+        }
         Ok(()) => None,
     }
 }
