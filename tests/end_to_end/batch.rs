@@ -554,7 +554,7 @@ fn models_on_the_hub_are_planned_from_their_headers_and_pinned() {
     let alone = with_hub(&work, &hub, "--json quantize org/tiny --to gguf:q8_0 --method rtn -o alone.gguf").json();
     assert_eq!(alone["artifacts"][0]["sha256"], made.json()["artifacts"][0]["sha256"]);
     let card = fs::read_to_string(work.path("out/tiny/README.md")).unwrap();
-    assert!(card.contains("base_model: org/tiny"), "{card}");
+    assert!(card.contains("base_model:\n- org/tiny"), "{card}");
     // From the cache, by the commit that is known.
     let offline = work.json("batch r.toml --out out --offline");
     assert_eq!(offline["nodes"]["done"], 0);

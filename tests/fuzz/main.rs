@@ -112,7 +112,7 @@ fn many_mutations() {
                 panic!("{}, mutation {number}: {why}: {}", target.name, keep(target, &input));
             }
         }
-        println!("{}: {runs} in {:.0} s", target.name, start.elapsed().as_secs_f64());
+        eprintln!("{}: {runs} in {:.0} s", target.name, start.elapsed().as_secs_f64());
     }
 }
 
