@@ -84,6 +84,10 @@ impl Encoder<'_> {
             notes.push("end-to-end tuning is left out: it needs the text itself".into());
             return Ok(Tuned::new());
         };
+        if self.source.spec().require_head().is_err() {
+            notes.push("end-to-end tuning is left out: the model predicts no tokens".into());
+            return Ok(Tuned::new());
+        }
         if windows.len() < LEAST_WINDOWS {
             notes.push(format!("too little text to tune on: {} windows of at least {LEAST_WINDOWS}", windows.len()));
             return Ok(Tuned::new());
