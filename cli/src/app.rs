@@ -68,8 +68,8 @@ fn start(cli: Cli, output: Output, console: Arc<Console>) -> Result<Status> {
 
 /// A model's file that becomes shorter while it is read ends the program with an error like any other.
 fn watch_files(output: Output, console: Arc<Console>) -> Result<()> {
-    let end = move |path: Option<&Path>| {
-        let error = shrunk(path.unwrap_or(Path::new("a file of the model")));
+    let end = move |path: &Path| {
+        let error = shrunk(path);
         console.error(&error);
         // With standard output gone there is nowhere left to say so.
         let _ = output.error(&error);

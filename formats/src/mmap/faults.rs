@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 
-/// Maps that can be told apart at once: far more than the files of any checkpoint. A fault in another one is reported without its name.
+/// Maps that can be told apart at once: far more than the files of any checkpoint. A fault in another one ends the program by the signal.
 const MAPS: usize = 4096;
 
 /// Where a map lies. Free while `path` is null.
@@ -52,42 +52,72 @@ impl Drop for Known {
     }
 }
 
-/// From now on, if a mapped file turns out to have become shorter, `action` is called with its path (without one, if it is not known)
-/// and then the program ends, at once, with the exit code that it gives. Errors: the system refuses to watch.
+/// From now on, if a mapped file turns out to have become shorter, `action` is called with its path and then the program ends, at once,
+/// with the exit code that it gives. The first call counts; a fault elsewhere ends the program by the signal, as without this. Errors: the
+/// system refuses to watch.
 ///
 /// The action runs in the thread that was reading the map, which holds no lock at that moment, so that it may print. Of several threads
 /// that come upon lost pages, the first alone acts.
 #[cfg(unix)]
-pub fn on_lost_pages(action: impl Fn(Option<&Path>) -> u8 + Send + Sync + 'static) -> std::io::Result<()> {
+pub fn on_lost_pages(action: impl Fn(&Path) -> u8 + Send + Sync + 'static) -> std::io::Result<()> {
+    if ACTION.set(Box::new(action)).is_err() {
+        return Ok(());
+    }
+    // The standard library's own handler of this signal, which looks for overflown stacks, is replaced and not called: it would make the
+    // second of two threads end the program by the signal while the first one still prints.
+    // SAFETY: zeros are a valid value of this struct of numbers and a function's address, and what matters of it is set.
+    let mut how: libc::sigaction = unsafe { std::mem::zeroed() };
+    how.sa_sigaction = lost as *const () as usize;
+    how.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the handler runs where a map is read, not at an arbitrary point: whoever copies bytes out of a map holds no lock of the
+    // allocator or of standard streams. For such a fault it never returns, so nothing goes on with bytes that are not there.
+    match unsafe { libc::sigaction(libc::SIGBUS, &how, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// What is to be done about the file at a path, and the exit code.
+#[cfg(unix)]
+type Action = Box<dyn Fn(&Path) -> u8 + Send + Sync>;
+
+#[cfg(unix)]
+static ACTION: std::sync::OnceLock<Action> = std::sync::OnceLock::new();
+
+/// What happens at the signal.
+#[cfg(unix)]
+extern "C" fn lost(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     static ENDING: AtomicBool = AtomicBool::new(false);
-    let handler = move |info: &libc::siginfo_t| {
-        // Sent by another process, it says nothing about maps.
-        if info.si_code <= 0 {
-            return;
-        }
-        if ENDING.swap(true, SeqCst) {
-            loop {
-                // SAFETY: waits for a signal; the first thread is about to end the program.
-                unsafe { libc::pause() };
+    // SAFETY: the system gives a valid description, and that of this signal has an address.
+    let (sent, address) = unsafe { ((*info).si_code <= 0, (*info).si_addr().addr()) };
+    let hit = |s: &&Slot| (s.start.load(SeqCst)..s.end.load(SeqCst)).contains(&address);
+    let path = SLOTS.iter().find(hit).map(|s| s.path.load(SeqCst)).filter(|p| !p.is_null());
+    let (Some(path), Some(action), false) = (path, ACTION.get(), sent) else {
+        // Not about a map: the fault is met again, or the signal sent once more, with nobody watching.
+        // SAFETY: both may be called in a handler.
+        unsafe {
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+            if sent {
+                libc::raise(libc::SIGBUS);
             }
         }
-        // SAFETY: the signal is SIGBUS, whose information has an address.
-        let address = unsafe { info.si_addr() }.addr();
-        let hit = |s: &&Slot| (s.start.load(SeqCst)..s.end.load(SeqCst)).contains(&address);
-        let path = SLOTS.iter().find(hit).map(|s| s.path.load(SeqCst)).filter(|p| !p.is_null());
-        // SAFETY: the slot belongs to the map that this thread is reading, and is freed only with it.
-        let code = action(path.map(|p| unsafe { &**p }));
-        // SAFETY: ends the program without waiting for threads or running what is registered for its end, which could read the map again.
-        unsafe { libc::_exit(code.into()) };
+        return;
     };
-    // SAFETY: the handler runs where a map is read, not at an arbitrary point: whoever copies bytes out of a map holds no lock of the
-    // allocator or of standard streams. It never returns, so nothing goes on with bytes that are not there.
-    unsafe { signal_hook_registry::register_sigaction(libc::SIGBUS, handler) }.map(|_| ())
+    if ENDING.swap(true, SeqCst) {
+        loop {
+            // SAFETY: waits for a signal; the first thread is about to end the program.
+            unsafe { libc::pause() };
+        }
+    }
+    // SAFETY: the slot belongs to the map that this thread is reading, and is freed only with it.
+    let code = action(unsafe { &*path });
+    // SAFETY: ends the program without waiting for threads or running what is registered for its end, which could read the map again.
+    unsafe { libc::_exit(code.into()) };
 }
 
 /// Elsewhere the system ends the program.
 #[cfg(not(unix))]
-pub fn on_lost_pages(_action: impl Fn(Option<&Path>) -> u8 + Send + Sync + 'static) -> std::io::Result<()> {
+pub fn on_lost_pages(_action: impl Fn(&Path) -> u8 + Send + Sync + 'static) -> std::io::Result<()> {
     Ok(())
 }
 
