@@ -10,7 +10,7 @@ use bitsmith_quantize::Hessian;
 use bitsmith_quantize::asymmetric::{self, Corrected};
 use bitsmith_quantize::transform::DenseLayer;
 use bitsmith_runtime::role::PartKind;
-use bitsmith_runtime::{Embedding, Hidden, Input, Layer, Observer, OutputNorm, Part, Role, Site, Sweep, ops};
+use bitsmith_runtime::{Embedding, Hidden, Input, Layer, Observer, OutputNorm, Part, Pieces, Role, Site, Sweep, ops};
 use candle_core::Tensor;
 use ndarray::{Array2, ArrayView2};
 use std::collections::BTreeMap;
@@ -35,6 +35,15 @@ struct Streams {
     /// With the quantized model's.
     sweep: Sweep,
     dense: Hidden,
+    /// The layer on its way in the dense model and in the quantized one.
+    pieces: [Pieces; 2],
+}
+
+impl Streams {
+    /// Goes on to another layer; what there is of the last one is returned.
+    fn next(&mut self, index: usize) -> [Pieces; 2] {
+        std::mem::replace(&mut self.pieces, [self.sweep.pieces(index), self.sweep.pieces(index)])
+    }
 }
 
 /// What a site's matrices are encoded with besides statistics.
@@ -57,7 +66,8 @@ impl Encoder<'_> {
             let table = ops::from_host(data, &spec.shape(Part::TokenEmbd), device)?;
             sweep.embed(&Embedding::with_table(self.source, table.into(), device)?)?;
         }
-        let mut streams = Streams { sweep, dense };
+        let pieces = [sweep.pieces(0), sweep.pieces(0)];
+        let mut streams = Streams { sweep, dense, pieces };
         if streams.sweep.n_batches() < LEAST {
             notes.push(format!("too little text for qep: {} tokens", streams.sweep.n_tokens()));
         }
@@ -77,13 +87,14 @@ impl Encoder<'_> {
                         layer.replace_host(part, w.iter().copied().collect())?;
                     }
                 }
-                self.encode_in_stages(index, &dense, &layer, &mut quantized, &streams, notes)?;
+                self.encode_in_stages(index, &dense, &layer, &mut quantized, &mut streams, notes)?;
             } else {
                 self.fill(index, &mut quantized)?;
             }
+            let [_, pieces] = streams.next(index + 1);
             // The original layer, as a run that goes on where another ended has no other.
             streams.dense = streams.sweep.apply_layer(&streams.dense, &original, index, None)?;
-            streams.sweep.run_layer(&quantized, index, None)?;
+            streams.sweep.finish_layer(&quantized, pieces)?;
             self.context.progress.advance(1);
         }
         self.encode_head_pair(&streams, notes)?;
@@ -106,7 +117,7 @@ impl Encoder<'_> {
         dense: &DenseLayer,
         layer: &Layer,
         quantized: &mut Layer,
-        streams: &Streams,
+        streams: &mut Streams,
         notes: &mut Vec<String>,
     ) -> Result<()> {
         let scales = self.scales(Some(index), dense);
@@ -118,8 +129,10 @@ impl Encoder<'_> {
         }
         for &stage in STAGES {
             let inputs: Vec<Input> = stage.iter().copied().filter(|i| !self.readers(*i, dense).is_empty()).collect();
-            let Some(&last) = inputs.last() else { continue };
-            let mut sites = self.observe_pair(index, &inputs, last, layer, quantized, streams)?;
+            if inputs.is_empty() {
+                continue;
+            }
+            let mut sites = self.observe_pair(index, &inputs, [layer, quantized], streams)?;
             for input in inputs {
                 let paired = sites.remove(&Site { layer: Some(index), input });
                 let pair = paired.as_ref().map(|paired| Pair { paired, scale: self.source.spec().scales.residual });
@@ -136,15 +149,13 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Shows a collector what both models' layers read at some inputs, of which `last` is the last.
+    /// Shows a collector what both models' layers, the dense one's first, read at some inputs, given in order.
     fn observe_pair(
         &self,
         index: usize,
         inputs: &[Input],
-        last: Input,
-        layer: &Layer,
-        quantized: &Layer,
-        streams: &Streams,
+        layers: [&Layer; 2],
+        streams: &mut Streams,
     ) -> Result<BTreeMap<Site, Paired>> {
         let spec = self.source.spec();
         let wants = |site: Site| inputs.contains(&site.input);
@@ -156,15 +167,14 @@ impl Encoder<'_> {
             _ => false,
         };
         let collector = PairCollector::new(&wants);
-        let hidden = streams.sweep.hidden()?;
-        let batches = streams.sweep.n_batches();
+        let Streams { sweep, dense, pieces: [of_dense, of_quantized] } = streams;
+        let (batches, last) = (sweep.n_batches(), inputs.iter().copied().max().expect("an input"));
         for batch in 0..batches {
             collector.begin(held_out(batch, batches));
-            let observe =
-                |hidden: &Hidden, layer: &Layer| streams.sweep.observe_batch(hidden, batch, layer, index, last, &collector);
-            let dense = observe(&streams.dense, layer)?;
+            let dense = sweep.observe_batch(dense, of_dense, layers[0], batch, last, &collector)?;
             collector.quantized();
-            let lacking = difference(&dense, &observe(hidden, quantized)?)?;
+            let quantized = sweep.observe_batch(sweep.hidden()?, of_quantized, layers[1], batch, last, &collector)?;
+            let lacking = difference(&dense, &quantized)?;
             collector.end(Some(lacking.view()), &writes)?;
         }
         collector.take()

@@ -2,8 +2,8 @@
 
 use crate::calibration::{CalibrationOptions, stats_meta};
 use crate::context::Context;
-use crate::encode::gather;
 use crate::estimate::Cost;
+use crate::gather::gather;
 use crate::opened::Opened;
 pub use bitsmith_calibrate::Detail;
 use bitsmith_calibrate::Stats;

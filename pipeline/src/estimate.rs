@@ -57,14 +57,16 @@ impl Estimate {
         let widest = widths(spec).into_iter().max().unwrap_or(0);
         let calibrated = method.needs_calibration() && tokens > 0;
         let hessians = if calibrated && method.needs_hessian() { widths(spec).iter().map(|w| w * w).sum::<usize>() } else { 0 };
-        // With two streams, both are observed before each kind of matrix: about three times the work. Their cross moments come on top.
-        let (streams, passes) = if calibrated && method.asymmetric() { (2, 3.0) } else { (1, 1.0) };
+        // With two streams, both are observed before each kind of matrix: about twice the work. Their cross moments come on top.
+        let (streams, passes) = if calibrated && method.asymmetric() { (2, 2.0) } else { (1, 1.0) };
         // Layer and its copy, statistics of one layer, one factorisation in f64 (three matrices), hidden states twice.
         let solving = 8 * layer.max(table)
             + 4 * hessians
             + if hessians > 0 { 24 * widest * widest } else { 0 }
             + if streams > 1 { 4 * widest * widest } else { 0 }
-            + streams * 8 * tokens * spec.hidden_size;
+            + streams * 8 * tokens * spec.hidden_size
+            // What attention gives in both.
+            + if streams > 1 { 8 * tokens * spec.q_width() } else { 0 };
         let evaluating = 4 * layer.max(table) + 8 * eval_tokens * spec.hidden_size;
         let ram_bytes = solving.max(evaluating) as u64 + OVERHEAD;
 

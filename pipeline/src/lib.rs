@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod encode;
 pub mod estimate;
 pub mod evaluate;
+pub mod gather;
 pub mod imatrix;
 pub mod inspect;
 pub mod keep;

@@ -1,21 +1,23 @@
 //! One model in, one artifact per target out.
 
+mod plans;
+mod streamed;
+
 use crate::artifact::{self, Output, Writing};
-use crate::auto::{self, Allocated, AutoOptions, Subject};
+use crate::auto::{Allocated, AutoOptions};
 use crate::calibration::{CalibrationOptions, Loaded};
 use crate::carry::{self, Account, Tally};
 use crate::companions::Companions;
 use crate::context::Context;
-use crate::encode::{Encoder, Evidence, gather, importance};
+use crate::encode::{Encoder, Evidence};
 use crate::estimate::Estimate;
+use crate::gather::gather;
 use crate::manifest::{Companion, InputFile, Made, Manifest, Recipe, hash_inputs};
 use crate::memory;
 use crate::mtp::Mtp;
 use crate::opened::Opened;
-use crate::plan_file;
 use crate::rewrite::rewritten;
 use crate::spool::Spool;
-use crate::stream;
 use crate::target::Target;
 use bitsmith_calibrate::Detail;
 use bitsmith_convert::{ArtifactWriter, names};
@@ -183,61 +185,6 @@ impl<'a> Job<'a> {
         chosen.or(set).unwrap_or(self.dense)
     }
 
-    /// The format of every tensor of a target.
-    pub fn plan(&self, target: Target) -> Result<Plan> {
-        let chosen = self.allocated(target).map_or(&[][..], |a| &a.overrides);
-        let options = PlanOptions {
-            importance: self.is_weighted(),
-            // What the user names wins.
-            overrides: chosen.iter().chain(&self.options.plan.overrides).cloned().collect(),
-            ..self.options.plan.clone()
-        };
-        let (source, dense) = (self.source(), self.dense_for(target));
-        let mut plan = target.plan(&self.mtp(target)?.whole(source.spec()), dense, &options)?;
-        carry::settle(&mut plan, |row_len| target.base(dense, row_len), source, &options)?;
-        if !self.options.allow_requantize {
-            carry::check(&plan, &self.model.checkpoint, &target.to_string(), !self.streams())?;
-        }
-        Ok(plan)
-    }
-
-    fn allocated(&self, target: Target) -> Option<&Allocated> {
-        self.allocated.get()?.iter().find(|(t, _)| *t == target).map(|(_, allocated)| allocated)
-    }
-
-    /// Chooses the formats of every `auto` target's tensors.
-    fn allocate(&self) -> Result<()> {
-        let mut all = Vec::new();
-        for &target in &self.options.targets {
-            let Target::Auto(auto) = target else { continue };
-            if self.options.auto.planned {
-                auto::check_named(&self.plan(target)?, &self.options.plan)?;
-                continue;
-            }
-            let spec = self.mtp(target)?.whole(self.source().spec());
-            let (dense, subject) = (self.dense_for(target), Subject { model: self.model, source: self.source() });
-            let overhead = artifact::overhead(self.model, &spec, target, &self.plan(target)?, self.options.shard_size)?;
-            let overhead = overhead + self.companions.bytes(target)?;
-            all.push((target, auto::plan_for(subject, auto, &spec, dense, overhead, self.options, self.context)?));
-        }
-        self.allocated.get_or_init(|| all);
-        Ok(())
-    }
-
-    /// Writes the plan where the user wants it.
-    fn write_plan(&self, target: Target, plan: &Plan) -> Result<()> {
-        let Some(path) = &self.options.auto.plan_out else { return Ok(()) };
-        let spec = self.mtp(target)?.whole(self.source().spec());
-        let predicted = self.allocated(target).map(|a| (a.predicted, &a.parts));
-        plan_file::write(path, &target.to_string(), &spec, plan, predicted)
-    }
-
-    /// What is to be said of a plan: its fallbacks, and the divergence that an allocation predicts.
-    fn plan_notes(&self, target: Target, plan: &Plan) -> Vec<String> {
-        let predicted = self.allocated(target).map(|a| format!("predicted divergence: {:.6}", a.predicted));
-        plan.fallbacks().into_iter().chain(predicted).collect()
-    }
-
     /// What becomes of layers for multi-token prediction.
     fn mtp(&self, target: Target) -> Result<Mtp> {
         Mtp::resolve(self.options.mtp, target, self.model.checkpoint.spec())
@@ -322,65 +269,6 @@ impl<'a> Job<'a> {
         works.iter().map(|work| self.make(work, &inputs)).collect()
     }
 
-    /// Whether every tensor can be encoded by itself, as soon as it is read.
-    fn streams(&self) -> bool {
-        let method = &self.options.method;
-        method.transforms.is_empty() && !method.solver.needs_hessian() && !matches!(self.evidence, Loaded::Windows(_))
-    }
-
-    /// All targets in one pass over the source.
-    fn stream(&self, works: &[Work<'_>]) -> Result<Vec<Artifact>> {
-        let start = Instant::now();
-        memory::reset_peak();
-        let model = self.model.checkpoint.path();
-        // Hashing the source means reading it: beforehand only where an artifact may turn out to be finished, and otherwise beside
-        // the pass that reads it anyway.
-        let known = match works.iter().any(|w| Manifest::load(&w.path).is_some()) {
-            true => Some(hash_inputs(model)?),
-            false => None,
-        };
-        let mut finished: Vec<Option<Artifact>> = Vec::new();
-        for work in works {
-            finished.push(match &known {
-                Some(inputs) => self.reused(work, &self.recipe(work, inputs)?),
-                None => None,
-            });
-        }
-        let todo: Vec<&Work> = works.iter().zip(&finished).filter(|(_, f)| f.is_none()).map(|(w, _)| w).collect();
-        if todo.is_empty() {
-            return Ok(finished.into_iter().flatten().collect());
-        }
-        let mut outputs = Vec::new();
-        for work in &todo {
-            for line in work.plan.fallbacks() {
-                self.context.progress.warn(&format!("{}: {line}", work.target));
-            }
-            for (plan, writer) in self.writers(work)? {
-                let scales = stream::scales(&self.model.checkpoint, plan, self.context)?;
-                outputs.push(stream::Output { plan, scales, writer, allow_requantize: self.options.allow_requantize });
-            }
-        }
-        let (inputs, passed) = std::thread::scope(|scope| {
-            let hashing = scope.spawn(|| known.map_or_else(|| hash_inputs(model), Ok));
-            let passed = stream::run(&self.model.checkpoint, &outputs, &self.given_importance(), self.context);
-            (hashing.join().expect("hashing does not panic"), passed)
-        });
-        let accounts = passed?;
-        let inputs = inputs?;
-        let mut made = Vec::new();
-        let mut written = outputs.into_iter().zip(accounts);
-        for work in &todo {
-            let mut notes = self.plan_notes(work.target, work.plan);
-            for (output, account) in written.by_ref().take(1 + usize::from(work.beside.is_some())) {
-                output.writer.finish()?;
-                notes.extend(self.tell(work.target, &account));
-            }
-            made.push(self.record(work, self.recipe(work, &inputs)?, start, notes)?);
-        }
-        let mut made = made.into_iter();
-        Ok(finished.into_iter().filter_map(|f| f.or_else(|| made.next())).collect())
-    }
-
     /// Opens the files of a target: the artifact, and that of layers for multi-token prediction if they have one.
     fn writers<'w>(&self, work: &'w Work<'_>) -> Result<Vec<(&'w Plan, Box<dyn ArtifactWriter>)>> {
         let open = |(spec, plan): &'w (ModelSpec, Plan), shard_size, path: &Path| {
@@ -407,21 +295,6 @@ impl<'a> Job<'a> {
             line
         });
         said.collect()
-    }
-
-    /// Importance that was given, if the solver weighs by it.
-    fn given_importance(&self) -> stream::Importance {
-        let roles = self.model.checkpoint.spec().roles();
-        match &self.evidence {
-            _ if self.options.method.solver.name() == "rtn" => stream::Importance::new(),
-            Loaded::Importance(map) => map.clone(),
-            Loaded::Stats(stats) => {
-                let spec = self.model.checkpoint.spec();
-                let of = |role: Role| Some((role, importance(stats.sites.get(&role.site()?)?, spec, role.part)));
-                roles.into_iter().filter_map(of).collect()
-            }
-            Loaded::None | Loaded::Windows(_) => stream::Importance::new(),
-        }
     }
 
     /// What decides an artifact's bytes.

@@ -39,6 +39,7 @@ impl Test {
                 offline: false,
                 attempts: 3,
                 backoff: Duration::from_millis(5),
+                part: 8 << 20,
             },
             repo: "org/tiny".into(),
             private: true,

@@ -49,6 +49,7 @@ impl Test {
             offline: false,
             attempts: 3,
             backoff: Duration::from_millis(5),
+            part: 8 << 20,
         });
         Test { hub, cache, options }
     }
@@ -169,6 +170,47 @@ fn a_server_that_does_not_resume_sends_everything() {
     let test = Test::new(repository());
     test.hub.fault(WEIGHTS, &[Fault::BreakAfter(5000), Fault::NoRange]);
     assert!(has_weights(&test.pull().unwrap().path));
+}
+
+#[test]
+fn large_files_come_in_parts() {
+    let asked = |test: &Test| {
+        let stored = test.hub.requests().into_iter().filter(|r| r.path.starts_with("/storage/"));
+        let mut ranges: Vec<String> = stored.filter_map(|r| r.range).collect();
+        ranges.sort();
+        ranges
+    };
+    let test = || {
+        let mut test = Test::new(repository());
+        test.options.hub.part = 40_000;
+        test
+    };
+    let whole = test();
+    assert_eq!(whole.pull().map(|p| (has_weights(&p.path), p.downloaded_bytes > 300_000)).unwrap(), (true, true));
+    let mut parts: Vec<String> = (0..8).map(|i| format!("bytes={}-{}", i * 40_000, 299_999.min(i * 40_000 + 39_999))).collect();
+    parts.sort();
+    assert_eq!(asked(&whole), parts);
+    // Only the first parts' way is asked of the hub: the others go to where the file is stored.
+    let on_the_hub = whole.hub.gets(WEIGHTS).len();
+    assert!((1..=4).contains(&on_the_hub), "{on_the_hub}");
+
+    // What came before a broken connection is not asked for again.
+    let broken = test();
+    broken.hub.fault(WEIGHTS, &[Fault::BreakAfter(30_000), Fault::Status(503), Fault::BreakAfter(0)]);
+    assert!(has_weights(&broken.pull().unwrap().path));
+    let mut later = test();
+    later.options.hub.attempts = 1;
+    fs::create_dir_all(later.repo().join("blobs")).unwrap();
+    fs::write(later.partial(), &weights()[..123_456]).unwrap();
+    assert!(has_weights(&later.pull().unwrap().path));
+    assert!(asked(&later).iter().any(|r| r == "bytes=123456-163455") && asked(&later).len() == 5, "{:?}", asked(&later));
+
+    let without = test();
+    without.hub.fault(WEIGHTS, &[Fault::NoRange; 9]);
+    assert!(has_weights(&without.pull().unwrap().path));
+    let wrong = test();
+    wrong.hub.fault(WEIGHTS, &[Fault::WrongBytes; 99]);
+    assert_eq!(wrong.pull().unwrap_err().kind, ErrorKind::Corrupt);
 }
 
 #[test]

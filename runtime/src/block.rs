@@ -67,6 +67,18 @@ impl Ropes {
     }
 }
 
+/// What attention gives, `(windows × len, heads)`, while a layer is run piece by piece.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Mixed {
+    /// Neither there nor to be kept.
+    #[default]
+    Not,
+    /// To be kept.
+    Wanted,
+    /// Kept.
+    Kept(Tensor),
+}
+
 /// What running a layer needs besides weights and activations.
 pub(crate) struct Run<'a> {
     pub spec: &'a ModelSpec,
@@ -102,7 +114,19 @@ impl Run<'_> {
     /// Pushes `x`, `(windows × len, hidden)`, through the layer. With segments (one window only), each is a sequence of its own:
     /// earlier keys and values come from its cache and new ones are appended. The input is left unchanged.
     pub fn forward(&self, layer: &Layer, x: &Tensor, rows: Rows, segments: Option<&mut [Segment<'_>]>) -> Result<Tensor> {
-        let (hidden, normed) = self.until_ffn(layer, x, rows, segments)?;
+        self.forward_from(layer, x, rows, segments, &mut Mixed::Not)
+    }
+
+    /// As [`Run::forward`], from where an earlier run through the same attention left off.
+    pub fn forward_from(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        rows: Rows,
+        segments: Option<&mut [Segment<'_>]>,
+        mixed: &mut Mixed,
+    ) -> Result<Tensor> {
+        let (hidden, normed) = self.until_ffn(layer, x, rows, segments, mixed)?;
         let out = ffn::forward(self, layer, &normed, true)?.unwrap_or_else(|| normed.into_owned());
         let out = match layer.find(Part::FfnPostNorm) {
             Some(_) => self.norm(layer, Part::FfnPostNorm, &out)?.into_owned(),
@@ -117,19 +141,21 @@ impl Run<'_> {
 
     /// Shows the observer all inputs of the layer and computes nothing beyond them.
     pub fn observe_all(&self, layer: &Layer, x: &Tensor, rows: Rows) -> Result<()> {
-        let (_, normed) = self.until_ffn(layer, x, rows, None)?;
+        let (_, normed) = self.until_ffn(layer, x, rows, None, &mut Mixed::Not)?;
         ffn::forward(self, layer, &normed, false)?;
         Ok(())
     }
 
     /// Shows the observer the layer's inputs up to `last`, which its matrices read in the order of [`Input::ALL`]. Returns the residual
-    /// stream that the output of the block which reads `last` is added to.
-    pub fn observe_until(&self, layer: &Layer, x: &Tensor, rows: Rows, last: Input) -> Result<Tensor> {
+    /// stream that the output of the block which reads `last` is added to. What attention gives is kept in `mixed` once nothing that it
+    /// comes from is among the inputs, and taken from there.
+    pub fn observe_until(&self, layer: &Layer, x: &Tensor, rows: Rows, last: Input, mixed: &mut Mixed) -> Result<Tensor> {
         if last == Input::AttnIn {
             self.observe(last, self.norm(layer, Part::AttnNorm, x)?.as_ref())?;
             return Ok(x.clone());
         }
-        let (hidden, normed) = self.until_ffn(layer, x, rows, None)?;
+        let not = &mut Mixed::Not;
+        let (hidden, normed) = self.until_ffn(layer, x, rows, None, if last < Input::AttnOut { not } else { mixed })?;
         if last < Input::FfnIn {
             return Ok(x.clone());
         }
@@ -148,9 +174,18 @@ impl Run<'_> {
         x: &'x Tensor,
         rows: Rows,
         segments: Option<&mut [Segment<'_>]>,
+        mixed: &mut Mixed,
     ) -> Result<(Tensor, Cow<'x, Tensor>)> {
         let normed = self.norm(layer, Part::AttnNorm, x)?;
-        let out = self.attention(layer, &normed, rows, segments)?;
+        let heads = match mixed {
+            Mixed::Kept(heads) => heads.clone(),
+            _ => self.attention(layer, &normed, rows, segments)?,
+        };
+        self.observe(Input::AttnOut, &heads)?;
+        let out = project(layer, Part::AttnOutput, &heads)?;
+        if matches!(mixed, Mixed::Wanted) {
+            *mixed = Mixed::Kept(heads);
+        }
         let out = self.norm(layer, Part::AttnPostNorm, &out)?.into_owned();
         let out = ops::add(ops::scale(out, self.spec.scales.residual)?, x)?;
         if self.spec.parallel {
@@ -170,6 +205,7 @@ impl Run<'_> {
         Ok(Cow::Owned(ops::norm(x, weight, bias, self.spec.norm)?))
     }
 
+    /// What attention gives the output matrix to read.
     fn attention(&self, layer: &Layer, x: &Tensor, rows: Rows, segments: Option<&mut [Segment<'_>]>) -> Result<Tensor> {
         let spec = self.spec;
         self.observe(Input::AttnIn, x)?;
@@ -196,12 +232,12 @@ impl Run<'_> {
             let part = |t: &Tensor| t.narrow(0, first - n, n).or_fail();
             Ok([part(&k)?, part(&v)?])
         };
-        let mixed = match segments {
+        match segments {
             None => {
                 let window = |_| next(rows.len).and_then(|[k, v]| LayerCache::of(layer.cache(), KvHeads::of(spec), &k, &v));
                 let caches = (0..rows.windows).map(window).collect::<Result<Vec<_>>>()?;
                 let spans: Vec<_> = caches.iter().map(|cache| Span { cache, queries: rows.len }).collect();
-                attention.run(&q, &spans)?
+                attention.run(&q, &spans)
             }
             Some(segments) => {
                 for i in 0..segments.len() {
@@ -214,11 +250,9 @@ impl Run<'_> {
                     s.cache.append(&k, &v, s.start)?;
                 }
                 let spans: Vec<_> = segments.iter().map(|s| Span { cache: &*s.cache, queries: s.len }).collect();
-                attention.run(&q, &spans)?
+                attention.run(&q, &spans)
             }
-        };
-        self.observe(Input::AttnOut, &mixed)?;
-        project(layer, Part::AttnOutput, &mixed)
+        }
     }
 
     /// Queries, keys and values of usual attention, normed and rotated.

@@ -46,5 +46,5 @@ pub use memory::MemoryWeights;
 pub use product::{Blocks, ComputeMode, Weight};
 pub use role::{Input, Part, Role, Site};
 pub use spec::{ModelSpec, NormKind, Rope, RopeScaling};
-pub use sweep::{Hidden, Sweep};
+pub use sweep::{Hidden, Pieces, Sweep};
 pub use tokenizer::{ChatMessage, GgufVocab, Tokenizer};

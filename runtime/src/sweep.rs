@@ -4,7 +4,7 @@
 //! Windows of equal length are grouped into batches of about [`BATCH_TOKENS`] tokens. Batches depend on the windows alone and run
 //! one after the other, each using all threads inside, so results do not depend on the number of threads.
 
-use crate::block::{Observer, Ropes, Rows, Run};
+use crate::block::{Mixed, Observer, Ropes, Rows, Run};
 use crate::checkpoint::WeightSource;
 use crate::embedding::{Embedding, OutputNorm, check_tokens};
 use crate::head::Head;
@@ -36,6 +36,14 @@ struct Batch {
 pub struct Hidden {
     /// One tensor `(windows × len, hidden)` per batch.
     batches: Vec<Tensor>,
+}
+
+/// A layer on its way: what attention gives is computed once, when all that it comes from is what it will be.
+#[derive(Debug)]
+pub struct Pieces {
+    index: usize,
+    /// Per batch.
+    mixed: Vec<Mixed>,
 }
 
 impl Hidden {
@@ -248,30 +256,48 @@ impl Sweep {
     pub fn observe_batch(
         &self,
         hidden: &Hidden,
-        batch: usize,
+        pieces: &mut Pieces,
         layer: &Layer,
-        index: usize,
+        batch: usize,
         last: Input,
         observer: &dyn Observer,
     ) -> Result<Tensor> {
-        let run = Run { spec: &self.spec, ropes: &self.ropes, layer_index: index, observer: Some(observer) };
-        match (self.batches.get(batch), hidden.batches.get(batch)) {
-            (Some(b), Some(x)) => run.observe_until(layer, x, Rows { windows: b.windows.len(), len: b.len, start: 0 }, last),
+        let run = Run { spec: &self.spec, ropes: &self.ropes, layer_index: pieces.index, observer: Some(observer) };
+        match (self.batches.get(batch), hidden.batches.get(batch), pieces.mixed.get_mut(batch)) {
+            (Some(b), Some(x), Some(mixed)) => {
+                run.observe_until(layer, x, Rows { windows: b.windows.len(), len: b.len, start: 0 }, last, mixed)
+            }
             _ => Err(Error::failed("these hidden states belong to another sweep")),
         }
     }
 
+    /// Begins to run layer `index` in pieces.
+    pub fn pieces(&self, index: usize) -> Pieces {
+        Pieces { index, mixed: vec![Mixed::Wanted; self.batches.len()] }
+    }
+
+    /// Pushes the hidden states through the rest of a layer that was run in pieces, replacing them.
+    pub fn finish_layer(&mut self, layer: &Layer, pieces: Pieces) -> Result<()> {
+        self.replace(layer, pieces, None)
+    }
+
     /// Pushes the hidden states through layer `index`, replacing them.
     pub fn run_layer(&mut self, layer: &Layer, index: usize, observer: Option<&dyn Observer>) -> Result<()> {
+        self.replace(layer, Pieces { index, mixed: Vec::new() }, observer)
+    }
+
+    fn replace(&mut self, layer: &Layer, pieces: Pieces, observer: Option<&dyn Observer>) -> Result<()> {
+        let index = pieces.index;
         let mut hidden = self.hidden.take().ok_or_else(|| Error::failed("the sweep has no hidden states yet"))?;
         if hidden.batches.len() != self.batches.len() {
             return Err(Error::failed("these hidden states belong to another sweep"));
         }
         let run = Run { spec: &self.spec, ropes: &self.ropes, layer_index: index, observer };
         // Batch by batch, so that old and new states exist twice for one batch only.
+        let mut mixed = pieces.mixed.into_iter();
         for (b, x) in self.batches.iter().zip(&mut hidden.batches) {
             let rows = Rows { windows: b.windows.len(), len: b.len, start: 0 };
-            *x = self.checked(index, run.forward(layer, x, rows, None)?)?;
+            *x = self.checked(index, run.forward_from(layer, x, rows, None, &mut mixed.next().unwrap_or_default())?)?;
         }
         self.hidden = Some(hidden);
         Ok(())

@@ -1,7 +1,7 @@
 """`bitsmith eval --tasks` against lm-evaluation-harness with transformers on the CPU: item by item the same choice, and the same scores.
 
 Usage: tasks_parity.py BITSMITH MODEL DATA [--limit N] [--tasks NAME...]
-Needs lm-eval, torch and transformers. MODEL is a checkpoint folder. DATA is a folder with arc_easy, arc_challenge, piqa, boolq (.jsonl with
+Needs lm-eval 0.4.13 or later, torch and transformers. MODEL is a checkpoint folder. DATA is a folder with arc_easy, arc_challenge, piqa, boolq (.jsonl with
 `query`, `choices`, `gold`), hellaswag_*.jsonl, lambada_openai.jsonl (`context`, `continuation`), gsm8k_test.jsonl, TruthfulQA.csv and
 mmlu/*.csv; tasks without a file there are made of the others' texts. Definitions are the installed package's own: only where the records
 come from is replaced, by local files that both sides read. bitsmith reads DATA as it is besides, and must come to the same scores.
@@ -20,6 +20,8 @@ import tempfile
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 import lm_eval
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 MARGIN = 1e-3
 LETTERS = "ABCDE"
@@ -58,7 +60,7 @@ def arc(rows):
 
 
 def boolq(row):
-    passage, question = row["query"].removeprefix("Passage: ").split("\nQuestion: ")
+    passage, question = row["query"].removeprefix("Passage: ").rsplit("\nQuestion: ", 1)
     return {"passage": passage, "question": question.strip().removesuffix("?"), "label": row["gold"]}
 
 
@@ -131,7 +133,9 @@ def ours(bitsmith, model, task, shots, folder, out, limit):
 
 
 def theirs(model, task, shots, split, from_split, files, limit):
+    defined = load_yaml(TaskManager().task_index[task].yaml_path)
     override = {
+        **defined,
         "task": task,
         "dataset_path": "json",
         "dataset_name": None,

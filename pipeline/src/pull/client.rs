@@ -7,6 +7,7 @@ use hf_hub::{Cache, Repo};
 use serde::Deserialize;
 use std::io::{self, Read};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
@@ -185,21 +186,51 @@ impl<'a> Client<'a> {
 
     /// These bytes of the file and no more: where the server sends all of it instead, the connection is closed after them.
     pub fn range(&self, commit: &str, name: &str, range: Range<u64>) -> Result<Vec<u8>, Failure> {
-        let asked = format!("bytes={}-{}", range.start, range.end - 1);
-        let response = self.follow(&self.url(commit, name), Some(asked), false)?;
-        let skip = match response.status() {
-            StatusCode::OK => range.start,
+        let response = self.follow(&self.url(commit, name), Some(header_of(&range)), false)?;
+        match response.status() {
+            StatusCode::OK => self.read(response, name, range.start, &range),
+            StatusCode::PARTIAL_CONTENT => self.read(response, name, 0, &range),
+            _ => Err(self.refused(&response, name)),
+        }
+    }
+
+    /// These bytes of the file; `None` where the server does not send parts. Requests for more parts of the file go straight to where
+    /// the first was found, which `place` keeps, as long as that answers.
+    pub fn part(
+        &self,
+        commit: &str,
+        name: &str,
+        range: &Range<u64>,
+        place: &Mutex<Option<String>>,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        let known = || place.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = known().clone();
+        let asked = |url: &str| self.followed(url, Some(header_of(range)), false);
+        let mut answer = kept.map(|url| asked(&url));
+        // Addresses of storage are good for a while.
+        if !matches!(&answer, Some(Ok((response, _))) if response.status() == StatusCode::PARTIAL_CONTENT) {
+            answer = Some(asked(&self.url(commit, name)));
+        }
+        let (response, url) = answer.expect("asked")?;
+        match response.status() {
             StatusCode::PARTIAL_CONTENT => {
-                let given = header(&response, "content-range").unwrap_or_default();
-                if !given.starts_with(&format!("bytes {}-", range.start)) {
-                    return Err(Failure::fatal(Error::corrupt(format!(
-                        "the hub sends `{given}` of {name}, not what was asked for"
-                    ))));
-                }
-                0
+                *known() = Some(url);
+                self.read(response, name, 0, range).map(Some)
             }
-            _ => return Err(self.refused(&response, name)),
-        };
+            StatusCode::OK => Ok(None),
+            _ => Err(self.refused(&response, name)),
+        }
+    }
+
+    /// The bytes of an answer that are those of `range`, of which `skip` come before it.
+    fn read(&self, response: Response<Body>, name: &str, skip: u64, range: &Range<u64>) -> Result<Vec<u8>, Failure> {
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let given = header(&response, "content-range").unwrap_or_default();
+            if !given.starts_with(&format!("bytes {}-", range.start)) {
+                let message = format!("the hub sends `{given}` of {name}, not what was asked for");
+                return Err(Failure::fatal(Error::corrupt(message)));
+            }
+        }
         let mut body = response.into_body().into_reader();
         let mut bytes = Vec::new();
         let wanted = range.end - range.start;
@@ -217,8 +248,12 @@ impl<'a> Client<'a> {
         self.api.repo(repo).url(&encode_path(name))
     }
 
-    /// Sends a request and follows redirects; the token goes to the hub itself only.
     fn follow(&self, url: &str, range: Option<String>, head: bool) -> Result<Response<Body>, Failure> {
+        self.followed(url, range, head).map(|(response, _)| response)
+    }
+
+    /// Sends a request and follows redirects; the token goes to the hub itself only. Returns the address that answered, too.
+    fn followed(&self, url: &str, range: Option<String>, head: bool) -> Result<(Response<Body>, String), Failure> {
         let mut url = url.to_string();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = if head { self.agent.head(&url) } else { self.agent.get(&url) };
@@ -231,7 +266,7 @@ impl<'a> Client<'a> {
             }
             let response = request.call().map_err(|e| self.broken(e))?;
             if !response.status().is_redirection() {
-                return Ok(response);
+                return Ok((response, url));
             }
             let Some(location) = header(&response, "location") else {
                 return Err(Failure::fatal(Error::failed(format!("{url} redirects to nowhere"))));
@@ -242,7 +277,7 @@ impl<'a> Client<'a> {
                 location
             };
             if head && !self.is_hub(&next) {
-                return Ok(response);
+                return Ok((response, url));
             }
             url = next;
         }
@@ -308,6 +343,11 @@ impl<'a> Client<'a> {
             }
         }
     }
+}
+
+/// The header that asks for a part.
+fn header_of(range: &Range<u64>) -> String {
+    format!("bytes={}-{}", range.start, range.end - 1)
 }
 
 /// A header's value.

@@ -4,13 +4,16 @@
 use super::cache::{ModelCache, create_parent};
 use super::client::{Client, Failure, RemoteFile, header};
 use super::hub::Hub;
+use super::parts::in_order;
 use crate::progress::Progress;
 use bitsmith_formats::{Error, Result};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use ureq::http::StatusCode;
@@ -124,7 +127,7 @@ impl Downloader<'_> {
     }
 
     fn download(&self, file: &RemoteFile, partial: &Path) -> Result<u64> {
-        let mut transfer = Transfer { job: self, file, partial, received: 0, told: 0 };
+        let mut transfer = Transfer { job: self, file, partial, received: 0, told: 0, in_parts: true, place: Mutex::new(None) };
         retry(self.hub, self.progress, || {
             let before = transfer.received;
             transfer.attempt().map_err(|failure| (failure, transfer.received > before))
@@ -141,6 +144,10 @@ struct Transfer<'a> {
     received: u64,
     /// Bytes of the file that the listener has been told of: starting over does not count them twice.
     told: u64,
+    /// Whether the server may send parts.
+    in_parts: bool,
+    /// Where parts were found.
+    place: Mutex<Option<String>>,
 }
 
 impl Transfer<'_> {
@@ -181,6 +188,10 @@ impl Transfer<'_> {
         }
         self.tell(len);
 
+        if self.in_parts && size - len >= 2 * self.job.hub.part {
+            out.seek(SeekFrom::Start(len)).map_err(write_failed)?;
+            len = self.parts(&mut out, &mut hash, len)?;
+        }
         if len < size {
             let response = self.job.client.get(self.job.commit, name, len)?;
             match response.status() {
@@ -231,6 +242,39 @@ impl Transfer<'_> {
             }
             _ => out.sync_all().map_err(write_failed),
         }
+    }
+
+    /// Completes the partial file from `len` bytes on over several connections, or not at all if the server sends no parts. Returns its length.
+    fn parts(&mut self, out: &mut File, hash: &mut Hash, len: u64) -> Result<u64, Failure> {
+        let (job, name, size) = (self.job, self.file.name.as_str(), self.file.size);
+        let place = std::mem::take(&mut self.place);
+        let whole = AtomicBool::new(false);
+        let fetch = |range: Range<u64>| {
+            if job.stop.load(Ordering::Relaxed) {
+                return Err(Failure::fatal(Error::failed("stopped, because another download failed").file(name)));
+            }
+            let part = job.client.part(job.commit, name, &range, &place)?;
+            part.ok_or_else(|| {
+                whole.store(true, Ordering::Relaxed);
+                Failure::passing(format!("{name}: the hub sends no parts"))
+            })
+        };
+        let mut done = len;
+        let result = in_order(len..size, job.hub.part, fetch, |bytes| {
+            out.write_all(&bytes).map_err(|e| Failure::fatal(Error::write(self.partial, e)))?;
+            hash.update(&bytes);
+            done += bytes.len() as u64;
+            self.received += bytes.len() as u64;
+            self.tell(done);
+            Ok(())
+        });
+        self.place = place;
+        if whole.into_inner() {
+            // What came before is good, and the one connection goes on from there.
+            self.in_parts = false;
+            return Ok(done);
+        }
+        result.map(|()| done)
     }
 
     /// Throws away what is there and asks for another attempt from the start.

@@ -25,6 +25,8 @@ pub struct Hub {
     pub attempts: u32,
     /// Wait before the second attempt; it doubles from one to the next.
     pub backoff: Duration,
+    /// Bytes of a part: files of at least two come over several connections.
+    pub part: u64,
 }
 
 impl Hub {
@@ -57,6 +59,7 @@ impl Hub {
             offline,
             attempts: 5,
             backoff: Duration::from_millis(500),
+            part: 8 << 20,
         }
     }
 }

@@ -8,6 +8,7 @@ mod cache;
 mod client;
 mod download;
 mod hub;
+mod parts;
 mod peek;
 mod select;
 

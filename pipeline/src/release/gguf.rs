@@ -3,7 +3,7 @@
 use super::card::{Entry, advice, origin, recommended, table};
 use super::{Files, KEY, VERSION, document, provenance};
 use crate::calibration::{Loaded, stats_meta};
-use crate::encode::gather;
+use crate::gather::gather;
 use crate::manifest::{CARD, IN_FOLDER, InputFile, Manifest, list_files, write_json};
 use crate::quantize::Job;
 use bitsmith_calibrate::imatrix::{DEFAULT_CHUNK_SIZE, Imatrix, Layout};

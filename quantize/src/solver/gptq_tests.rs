@@ -1,7 +1,9 @@
 //! Tests of error feedback and polish.
 
 use super::*;
+use crate::asymmetric::correct;
 use crate::solver::find;
+use bitsmith_calibrate::{Held, Paired, SiteStats};
 use bitsmith_formats::{Float, Micro};
 use bitsmith_runtime::Device;
 
@@ -97,6 +99,50 @@ fn feedback_is_what_the_definition_says() {
         for r in 0..7 {
             assert!(lost(&whole, r) <= lost(&chunks[0].rows.values, r) * (1.0 + 1e-5), "{codec}, row {r}");
         }
+    }
+}
+
+/// Qronos by its definition (Zhang et al. 2025): round a column to where it is in the least squares solution for all columns that are left,
+/// with the columns before it as they were rounded: what they give from x̂ is to be what W gives from x. `target` is `W E[x x̂ᵀ]`, damped.
+fn qronos(grid: &dyn Grid, rows: &Rows, h: &Hessian, target: &Array2<f64>) -> Array2<u8> {
+    let mut codes = Array2::zeros(target.dim());
+    let mut values = Array2::<f64>::zeros(target.dim());
+    let part = |a: &[usize], b: &[usize]| Array2::from_shape_fn((a.len(), b.len()), |(i, j)| f64::from(h.damped[[a[i], b[j]]]));
+    for (i, &c) in h.order.iter().enumerate() {
+        let (done, left) = h.order.split_at(i);
+        let inverse = inverted(&part(left, left));
+        for r in 0..target.nrows() {
+            let given = values.select(Axis(1), done).row(r).dot(&part(done, left));
+            let wanted = target.select(Axis(1), left).row(r).to_owned() - given;
+            let scales = &rows.scales[r * rows.blocks + c / grid.block_len()];
+            let (mut code, mut value) = ([0], [0.0]);
+            grid.round(scales, c % grid.block_len(), &[inverse.row(0).dot(&wanted) as f32], &mut code, &mut value);
+            (codes[[r, c]], values[[r, c]]) = (code[0], f64::from(value[0]));
+        }
+    }
+    codes
+}
+
+#[test]
+fn feedback_on_corrected_weights_is_qronos() {
+    let (x, weights) = (noise(400, 32, 5) + noise(400, 1, 6), noise(7, 32, 47));
+    let quantized = &x + &(x.dot(&noise(32, 32, 8)) * 0.02);
+    let mut stats = SiteStats::new(32, true);
+    stats.add(quantized.view());
+    let held = Held { dense: Some(x.clone()), quantized: Some(quantized.clone()), lacking: None };
+    let paired = Paired { stats, cross: Some((&x - &quantized).t().dot(&quantized)), lacking: None, held };
+    let h = Hessian::from_stats(&paired.stats).unwrap();
+    let corrected = correct(&weights, &paired, &h, 1.0).unwrap();
+    assert_eq!(corrected.strengths[0], 1.0);
+    let (wide, damping) = (|m: &Array2<f32>| m.mapv(f64::from), h.damped[[0, 0]] - h.importance[0]);
+    let target = wide(&weights).dot(&(wide(&x).t().dot(&wide(&quantized)) / 400.0 + Array2::<f64>::eye(32) * f64::from(damping)));
+    for codec in [mlx(2, 32), mlx(3, 32), CodecId::Q4_0] {
+        let grid = codec.codec().grid().unwrap();
+        let visits = h.visits(1);
+        let solving = Solving::new(codec, grid, &h, &visits, Box::new(Host(&h)), &EFFORT);
+        let mut chunks = vec![Chunk::fit(grid, corrected.weights.view(), &h.importance)];
+        solving.feedback(&mut chunks, visits.factor.as_deref().unwrap()).unwrap();
+        assert_eq!(chunks[0].rows.codes, qronos(grid, &chunks[0].rows, &h, &target), "{codec}");
     }
 }
 
