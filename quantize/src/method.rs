@@ -18,7 +18,7 @@ pub struct Method {
 
 impl Method {
     /// What measures best for most targets: see BENCHMARKS.md.
-    pub const BEST: &'static str = "awq+gptq";
+    pub const BEST: &'static str = "awq+qep+gptq";
 
     /// Whether matrices are fitted to what the dense model gives, from what the quantized one gives them to read.
     pub fn asymmetric(&self) -> bool {
@@ -81,7 +81,7 @@ impl FromStr for Method {
             } else if let Some(found) = transform::find(name) {
                 if chosen.is_some() {
                     return Err(Error::usage(format!("in method `{s}` the transform {name} stands after the solver"))
-                        .hint("write transforms first: awq+gptq"));
+                        .hint("write transforms first: awq+qep+gptq"));
                 }
                 if transforms.iter().any(|t: &&dyn Transform| t.name() == name) {
                     return Err(Error::usage(format!("method `{s}` names {name} twice")));

@@ -13,7 +13,7 @@ const EXAMPLES: &str = "\
 Example:
   bitsmith methods
 
-A method is any number of transforms and one solver, joined by `+`: awq+gptq.";
+A method is any number of transforms and one solver, joined by `+`: awq+qep+gptq.";
 
 /// Arguments of `methods`.
 #[derive(Debug, Args)]
