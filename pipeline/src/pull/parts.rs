@@ -5,7 +5,7 @@ use super::client::Failure;
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 
-/// Parts that are under way at the same time. Each has a buffer, and each connection may have one part more that waits for its turn.
+/// Parts that are under way, or wait in memory for their turn, at the same time.
 const CONNECTIONS: u64 = 4;
 
 /// Calls `take` with the bytes of the file from `range.start` to `range.end`, in order, in parts of `part` bytes that `fetch` gets, several
