@@ -315,10 +315,11 @@ impl<'a> Job<'a> {
     }
 
     /// The artifact, if an identical job made it before.
-    fn reused(&self, work: &Work<'_>, recipe: &Recipe) -> Option<Artifact> {
-        let manifest = Manifest::load(&work.path).filter(|m| m.proves(&work.path, recipe))?;
+    fn reused(&self, work: &Work<'_>, recipe: &Recipe) -> Result<Option<Artifact>> {
+        let Some(manifest) = Manifest::load(&work.path).filter(|m| m.proves(&work.path, recipe)) else { return Ok(None) };
         self.context.progress.note(&format!("{}: {} is there already and unchanged", work.target, work.path.display()));
-        Some(self.artifact(work.target, &work.path, manifest, 0, true))
+        Spool::remove_left(&artifact::work_folder(&work.path), &recipe.key()?)?;
+        Ok(Some(self.artifact(work.target, &work.path, manifest, 0, true)))
     }
 
     /// Writes the manifest of an artifact that has just been finished.
@@ -362,7 +363,7 @@ impl<'a> Job<'a> {
         let start = Instant::now();
         memory::reset_peak();
         let recipe = self.recipe(work, inputs)?;
-        if let Some(artifact) = self.reused(work, &recipe) {
+        if let Some(artifact) = self.reused(work, &recipe)? {
             return Ok(artifact);
         }
         let Work { target, plan, path, .. } = work;

@@ -73,6 +73,15 @@ impl Spool {
         fs::remove_dir_all(&self.dir).map_err(|e| Error::write(&self.dir, e))
     }
 
+    /// Removes what a run of this job left that was killed when the artifact was whole. Another job's tensors stay.
+    pub fn remove_left(dir: &Path, key: &str) -> Result<()> {
+        let of_another = fs::read_to_string(dir.join(KEY)).is_ok_and(|k| k != key);
+        if !dir.is_dir() || of_another {
+            return Ok(());
+        }
+        fs::remove_dir_all(dir).map_err(|e| Error::write(dir, e))
+    }
+
     fn path(&self, role: Role) -> PathBuf {
         self.dir.join(role.to_string())
     }
@@ -112,6 +121,22 @@ mod tests {
         assert_eq!(again.get(role, CodecId::F32, &[2, 3]).unwrap().unwrap(), tensor);
         assert!(again.get(role, CodecId::F32, &[2, 4]).unwrap().is_none());
         assert!(!Spool::open(&path, "b").unwrap().has(role));
+    }
+
+    #[test]
+    fn only_what_the_same_job_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool");
+        Spool::remove_left(&path, "a").unwrap();
+        Spool::open(&path, "a").unwrap();
+        Spool::remove_left(&path, "b").unwrap();
+        assert!(Spool::is_at(&path));
+        Spool::remove_left(&path, "a").unwrap();
+        assert!(!path.exists());
+        // Killed while it was removed, when the key was gone already.
+        fs::create_dir(&path).unwrap();
+        Spool::remove_left(&path, "a").unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -65,6 +65,33 @@ fn killed_again_and_again() {
     }
 }
 
+/// The moment between a whole folder and its manifest is short: it is looked for again and again, without and with a solver.
+#[test]
+fn killed_when_the_folder_has_just_appeared() {
+    let work = Work::new();
+    LLAMA.write(&work, "model");
+    for method in ["rtn", "gptq"] {
+        let line = |out: &str| format!("quantize model --to mlx:4bit --method {method} {CALIBRATION} -o {out}/{method}");
+        let whole = work.json(&line("whole"));
+        let folder = work.path("killed").join(method);
+        let mut caught = 0;
+        for _ in 0..10 {
+            let _ = fs::remove_dir_all(&folder);
+            let mut child = work.command(&line("killed")).spawn().unwrap();
+            while !folder.exists() && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            let _ = child.kill();
+            child.wait().unwrap();
+            caught += u32::from(!folder.join("bitsmith.json").exists());
+            assert_eq!(sha(&work.json(&line("killed"))), sha(&whole), "{method}");
+            let left: Vec<String> = work.names("killed").into_iter().filter(|n| n.contains(method)).collect();
+            assert_eq!(left, [method], "{method}");
+        }
+        assert!(caught > 0, "{method}: no kill came in between");
+    }
+}
+
 #[test]
 fn a_killed_run_goes_on() {
     let work = Work::new();

@@ -1,9 +1,11 @@
 //! All targets in one pass over the source, where every tensor can be encoded by itself.
 
 use super::{Artifact, Job, Work};
+use crate::artifact;
 use crate::calibration::Loaded;
 use crate::encode::importance;
 use crate::manifest::{Manifest, hash_inputs};
+use crate::spool::Spool;
 use crate::{memory, stream};
 use bitsmith_formats::Result;
 use bitsmith_runtime::{Role, WeightSource};
@@ -30,7 +32,7 @@ impl Job<'_> {
         let mut finished: Vec<Option<Artifact>> = Vec::new();
         for work in works {
             finished.push(match &known {
-                Some(inputs) => self.reused(work, &self.recipe(work, inputs)?),
+                Some(inputs) => self.reused(work, &self.recipe(work, inputs)?)?,
                 None => None,
             });
         }
@@ -59,11 +61,22 @@ impl Job<'_> {
         let mut written = outputs.into_iter().zip(accounts);
         for work in &todo {
             let mut notes = self.plan_notes(work.target, work.plan);
-            for (output, account) in written.by_ref().take(1 + usize::from(work.beside.is_some())) {
-                output.writer.finish()?;
-                notes.extend(self.tell(work.target, &account));
+            let mut finish = || -> Result<()> {
+                for (output, account) in written.by_ref().take(1 + usize::from(work.beside.is_some())) {
+                    output.writer.finish()?;
+                    notes.extend(self.tell(work.target, &account));
+                }
+                Ok(())
+            };
+            let recipe = self.recipe(work, &inputs)?;
+            // A run that is killed before the manifest is there leaves a folder, of which only this says that it may be replaced.
+            let claim = Spool::open(&artifact::work_folder(&work.path), &recipe.key()?)?;
+            if let Err(e) = finish() {
+                claim.remove()?;
+                return Err(e);
             }
-            made.push(self.record(work, self.recipe(work, &inputs)?, start, notes)?);
+            made.push(self.record(work, recipe, start, notes)?);
+            claim.remove()?;
         }
         let mut made = made.into_iter();
         Ok(finished.into_iter().filter_map(|f| f.or_else(|| made.next())).collect())
