@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers and names as people read them.
 
 /// In cells without a value.
 pub const ABSENT: &str = "–";
@@ -17,6 +17,18 @@ pub fn with_error(value: f64, error: f64) -> String {
         false => 4,
     };
     format!("{value:.digits$} ± {error:.digits$}")
+}
+
+/// Models and texts without the folders that hold them: the last part of each path in a list; ids on the hub stay whole.
+pub fn without_folders(names: &str) -> String {
+    let last = |name: &str| {
+        let is_path = name.starts_with(['/', '.', '~']) || name.matches('/').count() != 1;
+        let end = name.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        // `repo/file.txt` is a path too; the dot of `org/Model-1.5B` begins no ending that a text has.
+        let is_file = [".txt", ".json", ".jsonl", ".parquet", ".gguf"].iter().any(|e| end.ends_with(e));
+        if (is_path || is_file) && !end.is_empty() { end.to_string() } else { name.to_string() }
+    };
+    names.split(',').map(last).collect::<Vec<_>>().join(", ")
 }
 
 /// Bytes in the unit that suits them.
@@ -89,6 +101,20 @@ pub fn change(ratio: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names() {
+        let cases = [
+            ("wikitext", "wikitext"),
+            ("Salesforce/wikitext", "Salesforce/wikitext"),
+            ("org/Model-1.5B", "org/Model-1.5B"),
+            ("/models/lab/", "lab"),
+            ("./out/a.gguf", "a.gguf"),
+            ("texts/web.txt,/data/code.txt", "web.txt, code.txt"),
+            ("", ""),
+        ];
+        cases.iter().for_each(|(long, short)| assert_eq!(without_folders(long), *short));
+    }
 
     #[test]
     fn figures() {

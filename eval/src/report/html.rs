@@ -1,6 +1,6 @@
 //! The report as one HTML page that needs no other file: complete without its script, which adds sorting, export and choices.
 
-use super::format::{nats, percent};
+use super::format::{nats, percent, without_folders};
 use super::table::Table;
 use super::{Report, ReportRow, charts, escape, heat::Grid, tables};
 use crate::figure::{self, Figure};
@@ -183,7 +183,7 @@ fn grid(g: &Grid) -> String {
 
 /// Where in the text the divergence lies, one panel per artifact and text.
 fn landing(report: &Report) -> String {
-    let with_text = |r: &ReportRow, k: &Kld| if r.eval.kld.len() > 1 { format!("{}, {}", r.name(), k.data) } else { r.name() };
+    let with_text = |r: &ReportRow, k: &Kld| if r.eval.kld.len() > 1 { format!("{}, {}", r.name(), without_folders(&k.data)) } else { r.name() };
     let panels: Vec<(String, usize, &Kld)> = report
         .rows
         .iter()

@@ -22,6 +22,7 @@ use crate::map::{PlanCheck, QualityMap};
 use crate::pair::Pair;
 use crate::results::EvalResult;
 use bitsmith_formats::Result;
+use format::without_folders;
 use serde::{Deserialize, Serialize};
 
 /// One artifact.
@@ -159,13 +160,13 @@ impl Report {
         let perplexity = self.rows.iter().find_map(|r| r.eval.perplexity.first());
         let kld = self.rows.iter().find_map(|r| r.eval.kld.first());
         let (data, tokens, ctx, style) = match (perplexity, kld) {
-            (Some(p), _) => (&p.data, p.tokens, p.ctx, p.style),
-            (None, Some(k)) => (&k.data, k.summary.tokens, k.ctx, k.style),
+            (Some(p), _) => (without_folders(&p.data), p.tokens, p.ctx, p.style),
+            (None, Some(k)) => (without_folders(&k.data), k.summary.tokens, k.ctx, k.style),
             (None, None) => return None,
         };
         let mut line = format!("Measured on {data}: {tokens} tokens scored, windows of {ctx}, {style} style");
         if let Some(k) = kld {
-            line += &format!("; KLD in nats per token against {}", k.against);
+            line += &format!("; KLD in nats per token against {}", without_folders(&k.against));
         }
         Some(line + ". ± is one standard error.")
     }

@@ -1,6 +1,6 @@
 //! The report in plain words, with a recommendation.
 
-use super::format::{bytes, nats, percent};
+use super::format::{bytes, nats, percent, without_folders};
 use super::heat::Grid;
 use super::{Report, ReportRow};
 use crate::results::{Kld, KldSummary};
@@ -121,7 +121,7 @@ fn size_sentence(report: &Report, row: &ReportRow, kld: &Kld) -> Option<String> 
     Some(format!(
         "It takes {}{part}, and finds the same next token most likely as {} at {same} of all places.",
         bytes(own),
-        kld.against
+        without_folders(&kld.against)
     ))
 }
 

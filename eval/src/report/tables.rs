@@ -1,6 +1,6 @@
 //! The tables of a report.
 
-use super::format::{bytes, change, duration, nats, number, percent, with_error};
+use super::format::{bytes, change, duration, nats, number, percent, with_error, without_folders};
 use super::table::{Cell, Table};
 use super::{Report, ReportRow};
 use crate::landing::Group;
@@ -135,7 +135,7 @@ pub fn pairs(pairs: &[Pair]) -> Option<Table> {
         .iter()
         .map(|p| {
             vec![
-                p.data.as_str().into(),
+                without_folders(&p.data).into(),
                 p.a.as_str().into(),
                 p.b.as_str().into(),
                 Cell::number(with_error(p.difference, p.stderr).replace('-', "−"), p.difference),
