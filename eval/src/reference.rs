@@ -291,8 +291,9 @@ mod tests {
             let (want, got) = (exact.compare(&c, &ignore_progress).unwrap(), stored.compare(&c, &ignore_progress).unwrap());
             assert_eq!(want.perplexity, got.perplexity);
             assert!((got.kld.summary.ppl_ratio - want.kld.summary.ppl_ratio).abs() < 1e-5);
-            // With 97 tokens only three are stored of each prediction: the tail is most of it.
-            assert!(got.kld.summary.mean > 0.0 && got.kld.summary.mean < 2.0 * want.kld.summary.mean);
+            // With 97 tokens one is stored of each prediction, and one as a sample of the tail.
+            let ratio = got.kld.summary.mean / want.kld.summary.mean;
+            assert!((0.5..1.5).contains(&ratio), "{ratio}");
             let ppl = stored.perplexity(&ignore_progress).unwrap().ppl;
             assert!((ppl / exact.perplexity(&ignore_progress).unwrap().ppl - 1.0).abs() < 1e-6);
             assert_eq!(got.kld.against, "ref");

@@ -183,7 +183,9 @@ fn grid(g: &Grid) -> String {
 
 /// Where in the text the divergence lies, one panel per artifact and text.
 fn landing(report: &Report) -> String {
-    let with_text = |r: &ReportRow, k: &Kld| if r.eval.kld.len() > 1 { format!("{}, {}", r.name(), without_folders(&k.data)) } else { r.name() };
+    let with_text = |r: &ReportRow, k: &Kld| {
+        if r.eval.kld.len() > 1 { format!("{}, {}", r.name(), without_folders(&k.data)) } else { r.name() }
+    };
     let panels: Vec<(String, usize, &Kld)> = report
         .rows
         .iter()

@@ -18,7 +18,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Version of plans, records and everything that keys are made of: others are not mixed with.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 /// The tool and its version, on which results depend.
 pub const TOOL: &str = concat!("bitsmith ", env!("CARGO_PKG_VERSION"));
 
