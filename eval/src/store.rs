@@ -24,9 +24,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// How a stored reference starts.
-const MAGIC: &[u8; 7] = b"BSREF\0\0";
+pub const MAGIC: &[u8; 7] = b"BSREF\0\0";
 /// The version that follows.
-const VERSION: u8 = 2;
+pub const VERSION: u8 = 2;
 /// Probability that need not be stored.
 const TAIL: f64 = 1e-4;
 /// At most this part of the vocabulary is stored as the likeliest tokens, and as much again as a sample of the others.

@@ -87,12 +87,13 @@ pub fn run_reference(data: &[u8]) {
 pub fn reference_seeds() -> Vec<Vec<u8>> {
     let header = br#"{"model":"m","data":"d","sha256":"","ctx":4,"style":"paper","vocab_size":80,"windows":1}"#;
     let mut inside = vec![0u8; 8];
-    // Three scored tokens: likelihoods, tails, counts of entries, ids, and steps of probabilities.
+    // Three scored tokens: likelihoods, tails, counts of likeliest and of sampled tokens, ids, and steps of probabilities.
     inside.extend([0; 12]);
     inside.extend([0xff; 6]);
-    inside.extend([1, 0, 0, 5, 0, 9]);
+    inside.extend([1, 0, 0, 0, 1, 0, 5, 7, 0, 0, 9, 9]);
     let frame = zstd::encode_all(&inside[..], 1).unwrap_or_default();
     let mut file = bitsmith_eval::store::MAGIC.to_vec();
+    file.push(bitsmith_eval::store::VERSION);
     file.extend((header.len() as u64).to_le_bytes());
     file.extend(header);
     let start = file.len() as u64;

@@ -1,31 +1,31 @@
 //! Evaluations that were done before, by the content of everything that decides a result.
 //!
-//! The cache folder has `results/KEY.json` for each model and text: what was measured, and of what. Files are written whole or not at
-//! all, so that any number of runs may share the folder.
+//! They are in a database in the cache folder, which any number of runs may share.
+
+mod database;
 
 use crate::context::Context;
 use crate::manifest::hash_inputs;
 use crate::opened::Opened;
-use crate::sealed;
 use bitsmith_datasets::EvalWindows;
 use bitsmith_eval::{EvalResult, Kld, Perplexity};
-use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::hash::sha256_bytes;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::{CacheType, WeightSource};
+use database::{Columns, Database};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Results of other versions may differ, and are not taken for this one's.
 const TOOL: &str = concat!("bitsmith ", env!("CARGO_PKG_VERSION"));
 
-/// The folder of remembered results; without one, nothing is remembered.
+/// The database of remembered results; without one, nothing is remembered.
 pub struct Memory {
-    folder: Option<PathBuf>,
+    database: Option<Database>,
     /// Hashes of models that were asked for, as large ones take their time.
     contents: RefCell<BTreeMap<PathBuf, String>>,
 }
@@ -40,7 +40,7 @@ pub struct Scores {
     pub kld: Option<Kld>,
 }
 
-/// One file.
+/// What is kept of an evaluation.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     /// Seconds since 1970.
@@ -56,16 +56,16 @@ struct Record {
 impl Memory {
     /// What is remembered in the cache folder.
     pub fn open(context: &Context) -> Memory {
-        Memory { folder: Some(folder(context)), contents: RefCell::default() }
+        Memory { database: Some(Database::of(&context.cache_dir)), contents: RefCell::default() }
     }
 
     /// A memory that is empty and stays so.
     pub fn none() -> Memory {
-        Memory { folder: None, contents: RefCell::default() }
+        Memory { database: None, contents: RefCell::default() }
     }
 
-    /// What was found before for this model, reference and windows; or else what `compute` finds, which is remembered. A folder that
-    /// cannot be written is a warning.
+    /// What was found before for this model, reference and windows; or else what `compute` finds, which is remembered. A database
+    /// that cannot be read or written is a warning.
     pub fn scores(
         &self,
         model: &Opened,
@@ -74,9 +74,13 @@ impl Memory {
         context: &Context,
         compute: impl FnOnce() -> Result<Scores>,
     ) -> Result<Scores> {
-        let Some(folder) = &self.folder else { return compute() };
-        let path = folder.join(format!("{}.json", self.key(model, against, windows, context)?));
-        if let Some(known) = read(&path) {
+        let Some(database) = &self.database else { return compute() };
+        let key = self.key(model, against, windows, context)?;
+        let known = database.get::<Record>(&key).unwrap_or_else(|e| {
+            context.progress.warn(&format!("no result is remembered: {e}"));
+            None
+        });
+        if let Some(known) = known {
             context.progress.note(&format!("{} on {}: remembered", model.name, windows.set.data));
             return Ok(known.scores);
         }
@@ -85,11 +89,7 @@ impl Memory {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let kv = model.checkpoint.cache();
         let record = Record { at, tool: TOOL.into(), model: model.name.clone(), bytes, bpw, kv, scores };
-        let json = sealed::seal(&record)?;
-        let written = std::fs::create_dir_all(folder)
-            .map_err(|e| Error::write(folder, e))
-            .and_then(|()| write_file(&path, json.as_bytes()));
-        if let Err(e) = written {
+        if let Err(e) = database.put(&key, &record.columns(), &record) {
             context.progress.warn(&format!("the result is not remembered: {e}"));
         }
         Ok(record.scores)
@@ -120,29 +120,36 @@ impl Memory {
     }
 }
 
-fn folder(context: &Context) -> PathBuf {
-    context.cache_dir.join("results")
-}
-
-/// A record; nothing if there is none, or what is there is damaged or of another kind.
-fn read(path: &Path) -> Option<Record> {
-    sealed::open(&std::fs::read(path).ok()?)
+impl Record {
+    fn columns(&self) -> Columns {
+        let p = &self.scores.perplexity;
+        Columns {
+            at: self.at,
+            tool: self.tool.clone(),
+            model: self.model.clone(),
+            bytes: self.bytes,
+            bpw: self.bpw,
+            kv: self.kv.to_string(),
+            data: p.data.clone(),
+            ctx: p.ctx,
+            style: p.style.to_string(),
+            perplexity: [p.ppl, p.stderr],
+            kld: self.scores.kld.as_ref().map(|k| (k.against.clone(), [k.summary.mean, k.summary.mean_stderr])),
+        }
+    }
 }
 
 /// All results of models whose name contains `word`, as `eval` would give them: of each model, kind of cache and text the latest.
 pub fn recall(word: &str, context: &Context) -> Result<Vec<EvalResult>> {
-    let folder = folder(context);
-    let entries = std::fs::read_dir(&folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
-    let mut records: Vec<(PathBuf, Record)> = entries.filter_map(|path| Some((path.clone(), read(&path)?))).collect();
-    records.retain(|(_, r)| r.model.contains(word));
+    let database = Database::of(&context.cache_dir);
+    let records: Vec<Record> = database.of_models(word)?;
     if records.is_empty() {
         return Err(Error::missing(format!("no evaluation of a model with `{word}` in its name is remembered"))
-            .file(folder)
+            .file(database.path())
             .hint("`bitsmith eval` and `bitsmith run` remember theirs"));
     }
-    records.sort_by(|a, b| (&a.1.model, b.1.at, &a.0).cmp(&(&b.1.model, a.1.at, &b.0)));
     let mut found: Vec<EvalResult> = Vec::new();
-    for (_, record) in records {
+    for record in records {
         let Record { model, bytes, bpw, kv, scores, .. } = record;
         let at = found.iter().position(|r| (&r.model, r.kv, r.bytes) == (&model, kv, Some(bytes)));
         let at = at.unwrap_or_else(|| {

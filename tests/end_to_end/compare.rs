@@ -94,9 +94,10 @@ fn evaluations_are_remembered() {
     let rows = all["report"]["rows"].as_array().unwrap();
     assert!(rows.len() >= 2 && rows.iter().all(|r| r["target"].as_str().unwrap().contains("q4.gguf")), "{rows:?}");
     work.fails("compare --remembered nothing", 66);
-    // Damaged records are as good as none.
-    for name in work.names("cache/bitsmith/results") {
-        work.write(&format!("cache/bitsmith/results/{name}"), "{");
-    }
-    assert!(!work.ok(&line).err.contains("remembered"));
+    assert!(work.ok(&line).err.contains("q4.gguf on builtin: remembered"));
+    // A database that cannot be read is a warning, and an error only where it is what was asked for.
+    work.write("cache/bitsmith/results.sqlite", "no database");
+    let ended = work.ok(&line);
+    assert!(!ended.err.contains("builtin: remembered") && ended.err.contains("no result is remembered"), "{}", ended.err);
+    work.fails("compare --remembered q4", 65);
 }
