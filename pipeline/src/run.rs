@@ -124,7 +124,7 @@ impl<'a> Pipeline<'a> {
         }
         let tasks = match tasks {
             Some(tasks) => {
-                let answered = tasks.answer(model, context)?;
+                let answered = tasks.answer(model, &memory, context)?;
                 source.tasks = answered.results(None);
                 Some((tasks, answered))
             }
@@ -202,7 +202,7 @@ fn measure(
         result.kld.extend(scores.kld);
     }
     if let Some((tasks, source)) = tasks {
-        result.tasks = tasks.answer(&written, context)?.results(Some(source));
+        result.tasks = tasks.answer(&written, memory, context)?.results(Some(source));
     }
     if let Some(mut manifest) = Manifest::load(&artifact.path) {
         // The report has the passages.

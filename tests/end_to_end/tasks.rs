@@ -49,7 +49,7 @@ fn scores_and_pairs() {
         let [low, high] = [0, 1].map(|i| score["interval"][i].as_f64().unwrap());
         assert!(low < value && value < high.max(value + 1e-12) && score.get("paired").is_none());
     }
-    assert_eq!(work.json(&format!("{line} --threads 1")), alone);
+    assert_eq!(work.json(&format!("{line} --threads 1 --fresh")), alone);
 
     let both = work.json(&format!("{line} --against demo --kv q4_0 --limit 20 -o r.json"));
     assert_eq!(both, serde_json::from_slice::<Value>(&fs::read(work.path("r.json")).unwrap()).unwrap());
@@ -135,6 +135,27 @@ fn killed_and_continued() {
     assert!(again.err.contains("from an interrupted run"), "{}", again.err);
     assert_eq!(again.json(), whole);
     assert_eq!(kept(), 0);
+}
+
+/// Of the same model, questions and settings, whatever the files are called.
+#[test]
+fn answers_are_remembered() {
+    let work = Work::new();
+    let line = format!("eval demo --tasks {} --limit 6", task("endings.toml"));
+    let asked = |line: &str| {
+        let ended = work.ok(line);
+        (!ended.err.contains("remembered"), ended.out)
+    };
+    let (first, again) = (asked(&line), asked(&line));
+    assert_eq!((first.0, again.0, &first.1), (true, false, &again.1));
+    // Others are not taken for these.
+    for other in ["--fresh", "--fewshot 1", "--kv q8_0", "--compute int8"] {
+        assert!(asked(&format!("{line} {other}")).0, "{other}");
+    }
+    assert!(asked(&line.replace("--limit 6", "--limit 5")).0);
+    let rows = work.json("compare --remembered demo")["report"]["rows"].clone();
+    let tasks: Vec<&Value> = rows.as_array().unwrap().iter().flat_map(|r| r["eval"]["tasks"].as_array().unwrap()).collect();
+    assert!(tasks.iter().any(|t| t["task"] == "endings" && t["shots"] == 1), "{rows}");
 }
 
 #[test]

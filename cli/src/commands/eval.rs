@@ -119,8 +119,8 @@ pub fn run(args: &Arguments, app: &App) -> Result<Status> {
     let save = args.save_reference.as_deref();
     let mut result = evaluate(&model, &ppl, &kld, against.as_ref(), save, &options, &memory, &app.context)?;
     if let Some(tasks) = &tasks {
-        let reference = rival.map(|a| tasks.answer(a, &app.context)).transpose()?;
-        let answered = tasks.answer(&model, &app.context)?;
+        let reference = rival.map(|a| tasks.answer(a, &memory, &app.context)).transpose()?;
+        let answered = tasks.answer(&model, &memory, &app.context)?;
         for task in answered.unscored() {
             app.context
                 .progress

@@ -10,8 +10,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// A line: numbers as their bits, for they must come back exactly.
-#[derive(Serialize, Deserialize)]
-struct Line {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Line {
     id: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     likelihoods: Option<Vec<(u64, bool)>>,
@@ -67,7 +67,7 @@ impl Journal {
 }
 
 impl Line {
-    fn new(id: usize, answer: &Answer) -> Self {
+    pub fn new(id: usize, answer: &Answer) -> Self {
         let (likelihoods, text) = match answer {
             Answer::Likelihoods(l) => (Some(l.iter().map(|(log, greedy)| (log.to_bits(), *greedy)).collect()), None),
             Answer::Text(text) | Answer::Program(text, _) => (None, Some(text.clone())),
@@ -75,7 +75,8 @@ impl Line {
         Line { id, likelihoods, text }
     }
 
-    fn answer(self) -> Option<(usize, Answer)> {
+    /// The item's number and the answer to it.
+    pub fn answer(self) -> Option<(usize, Answer)> {
         let likelihoods = |l: Vec<(u64, bool)>| l.into_iter().map(|(bits, greedy)| (f64::from_bits(bits), greedy)).collect();
         let answer = match (self.likelihoods, self.text) {
             (Some(l), None) => Answer::Likelihoods(likelihoods(l)),

@@ -8,6 +8,7 @@ pub use data::TaskData;
 use crate::context::Context;
 use crate::estimate::{Cost, check_ram};
 use crate::opened::Opened;
+use crate::remember::Memory;
 use crate::text::load;
 use bitsmith_eval::TaskResult;
 use bitsmith_eval::tasks::answer::{Likely, PASS_TOKENS, SLOTS, write};
@@ -20,6 +21,7 @@ use bitsmith_runtime::sweep::peak_bytes;
 use bitsmith_runtime::{ChatMessage, Tokenizer, WeightSource};
 use data::Records;
 use journal::Journal;
+pub(crate) use journal::Line;
 use rayon::prelude::*;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -145,13 +147,13 @@ impl Tasks {
         asks(&prepared.task, &prepared.items, &prepared.pool, prepared.own_pool, prepared.shots, chat)
     }
 
-    /// Asks a model. Writes a folder of results, if one is wanted.
-    pub fn answer(&self, model: &Opened, context: &Context) -> Result<Answered> {
+    /// Asks a model what is not remembered of it. Writes a folder of results, if one is wanted.
+    pub fn answer(&self, model: &Opened, memory: &Memory, context: &Context) -> Result<Answered> {
         model.checkpoint.spec().require_head()?;
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         let clock = Instant::now();
         let tokenizer = model.tokenizer()?;
-        let runs = self.prepared.iter().map(|p| self.run(p, model, &tokenizer, context)).collect::<Result<Vec<_>>>()?;
+        let runs = self.prepared.iter().map(|p| self.run(p, model, &tokenizer, memory, context)).collect::<Result<Vec<_>>>()?;
         let answered = Answered { model: model.name.clone(), runs };
         if let Some(folder) = &self.options.results {
             let setting = Setting {
@@ -167,20 +169,56 @@ impl Tasks {
         Ok(answered)
     }
 
-    fn run(&self, prepared: &Prepared, model: &Opened, tokenizer: &Tokenizer, context: &Context) -> Result<Run> {
+    fn run(&self, prepared: &Prepared, model: &Opened, tokenizer: &Tokenizer, memory: &Memory, context: &Context) -> Result<Run> {
         let task = &prepared.task;
         let asks = self.asks(prepared, tokenizer)?;
         let key = serde_json::json!([
             prepared.digest,
-            identity(model)?,
             prepared.shots,
             self.options.chat,
             task.generation,
             model.checkpoint.cache().name(),
             format!("{:?}", model.checkpoint.compute()),
             context.device.is_cpu(),
-            env!("CARGO_PKG_VERSION"),
+            // Prompts, as the chat template makes them.
+            sha256_bytes(format!("{asks:?}").as_bytes()),
         ]);
+        let remembered = memory.answers(model, &key, context)?.filter(|a| a.len() == asks.len());
+        let known = remembered.is_some();
+        let mut answers = match remembered {
+            Some(answers) => {
+                context.progress.note(&format!("{}: {} of {}: remembered", task.name, answers.len(), model.name));
+                answers
+            }
+            None => self.ask(prepared, &asks, &key, model, tokenizer, context)?,
+        };
+        if let (Some(sandbox), true) = (&self.sandbox, task.runs_code()) {
+            answers = run_programs(sandbox, &prepared.items, answers)?;
+        }
+        let scores = match task.runs_code() && self.sandbox.is_none() {
+            true => Vec::new(),
+            false => task.score(&prepared.items, &answers)?,
+        };
+        let (task, items, records) = (task.clone(), prepared.items.clone(), prepared.records.clone());
+        let run = Run { task, shots: prepared.shots, available: prepared.available, records, items, asks, answers, scores };
+        if !known {
+            memory.keep_answers(model, &key, &run, context)?;
+        }
+        Ok(run)
+    }
+
+    /// A model's answers, from where an interrupted run has left.
+    fn ask(
+        &self,
+        prepared: &Prepared,
+        asks: &[Vec<Ask>],
+        key: &Value,
+        model: &Opened,
+        tokenizer: &Tokenizer,
+        context: &Context,
+    ) -> Result<Vec<Answer>> {
+        let task = &prepared.task;
+        let key = serde_json::json!([key, identity(model)?, env!("CARGO_PKG_VERSION")]);
         let mut journal = Journal::open(&context.cache_dir.join("tasks"), &sha256_bytes(key.to_string().as_bytes()))?;
         let rest: Vec<usize> = (0..asks.len()).filter(|i| !journal.answers.contains_key(i)).collect();
         if rest.len() < asks.len() {
@@ -196,19 +234,10 @@ impl Tasks {
             journal.add(id, answer)
         };
         if !rest.is_empty() {
-            ask_model(task, &asks, &rest, model, tokenizer, context, &mut each)?;
+            ask_model(task, asks, &rest, model, tokenizer, context, &mut each)?;
         }
         context.progress.finish();
-        let mut answers = journal.finish()?;
-        if let (Some(sandbox), true) = (&self.sandbox, task.runs_code()) {
-            answers = run_programs(sandbox, &prepared.items, answers)?;
-        }
-        let scores = match task.runs_code() && self.sandbox.is_none() {
-            true => Vec::new(),
-            false => task.score(&prepared.items, &answers)?,
-        };
-        let (task, items, records) = (task.clone(), prepared.items.clone(), prepared.records.clone());
-        Ok(Run { task, shots: prepared.shots, available: prepared.available, records, items, asks, answers, scores })
+        journal.finish()
     }
 }
 
