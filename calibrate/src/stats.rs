@@ -1,10 +1,12 @@
 //! What calibration knows about each linear input.
 
+use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::role::Site;
 use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Rows per tile of the Gram matrix: enough for the matrix product to run at full speed, few enough to share the work of a
 /// narrow model between threads.
@@ -220,6 +222,57 @@ fn mean_gram(gram: &Array2<f32>, tokens: u64) -> Array2<f32> {
     h
 }
 
+impl SiteStats {
+    /// Adds what other text showed at the same site.
+    fn merge(&mut self, other: SiteStats) -> Result<()> {
+        if other.width() != self.width() || other.sum.len() != self.sum.len() || other.gram.is_some() != self.gram.is_some() {
+            return Err(Error::corrupt("these statistics are of other inputs than those they are added to"));
+        }
+        self.tokens += other.tokens;
+        add(&mut self.sum_sq, &other.sum_sq);
+        add(&mut self.sum, &other.sum);
+        add(&mut self.sum_abs, &other.sum_abs);
+        self.max_abs.iter_mut().zip(&other.max_abs).for_each(|(a, b)| *a = a.max(*b));
+        if let (Some(to), Some(from)) = (&mut self.gram, &other.gram) {
+            *to += from;
+        }
+        self.matrices.resize(other.matrices.len().max(self.matrices.len()), MatrixStats::default());
+        for (to, from) in self.matrices.iter_mut().zip(&other.matrices) {
+            to.tokens += from.tokens;
+            for (to, from) in [(&mut to.sum_sq, &from.sum_sq), (&mut to.sum, &from.sum)] {
+                to.resize(from.len().max(to.len()), 0.0);
+                add(to, from);
+            }
+        }
+        match (self.own_grams.is_empty(), other.own_grams.is_empty()) {
+            (true, false) => self.own_grams = other.own_grams,
+            _ => self.own_grams.iter_mut().zip(&other.own_grams).for_each(|(to, from)| *to += from),
+        }
+        Ok(())
+    }
+}
+
+/// Sums of what both have.
+fn add(to: &mut [f64], from: &[f64]) {
+    to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+}
+
+impl Stats {
+    /// Adds what a later part of the same text showed. Parts are to be added in the text's order, for sums depend on it.
+    pub fn merge(&mut self, other: Stats) -> Result<()> {
+        let samples = self.meta.samples + other.meta.samples;
+        let peak = self.meta.peak.max(other.meta.peak);
+        self.meta = StatsMeta { samples, peak, ..other.meta };
+        for (site, stats) in other.sites {
+            match self.sites.entry(site) {
+                Entry::Vacant(free) => drop(free.insert(stats)),
+                Entry::Occupied(mut there) => there.get_mut().merge(stats)?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Where statistics came from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatsMeta {
@@ -252,6 +305,34 @@ mod tests {
 
     fn sample(tokens: usize, width: usize) -> Array2<f32> {
         Array2::from_shape_fn((tokens, width), |(t, c)| ((t * 31 + c * 17) % 23) as f32 / 7.0 - 1.5)
+    }
+
+    #[test]
+    fn parts_add_up_to_the_whole() {
+        let x = sample(48, 40);
+        let site = Site { layer: Some(1), input: bitsmith_runtime::Input::FfnIn };
+        let of = |rows: std::ops::Range<usize>| {
+            let mut s = SiteStats::new(40, true);
+            s.add(x.slice(s![rows.clone(), ..]));
+            s.add_matrix(rows.start % 3, 3, x.slice(s![rows.clone(), ..]));
+            let meta = StatsMeta { samples: rows.len(), peak: rows.end as f32, ..StatsMeta::default() };
+            Stats { meta, sites: BTreeMap::from([(site, s)]) }
+        };
+        let mut merged = Stats::default();
+        for rows in [0..16, 16..32, 32..48] {
+            merged.merge(of(rows)).unwrap();
+        }
+        assert_eq!((merged.meta.samples, merged.meta.peak), (48, 48.0));
+        let (sum, mut whole) = (&merged.sites[&site], SiteStats::new(40, true));
+        whole.add(x.view());
+        assert_eq!((sum.tokens, &sum.max_abs), (48, &whole.max_abs));
+        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9 * b.abs().max(1.0));
+        assert!(close(&sum.sum_sq, &whole.sum_sq) && close(&sum.sum, &whole.sum) && close(&sum.sum_abs, &whole.sum_abs));
+        let difference = sum.gram.as_ref().unwrap() - whole.gram.as_ref().unwrap();
+        assert!(difference.iter().all(|d| d.abs() < 1e-3));
+        assert_eq!(sum.matrices.iter().map(|m| m.tokens).collect::<Vec<_>>(), [16, 16, 16]);
+        let other = Stats { sites: BTreeMap::from([(site, SiteStats::new(8, true))]), ..Stats::default() };
+        assert!(merged.merge(other).is_err());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::opened::Opened;
 use crate::quantize::QuantizeOptions;
 use crate::sealed;
 use crate::sensitivity::probe;
+use crate::share::Share;
 use crate::spool::Spool;
 use crate::target::Target;
 use bitsmith_datasets::{DataSpec, EvalWindows, Style, WindowSet};
@@ -315,6 +316,7 @@ impl<'a> Allocation<'a> {
             vector_type: self.vector_type,
             evidence: Evidence::Windows { windows: &self.calibration, sequential },
             spool: &spool,
+            share: Share::WHOLE,
             context: self.context,
         };
         encoder.run()?;

@@ -3,8 +3,9 @@
 use crate::calibration::{CalibrationOptions, stats_meta};
 use crate::context::Context;
 use crate::estimate::Cost;
-use crate::gather::gather;
+use crate::gather::{Gathered, gather};
 use crate::opened::Opened;
+use crate::share::Share;
 pub use bitsmith_calibrate::Detail;
 use bitsmith_calibrate::Stats;
 use bitsmith_calibrate::imatrix::{Imatrix, Layout};
@@ -38,23 +39,29 @@ pub fn cost(model: &Opened, options: &CalibrationOptions, with_stats: bool, cont
     Ok(Cost::of_calibration(model.checkpoint.spec(), windows.n_tokens(), windows.ctx, with_stats, context.threads))
 }
 
-/// Runs the text through the model and writes what is asked for. An importance matrix takes no more than channel sums.
+/// Runs a share of the text through the model and writes what is asked for. An importance matrix takes no more than channel sums.
 pub fn calibrate(
     model: &Opened,
     options: &CalibrationOptions,
+    share: Share,
     detail: Detail,
     stats_path: Option<&Path>,
     imatrix_path: Option<&Path>,
     context: &Context,
 ) -> Result<Calibrated> {
     let spec = model.checkpoint.spec();
-    let windows = options.windows(model)?;
+    let mut windows = options.windows(model)?;
+    windows.windows = windows.windows[share.of(windows.windows.len())].to_vec();
     for note in &windows.notes {
         context.progress.note(note);
     }
     let cost = Cost::of_calibration(spec, windows.n_tokens(), windows.ctx, detail == Detail::Gram, context.threads);
     cost.check_ram("calibration", context.max_ram)?;
-    let gathered = gather(&model.checkpoint, &windows.windows, detail, context)?;
+    let gathered = match windows.windows.is_empty() {
+        // More parts than windows.
+        true => Gathered::default(),
+        false => gather(&model.checkpoint, &windows.windows, detail, context)?,
+    };
     let stats = Stats { meta: stats_meta(&model.name, &windows, gathered.peak), sites: gathered.sites };
     if let Some(path) = stats_path {
         stats.save(path)?;

@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use crate::encode::{Encoder, Evidence, layer_roles};
+use crate::share::Share;
 use crate::spool::Spool;
 use bitsmith_calibrate::{Collector, Detail, SiteStats};
 use bitsmith_formats::{CodecId, Float, Result};
@@ -63,6 +64,7 @@ impl<'a> Candidates<'a> {
             vector_type,
             evidence: Evidence::None,
             spool,
+            share: Share::WHOLE,
             context,
         };
         let encoders: Vec<Encoder> = columns.iter().zip(&spools).map(encoder).collect();

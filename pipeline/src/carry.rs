@@ -30,6 +30,12 @@ pub fn is_quantized(encoding: &Encoding) -> bool {
     }
 }
 
+/// Whether any of a model's tensors is quantized already.
+pub fn any_quantized(source: &dyn WeightSource) -> Result<bool> {
+    let each = source.spec().roles().into_iter().map(|role| source.codec(role));
+    Ok(each.collect::<Result<Vec<_>>>()?.iter().any(is_quantized))
+}
+
 /// Says what of a model was released in FP8 and is decoded like plain numbers.
 pub fn released_in_fp8(source: &dyn WeightSource) -> Result<Option<String>> {
     let mut found: BTreeMap<String, usize> = BTreeMap::new();

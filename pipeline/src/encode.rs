@@ -2,6 +2,7 @@
 
 use crate::asymmetric::Pair;
 use crate::context::Context;
+use crate::share::Share;
 use crate::spool::Spool;
 use crate::stream::{Scales, check_range, shared_scales};
 use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
@@ -49,6 +50,8 @@ pub struct Encoder<'a> {
     pub evidence: Evidence<'a>,
     /// Where results go.
     pub spool: &'a Spool,
+    /// The layers to encode. Less than all where statistics are given or none are needed.
+    pub share: Share,
     /// Progress and warnings.
     pub context: &'a Context,
 }
@@ -64,9 +67,9 @@ impl Encoder<'_> {
     pub fn run(&self) -> Result<Vec<String>> {
         let spec = self.source.spec();
         let progress = &self.context.progress;
-        progress.start("quantize", spec.n_layers as u64 + 1);
+        progress.start("quantize", self.share.of(spec.n_layers).len() as u64 + 1);
         let mut notes = Vec::new();
-        if !spec.tied {
+        if !spec.tied && self.share.is_first() {
             self.encode_embedding(&mut notes)?;
         }
         match &self.evidence {
@@ -83,7 +86,9 @@ impl Encoder<'_> {
                 }
             }
         }
-        self.encode_extra(&mut notes)?;
+        if self.share.is_last() {
+            self.encode_extra(&mut notes)?;
+        }
         progress.finish();
         Ok(notes)
     }
@@ -91,14 +96,16 @@ impl Encoder<'_> {
     /// Layers are independent: statistics are given, or none are needed.
     fn run_given(&self, notes: &mut Vec<String>) -> Result<()> {
         let spec = self.source.spec();
-        for layer in 0..spec.n_layers {
+        for layer in self.share.of(spec.n_layers) {
             if !self.layer_done(layer) {
                 let dense = self.read_group(&layer_roles(self.source, layer))?;
                 self.encode_group(Some(layer), dense, self.given(Some(layer)), notes)?;
             }
             self.context.progress.advance(1);
         }
-        self.encode_head(self.given(None), notes)?;
+        if self.share.is_last() {
+            self.encode_head(self.given(None), notes)?;
+        }
         self.context.progress.advance(1);
         Ok(())
     }

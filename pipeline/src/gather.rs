@@ -7,6 +7,7 @@ use bitsmith_runtime::{Layer, Site, Sweep, WeightSource};
 use std::collections::BTreeMap;
 
 /// Statistics of a whole dense model.
+#[derive(Debug, Default)]
 pub struct Gathered {
     /// Per site.
     pub sites: BTreeMap<Site, SiteStats>,

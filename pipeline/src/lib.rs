@@ -40,6 +40,7 @@ mod rewrite;
 pub mod run;
 mod sealed;
 pub mod sensitivity;
+pub mod share;
 mod spool;
 mod stream;
 pub mod target;

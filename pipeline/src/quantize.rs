@@ -1,5 +1,6 @@
 //! One model in, one artifact per target out.
 
+mod parts;
 mod plans;
 mod streamed;
 
@@ -17,6 +18,7 @@ use crate::memory;
 use crate::mtp::Mtp;
 use crate::opened::Opened;
 use crate::rewrite::rewritten;
+use crate::share::Share;
 use crate::spool::Spool;
 use crate::target::Target;
 use bitsmith_calibrate::Detail;
@@ -30,6 +32,8 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
+
+pub use parts::{Encoded, EncodedPart};
 
 /// What to make of a model, and how.
 #[derive(Debug, Clone)]
@@ -56,6 +60,8 @@ pub struct QuantizeOptions {
     pub auto: AutoOptions,
     /// Who publishes the artifacts.
     pub publisher: Option<String>,
+    /// Tensors of the only target that were encoded before, part by part.
+    pub encoded: Option<Encoded>,
     /// The flags behind these options, as a recipe file has them; for the manifest.
     pub command: Value,
 }
@@ -237,10 +243,7 @@ impl<'a> Job<'a> {
             self.companions.tell_dropped(target, self.mtp(target)?);
         }
         let paths = self.options.out.paths(self.model, &self.options.targets)?;
-        if self.mlx_dtype.get().is_none() {
-            let found = mlx_dtype(self)?;
-            self.mlx_dtype.get_or_init(|| found);
-        }
+        self.settle_mlx_dtype()?;
         self.allocate()?;
         let plans = self.options.targets.iter().map(|&t| self.plan(t)).collect::<Result<Vec<_>>>()?;
         for (&target, plan) in self.options.targets.iter().zip(&plans) {
@@ -371,23 +374,20 @@ impl<'a> Job<'a> {
         for line in plan.fallbacks() {
             self.context.progress.warn(&format!("{target}: {line}"));
         }
-        if !self.options.method.transforms.is_empty() && self.quantized_source()? {
+        if !self.options.method.transforms.is_empty() && carry::any_quantized(&self.model.checkpoint)? {
             let line =
                 "weights that are quantized already are transformed and quantized a second time, on top of the source's own loss";
             self.context.progress.warn(&format!("{target}: {line}"));
         }
         let spool = Spool::open(&artifact::work_folder(path), &recipe.key()?)?;
-        let encoder = Encoder {
-            source: self.source(),
-            plan,
-            method: &self.options.method,
-            vector_type: target.vector_type(self.dense_for(target)),
-            evidence: self.evidence(),
-            spool: &spool,
-            context: self.context,
-        };
+        let encoder = self.encoder(target, plan, &spool);
         let mut notes = self.plan_notes(target, plan);
-        let mut found = encoder.run()?;
+        let mut found = Vec::new();
+        if let Some(encoded) = &self.options.encoded {
+            spool.adopt(&encoded.dir)?;
+            found.clone_from(&encoded.notes);
+        }
+        found.extend(encoder.run()?);
         let mut tuned = encoder.tuned(&mut found)?;
         for note in &found {
             self.context.progress.note(&format!("{target}: {note}"));
@@ -421,10 +421,26 @@ impl<'a> Job<'a> {
         Ok(artifact)
     }
 
-    fn quantized_source(&self) -> Result<bool> {
-        let source = &self.model.checkpoint;
-        let each = source.spec().roles().into_iter().map(|role| source.codec(role));
-        Ok(each.collect::<Result<Vec<_>>>()?.iter().any(carry::is_quantized))
+    fn encoder<'e>(&'e self, target: Target, plan: &'e Plan, spool: &'e Spool) -> Encoder<'e> {
+        Encoder {
+            source: self.source(),
+            plan,
+            method: &self.options.method,
+            vector_type: target.vector_type(self.dense_for(target)),
+            evidence: self.evidence(),
+            spool,
+            share: Share::WHOLE,
+            context: self.context,
+        }
+    }
+
+    /// Decides what type quantized MLX folders' scales have.
+    fn settle_mlx_dtype(&self) -> Result<()> {
+        if self.mlx_dtype.get().is_none() {
+            let found = mlx_dtype(self)?;
+            self.mlx_dtype.get_or_init(|| found);
+        }
+        Ok(())
     }
 
     fn evidence(&self) -> Evidence<'_> {

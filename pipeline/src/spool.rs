@@ -3,6 +3,7 @@
 //! The folder carries the key of the job that filled it: another job's tensors are never mixed in. Each file appears under
 //! its name only when whole.
 
+use crate::manifest::list_files;
 use bitsmith_formats::{CodecId, EncodedTensor, Error, Result};
 use bitsmith_runtime::Role;
 use sha2::{Digest, Sha256};
@@ -66,6 +67,20 @@ impl Spool {
     /// Whether a tensor is there.
     pub fn has(&self, role: Role) -> bool {
         self.path(role).exists()
+    }
+
+    /// Moves in what another spool of the same tensors has.
+    pub fn adopt(&self, from: &Path) -> Result<()> {
+        for name in list_files(from)?.iter().filter(|n| *n != KEY) {
+            let to = self.dir.join(name);
+            fs::rename(from.join(name), &to).map_err(|e| Error::write(to, e))?;
+        }
+        Ok(())
+    }
+
+    /// The names of its tensors' files.
+    pub fn names(&self) -> Result<Vec<String>> {
+        Ok(list_files(&self.dir)?.into_iter().filter(|n| n != KEY && !n.ends_with(".partial")).collect())
     }
 
     /// Removes the spool: its tensors are in the artifact.

@@ -336,6 +336,39 @@ fn jobs_have_folders_of_their_own_and_share_what_they_can() {
     }
 }
 
+#[test]
+fn a_model_in_parts_gives_the_same_bytes() {
+    let work = Work::new();
+    LLAMA.write(&work, "a");
+    let text = "models = ['a']\nto = ['gguf:q4_k_m', 'mlx:4bit', 'gguf:q8_0']\nrelease = false\nevaluate = false\n";
+    for (method, statistics) in [("rtn", false), ("reference", true), ("gptq", true)] {
+        let given = if statistics { "stats = 'a.stats'\n" } else { "" };
+        if statistics {
+            work.ok("calibrate a --samples 4 --ctx 64 -o a.stats");
+        }
+        let text = format!("{text}method = '{method}'\n{given}");
+        work.write("whole.toml", &text);
+        work.write("parts.toml", format!("{text}parts = 3\n"));
+        let whole = work.json(&format!("batch whole.toml --out whole-{method}"));
+        let parts = work.json(&format!("batch parts.toml --out parts-{method}"));
+        assert_eq!(hashes(&parts), hashes(&whole), "{method}");
+        // Three parts of each of three targets.
+        assert_eq!(parts["nodes"]["done"].as_u64().unwrap(), whole["nodes"]["done"].as_u64().unwrap() + 9, "{method}");
+    }
+    // Text in parts: its sums are rounded elsewhere, but the same whatever does them.
+    let text = text.replace("gguf:q8_0", "gguf:iq4_xs");
+    work.write("r.toml", format!("{text}method = 'reference'\ncalib = 'builtin'\nparts = 2\nsamples = 4\nctx = 64\n"));
+    let document = work.json("batch r.toml --out one");
+    assert_eq!(hashes(&work.json("batch r.toml --out two --threads 1")), hashes(&document));
+    work.json("batch r.toml --plan");
+    let labels: Vec<String> = nodes(&read(&work.path("r.plan.json"))).into_keys().collect();
+    for label in ["a: observe, part 2 of 2", "a: calibrate", "a: encode gguf:q4_k_m, part 1 of 2", "a: quantize gguf:q4_k_m"] {
+        assert!(labels.iter().any(|l| l == label), "{label} is not among {labels:?}");
+    }
+    work.write("r.toml", "models = ['a']\nto = ['gguf:q8_0']\nparts = 0\n");
+    work.fails("batch r.toml --plan", 2);
+}
+
 /// Calls a batch and kills it after this time. False if it ended before.
 fn kill_after(work: &Work, line: &str, time: Duration) -> bool {
     let mut child = work.command(line).spawn().unwrap();

@@ -40,6 +40,8 @@ struct Job {
     models: Vec<String>,
     /// Whether artifacts are measured.
     evaluate: Option<bool>,
+    /// In how many parts, for as many machines, a model's text is observed and its layers are encoded.
+    parts: Option<usize>,
     /// Whether folders are made ready to be published.
     release: Option<bool>,
     /// User or organisation on the hub that releases are published by.
@@ -102,6 +104,7 @@ impl Job {
             name: self.name,
             models: if self.models.is_empty() { all.models } else { self.models },
             evaluate: self.evaluate.or(all.evaluate),
+            parts: self.parts.or(all.parts),
             release: self.release.or(all.release),
             publish: self.publish.or(all.publish),
             private: self.private.or(all.private),
@@ -147,6 +150,7 @@ impl Job {
             options,
             measure,
             gates,
+            parts: super::job::positive("parts", self.parts, 1)?,
             release,
             publish: self.publish.map(|owner| Publish { owner, private: self.private.unwrap_or(false) }),
         })

@@ -7,6 +7,7 @@ use bitsmith_pipeline::Opened;
 use bitsmith_pipeline::calibrate::Detail;
 use bitsmith_pipeline::calibrate::{calibrate, cost};
 use bitsmith_pipeline::calibration::{CalibrationOptions, DEFAULT_CTX, DEFAULT_SAMPLES};
+use bitsmith_pipeline::share::Share;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -54,7 +55,7 @@ pub fn run(args: &Arguments, app: &App) -> Result<()> {
         return costs(&cost(&model, &options, args.out.is_some(), &app.context)?, app);
     }
     let detail = if args.out.is_some() { Detail::Gram } else { Detail::Channels };
-    let done = calibrate(&model, &options, detail, args.out.as_deref(), args.imatrix.as_deref(), &app.context)?;
+    let done = calibrate(&model, &options, Share::WHOLE, detail, args.out.as_deref(), args.imatrix.as_deref(), &app.context)?;
     app.output.result(&done, |d| {
         let mut text = format!("{} tokens in {} windows of {}\n", d.tokens, d.samples, d.ctx);
         for (what, path) in [("statistics", &d.stats), ("imatrix", &d.imatrix)] {

@@ -260,6 +260,7 @@ impl JobArgs {
             plan,
             out: self.place(out)?,
             publisher: self.publisher.clone(),
+            encoded: None,
             command: self.given()?,
             mlx_dtype: self.mlx_dtype.as_deref().map(float).transpose()?.flatten(),
             shard_size: self.shard_size.as_deref().map(parse_size).transpose()?,

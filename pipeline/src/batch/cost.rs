@@ -144,6 +144,16 @@ pub fn quantize(
     })
 }
 
+/// A share of work that is cut into as many parts. Each of them has the whole model's memory, at most.
+pub fn part(whole: &NodeCost, parts: usize) -> NodeCost {
+    NodeCost { cpu_seconds: START + whole.cpu_seconds / parts as f64, ..*whole }
+}
+
+/// Putting together what the parts of such work gave: as much is read and hashed as it writes.
+pub fn gather(whole: &NodeCost) -> NodeCost {
+    NodeCost { cpu_seconds: START + 2.0 * whole.disk_bytes as f64 / HASH, ..*whole }
+}
+
 /// Writing what stands beside artifacts.
 pub fn release() -> NodeCost {
     NodeCost { cpu_seconds: 2.0 * START, ram_bytes: OVERHEAD, disk_bytes: 1 << 20 }

@@ -5,8 +5,10 @@ use super::inputs::{Named, Origin, Planned};
 use super::recipe::{JobRecipe, Measure, Publish, Recipe};
 use super::store::{Kind, Store};
 use crate::artifact::Output;
+use crate::carry;
 use crate::context::Context;
 use crate::rewrite::rewritten;
+use crate::share::Share;
 use crate::target::Target;
 use bitsmith_formats::hash::sha256_bytes;
 use bitsmith_formats::{Error, Result};
@@ -117,6 +119,13 @@ pub struct Node {
 pub enum Op {
     /// Gets the model and hashes all of it.
     Source,
+    /// Runs a share of the text through it, for `Calibrate` to add up.
+    Observe {
+        /// As for `Calibrate`.
+        gram: bool,
+        /// Which windows.
+        share: Share,
+    },
     /// Runs text through it and keeps statistics of what its layers read.
     Calibrate {
         /// Whether of pairs of channels too, which solvers with error feedback need.
@@ -124,6 +133,13 @@ pub enum Op {
     },
     /// Keeps what it predicts of the evaluation texts.
     Reference,
+    /// Encodes a share of an artifact's layers, for `Quantize` to put together.
+    Encode {
+        /// `container:encoding`.
+        target: String,
+        /// Which layers.
+        share: Share,
+    },
     /// Makes an artifact.
     Quantize {
         /// `container:encoding`.
@@ -150,8 +166,10 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Op::Source => "source",
+            Op::Observe { .. } => "observe",
             Op::Calibrate { .. } => "calibrate",
             Op::Reference => "reference",
+            Op::Encode { .. } => "encode",
             Op::Quantize { .. } => "quantize",
             Op::Evaluate { .. } => "evaluate",
             Op::Release => "release",
@@ -355,15 +373,16 @@ impl Builder<'_> {
         let statistics = shared.then(|| {
             let gram = !windows && method.needs_hessian();
             let data = calibration.data.as_ref().map_or_else(|| "builtin".into(), |d| d.to_string());
-            let tokens = texts.calibration;
-            self.add(New {
-                op: Op::Calibrate { gram },
-                deps: vec![source],
-                pass: None,
-                cost: cost::calibrate(spec, tokens, calibration.ctx, gram),
-                by: json!([data, files, calibration.samples, calibration.ctx, gram, device]),
-                of,
-            })
+            let by = json!([data, files, calibration.samples, calibration.ctx, gram, device]);
+            let cost = |parts: usize| cost::calibrate(spec, texts.calibration.div_ceil(parts), calibration.ctx, gram);
+            let mut deps = vec![source];
+            for share in Share::all(job.parts).filter(|s| s.parts > 1) {
+                let (op, by) = (Op::Observe { gram, share }, json!([by, share]));
+                let part = self.add(New { op, deps: vec![source], pass: None, cost: cost(job.parts), by, of });
+                deps.push(part);
+            }
+            let cost = if deps.len() > 1 { cost::gather(&cost(1)) } else { cost(1) };
+            self.add(New { op: Op::Calibrate { gram }, deps, pass: None, cost, by, of })
         });
         let reference = match &job.measure {
             Some(measure) => {
@@ -383,26 +402,35 @@ impl Builder<'_> {
         for &target in &options.targets {
             let quantizes = target.is_quantized() || options.plan.names_quantized() || !method.transforms.is_empty();
             let from_statistics = calibrates && !windows && quantizes && takes_statistics(target);
-            let deps: Vec<usize> = [Some(source), statistics.filter(|_| from_statistics)].into_iter().flatten().collect();
+            let mut deps: Vec<usize> = [Some(source), statistics.filter(|_| from_statistics)].into_iter().flatten().collect();
             let tokens = if calibrates && quantizes && !from_statistics { texts.calibration } else { 0 };
-            let cost = cost::quantize(&planned.model, dense, target, options, tokens)?;
+            let mut cost = cost::quantize(&planned.model, dense, target, options, tokens)?;
             // As the job itself decides, once it has its evidence.
             let one_pass = method.transforms.is_empty()
                 && !method.solver.needs_hessian()
                 && !matches!(target, Target::Auto(_))
                 && (from_statistics || !calibrates || !quantizes);
-            let next = self.plan.nodes.len();
-            let pass = one_pass.then(|| *passes.entry(from_statistics).or_insert(next));
             let name = target.to_string();
             let seed = (method.rewrites() || matches!(target, Target::Auto(_))).then_some(self.context.seed);
-            let quantized = self.add(New {
-                op: Op::Quantize { target: name.clone() },
-                deps,
-                pass,
-                cost,
-                by: json!([name, job.settings, files, seed, device]),
-                of,
-            });
+            let by = json!([name, job.settings, files, seed, device]);
+            let apart = job.parts > 1
+                && takes_statistics(target)
+                && method.transforms.is_empty()
+                && !method.rewrites()
+                && (from_statistics || !calibrates)
+                && !carry::any_quantized(checkpoint)?;
+            if apart {
+                let (needs, part) = (deps.clone(), cost::part(&cost, job.parts));
+                for share in Share::all(job.parts) {
+                    let (op, by) = (Op::Encode { target: name.clone(), share }, json!([by, share]));
+                    let encoded = self.add(New { op, deps: needs.clone(), pass: None, cost: part, by, of });
+                    deps.push(encoded);
+                }
+                cost = cost::gather(&cost);
+            }
+            let next = self.plan.nodes.len();
+            let pass = (one_pass && !apart).then(|| *passes.entry(from_statistics).or_insert(next));
+            let quantized = self.add(New { op: Op::Quantize { target: name.clone() }, deps, pass, cost, by, of });
             made.push((target, quantized));
             needs.push(quantized);
             if let (Some(reference), Some(measure)) = (reference, &job.measure) {
@@ -450,6 +478,8 @@ impl Builder<'_> {
         let (model, variant, name) = new.of;
         let what = match &new.op {
             Op::Quantize { target } | Op::Evaluate { target } => format!("{} {target}", new.op.name()),
+            Op::Encode { target, share } => format!("encode {target}, part {share}"),
+            Op::Observe { share, .. } => format!("observe, part {share}"),
             Op::Publish { repo, .. } => format!("publish {repo}"),
             op => op.name().to_string(),
         };

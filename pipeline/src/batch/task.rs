@@ -188,7 +188,9 @@ fn one(work: &Work<'_>) -> Result<(Made, f64, u64)> {
     memory::reset_peak();
     let made = match &work.node.op {
         Op::Source => ops::source::run(work)?,
+        Op::Observe { gram, share } => ops::calibrate::observe(work, *gram, *share)?,
         Op::Calibrate { gram } => ops::calibrate::run(work, *gram)?,
+        Op::Encode { target, share } => ops::encode::run(work, target, *share)?,
         Op::Reference => ops::reference::run(work)?,
         Op::Quantize { .. } => {
             let all = ops::quantize::run(&[work])?;
@@ -246,5 +248,11 @@ impl<'a> Work<'a> {
     pub fn need(&self, of: impl Fn(&Op) -> bool) -> Option<&Record> {
         let at = self.node.deps.iter().position(|d| of(&self.runner.plan.nodes[*d].op))?;
         Some(&self.needs[at])
+    }
+
+    /// The records that a kind of need left, in the plan's order.
+    pub fn needs(&self, of: impl Fn(&Op) -> bool) -> impl Iterator<Item = &Record> {
+        let deps = self.node.deps.iter().zip(&self.needs);
+        deps.filter(move |(d, _)| of(&self.runner.plan.nodes[**d].op)).map(|(_, record)| record)
     }
 }

@@ -15,7 +15,10 @@ impl Job<'_> {
     /// Whether every tensor can be encoded by itself, as soon as it is read.
     pub(super) fn streams(&self) -> bool {
         let method = &self.options.method;
-        method.transforms.is_empty() && !method.solver.needs_hessian() && !matches!(self.evidence, Loaded::Windows(_))
+        self.options.encoded.is_none()
+            && method.transforms.is_empty()
+            && !method.solver.needs_hessian()
+            && !matches!(self.evidence, Loaded::Windows(_))
     }
 
     /// All targets in one pass over the source.

@@ -1,6 +1,7 @@
 //! What each kind of node does. One file per kind.
 
 pub mod calibrate;
+pub mod encode;
 pub mod evaluate;
 pub mod publish;
 pub mod quantize;

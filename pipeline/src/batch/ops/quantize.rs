@@ -3,11 +3,11 @@
 use super::{STATS, lay_out};
 use crate::artifact::Output as Place;
 use crate::batch::plan::Op;
-use crate::batch::record::{Made, Output};
+use crate::batch::record::{Made, Output, Record};
 use crate::batch::store::Store;
 use crate::batch::task::Work;
 use crate::manifest::{InputFile, Manifest};
-use crate::quantize::{Artifact, Job};
+use crate::quantize::{Artifact, Encoded, Job, QuantizeOptions};
 use bitsmith_formats::{Error, Result};
 use serde_json::json;
 use std::path::Path;
@@ -27,16 +27,34 @@ pub fn run(works: &[&Work<'_>]) -> Result<Vec<(Made, f64, u64)>> {
         paths.extend(Place::Folder(folder).paths(&model, std::slice::from_ref(target))?);
     }
     options.out = Place::Each(folder, paths);
-    if let Some(statistics) = first.need(|op| matches!(op, Op::Calibrate { .. })) {
-        let dir = first.bench.dir.join("statistics");
-        lay_out(first.store(), statistics, &dir)?;
-        options.calibration.data = None;
-        options.calibration.stats = Some(dir.join(STATS));
-    }
+    statistics(first, &mut options)?;
+    options.encoded = parts(first)?;
     let artifacts = Job::new(&model, &options, first.context())?.run()?;
     first.check_source(&model)?;
     let read: Vec<InputFile> = first.inputs()?.into_iter().map(|i| i.file).collect();
     works.iter().zip(&artifacts).map(|(work, artifact)| collect(work, artifact, &read)).collect()
+}
+
+/// Gives a job the statistics that the node needs, if it needs any.
+pub fn statistics(work: &Work<'_>, options: &mut QuantizeOptions) -> Result<()> {
+    if let Some(statistics) = work.need(|op| matches!(op, Op::Calibrate { .. })) {
+        let dir = work.bench.dir.join("statistics");
+        lay_out(work.store(), statistics, &dir)?;
+        options.calibration.data = None;
+        options.calibration.stats = Some(dir.join(STATS));
+    }
+    Ok(())
+}
+
+/// The tensors that other nodes encoded for this one, if there are any.
+fn parts(work: &Work<'_>) -> Result<Option<Encoded>> {
+    let mut encoded = Encoded { dir: work.bench.dir.join("parts"), notes: Vec::new() };
+    let parts: Vec<&Record> = work.needs(|op| matches!(op, Op::Encode { .. })).collect();
+    for part in &parts {
+        lay_out(work.store(), part, &encoded.dir)?;
+        encoded.notes.extend(part.detail::<Vec<String>>("notes")?);
+    }
+    Ok((!parts.is_empty()).then_some(encoded))
 }
 
 fn target<'a>(work: &'a Work<'_>) -> &'a str {
