@@ -125,6 +125,13 @@ impl EvalWindows {
     pub fn scored(&self) -> Range<usize> {
         self.style.scored(self.set.ctx)
     }
+    /// Some of the windows, with their domains.
+    pub fn part(&self, windows: Range<usize>) -> EvalWindows {
+        let mut part = self.clone();
+        part.set.windows = self.set.windows[windows.clone()].to_vec();
+        part.set.domain_of = self.set.domain_of[windows].to_vec();
+        part
+    }
     /// Scored tokens in all windows.
     pub fn n_scored(&self) -> usize {
         self.set.windows.len() * self.scored().len()

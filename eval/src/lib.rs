@@ -12,6 +12,7 @@ pub mod pair;
 pub mod paired;
 pub mod perplexity;
 pub mod perturb;
+pub mod positions;
 pub mod reference;
 pub mod report;
 pub mod results;

@@ -253,7 +253,7 @@ impl<'a> Perturber<'a> {
         for window in 0..n_windows {
             let targets = self.targets(window);
             let mut positions: Vec<Vec<Position>> = vec![Vec::new(); states.len()];
-            self.states.for_each_of(&others, window, |model, first, reference, candidate| {
+            self.states.for_each_of(&others, window, window, |model, first, reference, candidate| {
                 let rows = reference.par_chunks_exact(vocab).zip(candidate.par_chunks_exact(vocab)).zip(&targets[first..]);
                 let chunk: Vec<Position> = rows.map(|((r, c), target)| metrics::compare(r, c, *target)).collect();
                 match chunk.iter().all(|p| p.kld.is_finite() && p.nll.is_finite()) {

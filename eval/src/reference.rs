@@ -11,6 +11,7 @@ use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::{Tokenizer, WeightSource};
 use candle_core::Device;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::path::Path;
 
 /// What a reference model says about a set of windows: its hidden states and output matrix, of which its logits are made anew, chunk by
@@ -135,38 +136,56 @@ impl Reference {
 
     /// Runs another model over the same windows and compares the distributions at every scored position.
     pub fn compare(&self, candidate: &dyn WeightSource, watch: Watch<'_>) -> Result<Comparison> {
+        let by_window = self.measure(candidate, 0..self.eval.set.windows.len(), watch)?;
+        self.judge(&by_window)
+    }
+
+    /// Runs another model over some of the windows; what is found at every scored position of each.
+    pub fn measure(&self, candidate: &dyn WeightSource, windows: Range<usize>, watch: Watch<'_>) -> Result<Vec<Vec<Position>>> {
         let (ours, theirs) = (self.vocab_size(), candidate.spec().vocab_size);
         if ours != theirs {
             return Err(Error::usage(format!("the model has {theirs} tokens in its vocabulary, `{}` has {ours}", self.name))
                 .hint("a model can only be compared with one that has the same tokenizer"));
         }
-        let states = States::run(candidate, &self.eval, &self.device, watch)?;
+        if windows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let states = States::run(candidate, &self.eval.part(windows.clone()), &self.device, watch)?;
         let total = states.n_windows();
         let mut by_window = Vec::with_capacity(total);
-        for w in 0..total {
+        for (w, window) in windows.enumerate() {
             watch(Stage::Windows, w, total)?;
-            by_window.push(self.positions(&states, w)?);
+            by_window.push(self.positions(&states, w, window)?);
         }
         watch(Stage::Windows, total, total)?;
+        Ok(by_window)
+    }
+
+    /// What was found in all windows, in their order, as a result.
+    pub fn judge(&self, by_window: &[Vec<Position>]) -> Result<Comparison> {
+        if by_window.len() != self.eval.set.windows.len() {
+            return Err(Error::failed(format!("{} of {} windows were measured", by_window.len(), self.eval.set.windows.len())));
+        }
         let nlls: Vec<Vec<f64>> = by_window.iter().map(|w| w.iter().map(|p| p.nll).collect()).collect();
-        let mut kld = Kld::from_positions(&self.eval, &self.name, &by_window);
-        kld.landing = self.tokenizer.as_ref().map(|t| Landing::of(&self.eval, &by_window, t));
+        let mut kld = Kld::from_positions(&self.eval, &self.name, by_window);
+        kld.landing = self.tokenizer.as_ref().map(|t| Landing::of(&self.eval, by_window, t));
         Ok(Comparison { perplexity: Perplexity::from_nlls(&self.eval, &nlls), kld })
     }
 
-    fn positions(&self, candidate: &States, window: usize) -> Result<Vec<Position>> {
+    /// What is found in window `at` of the candidate's states, which is `window` of the text's.
+    fn positions(&self, candidate: &States, at: usize, window: usize) -> Result<Vec<Position>> {
         let vocab = candidate.vocab_size();
         let targets = &self.eval.set.windows[window][self.eval.scored()];
         let mut positions = Vec::with_capacity(targets.len());
         match &self.kept {
-            Kept::States(states) => states.for_each_pair(candidate, window, |first, reference, candidate| {
+            Kept::States(states) => states.for_each_pair(candidate, window, at, |first, reference, candidate| {
                 let rows = reference.par_chunks_exact(vocab).zip(candidate.par_chunks_exact(vocab)).zip(&targets[first..]);
                 positions.extend(rows.map(|((r, c), target)| metrics::compare(r, c, *target)).collect::<Vec<_>>());
                 Ok(())
             })?,
             Kept::Stored(store) => {
                 let stored = store.window(window)?;
-                candidate.for_each_chunk(window, |first, candidate| {
+                candidate.for_each_chunk(at, |first, candidate| {
                     let rows = stored[first..].par_iter().zip(candidate.par_chunks_exact(vocab)).zip(&targets[first..]);
                     positions.extend(rows.map(|((r, c), target)| r.compare(c, *target)).collect::<Vec<_>>());
                     Ok(())

@@ -85,14 +85,15 @@ impl States {
     }
 
     /// Calls `f(first_row, logits, other_logits)` for successive chunks of a window's scored rows in both models, whose
-    /// vocabularies must be of the same size.
+    /// vocabularies must be of the same size; the other has it as window `theirs`.
     pub(crate) fn for_each_pair(
         &self,
         other: &States,
         window: usize,
+        theirs: usize,
         mut f: impl FnMut(usize, &[f32], &[f32]) -> Result<()>,
     ) -> Result<()> {
-        self.for_each_of(&[other], window, |_, first, mine, theirs| f(first, mine, theirs))
+        self.for_each_of(&[other], window, theirs, |_, first, mine, theirs| f(first, mine, theirs))
     }
 
     /// As [`States::for_each_pair`], with several other models in turn: `f(model, first_row, logits, other_logits)`. Our logits are
@@ -101,6 +102,7 @@ impl States {
         &self,
         others: &[&States],
         window: usize,
+        theirs: usize,
         mut f: impl FnMut(usize, usize, &[f32], &[f32]) -> Result<()>,
     ) -> Result<()> {
         let mine = &self.windows[window];
@@ -109,7 +111,7 @@ impl States {
             let n = self.head.chunk_rows().min(rows - first);
             let a = self.head.logits(&failed(mine.narrow(0, first, n))?)?;
             for (i, other) in others.iter().enumerate() {
-                let b = other.head.logits(&failed(other.windows[window].narrow(0, first, n))?)?;
+                let b = other.head.logits(&failed(other.windows[theirs].narrow(0, first, n))?)?;
                 ops::with_f32(&a, |a| ops::with_f32(&b, |b| f(i, first, a, b)))???;
             }
         }

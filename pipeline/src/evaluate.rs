@@ -4,9 +4,11 @@ use crate::context::Context;
 use crate::estimate::Cost;
 use crate::opened::Opened;
 use crate::remember::{Memory, Scores};
+use crate::share::Share;
 use bitsmith_datasets::{DataSpec, Encoder, EvalWindows, Purpose, Style, evaluation_windows};
+use bitsmith_eval::metrics::Position;
 use bitsmith_eval::store::{Store, is_store};
-use bitsmith_eval::{EvalResult, Reference, Stage, perplexity};
+use bitsmith_eval::{Comparison, EvalResult, Reference, Stage, perplexity, positions};
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::{Tokenizer, WeightSource};
 use std::path::{Path, PathBuf};
@@ -112,6 +114,40 @@ impl Against {
         };
         Ok(reference.with_tokenizer(tokenizer.clone()))
     }
+}
+
+/// What a model predicts in a share of a text's windows, beside stored predictions.
+pub fn measure(
+    model: &Opened,
+    data: &DataSpec,
+    stored: &Path,
+    share: Share,
+    options: &EvalOptions,
+    context: &Context,
+) -> Result<Vec<Vec<Position>>> {
+    model.checkpoint.spec().require_head()?;
+    let windows = options.windows(data, model, &model.text_tokenizer()?)?;
+    let range = share.of(windows.set.windows.len());
+    let part = windows.part(range.clone());
+    Cost::of_evaluation(model.checkpoint.spec(), &[part], 1, context.threads).check_ram("the evaluation", context.max_ram)?;
+    let reference = Reference::stored(Store::open(stored)?, windows, &context.device)?;
+    reference.measure(&model.checkpoint, range, &watch(context, &model.name))
+}
+
+/// The result of measuring all shares of a text, whose positions are given in the text's order.
+pub fn judge(
+    model: &Opened,
+    data: &DataSpec,
+    stored: &Path,
+    parts: &[PathBuf],
+    options: &EvalOptions,
+    context: &Context,
+) -> Result<Comparison> {
+    let tokenizer = model.text_tokenizer()?;
+    let windows = options.windows(data, model, &tokenizer)?;
+    let scored = windows.scored().len();
+    let found = parts.iter().map(|path| positions::read(path, scored)).collect::<Result<Vec<_>>>()?.concat();
+    Reference::stored(Store::open(stored)?, windows, &context.device)?.with_tokenizer(tokenizer).judge(&found)
 }
 
 /// Perplexity on each of `ppl`, and divergence from `against` on each of `kld`; what `memory` has is not computed again. The reference's

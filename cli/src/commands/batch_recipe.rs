@@ -40,7 +40,7 @@ struct Job {
     models: Vec<String>,
     /// Whether artifacts are measured.
     evaluate: Option<bool>,
-    /// In how many parts, for as many machines, a model's text is observed and its layers are encoded.
+    /// In how many parts, for as many machines, texts are observed and measured and layers are encoded.
     parts: Option<usize>,
     /// Whether folders are made ready to be published.
     release: Option<bool>,

@@ -58,7 +58,8 @@ pub fn pack(plan: &Plan, todo: &BTreeSet<usize>, cpus: usize, least: f64, doubli
 
 /// The nodes of a model by kind of work, in an order in which they can be done.
 fn stages(plan: &Plan, nodes: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
-    let order = ["source", "observe", "calibrate", "reference", "encode", "quantize", "evaluate", "release", "publish"];
+    let order =
+        ["source", "observe", "calibrate", "reference", "encode", "quantize", "measure", "evaluate", "release", "publish"];
     let of = |stage: &str| nodes.iter().copied().filter(|i| plan.nodes[*i].op.name() == stage).collect::<Vec<_>>();
     order.into_iter().map(|s| (s, of(s))).filter(|(_, nodes)| !nodes.is_empty()).collect()
 }

@@ -145,6 +145,13 @@ pub enum Op {
         /// `container:encoding`.
         target: String,
     },
+    /// Measures an artifact on a share of each text, for `Evaluate` to judge.
+    Measure {
+        /// `container:encoding`.
+        target: String,
+        /// Which windows.
+        share: Share,
+    },
     /// Measures an artifact.
     Evaluate {
         /// `container:encoding`.
@@ -171,6 +178,7 @@ impl Op {
             Op::Reference => "reference",
             Op::Encode { .. } => "encode",
             Op::Quantize { .. } => "quantize",
+            Op::Measure { .. } => "measure",
             Op::Evaluate { .. } => "evaluate",
             Op::Release => "release",
             Op::Publish { .. } => "publish",
@@ -434,14 +442,19 @@ impl Builder<'_> {
             made.push((target, quantized));
             needs.push(quantized);
             if let (Some(reference), Some(measure)) = (reference, &job.measure) {
-                needs.push(self.add(New {
-                    op: Op::Evaluate { target: name.clone() },
-                    deps: vec![quantized, reference],
-                    pass: None,
-                    cost: cost::evaluate(spec, texts.evaluation, texts.window(spec.context_length)),
-                    by: json!([name, measure, measured, device]),
-                    of,
-                }));
+                let by = json!([name, measure, measured, device]);
+                let mut cost = cost::evaluate(spec, texts.evaluation, texts.window(spec.context_length));
+                let mut deps = vec![quantized, reference];
+                let part = cost::part(&cost, job.parts);
+                for share in Share::all(job.parts).filter(|s| s.parts > 1) {
+                    let (op, by) = (Op::Measure { target: name.clone(), share }, json!([by, share]));
+                    let measured = self.add(New { op, deps: vec![quantized, reference], pass: None, cost: part, by, of });
+                    deps.push(measured);
+                }
+                if deps.len() > 2 {
+                    cost = cost::gather(&cost);
+                }
+                needs.push(self.add(New { op: Op::Evaluate { target: name.clone() }, deps, pass: None, cost, by, of }));
             }
         }
         needs.extend(statistics.filter(|_| job.release && gguf));
@@ -478,7 +491,9 @@ impl Builder<'_> {
         let (model, variant, name) = new.of;
         let what = match &new.op {
             Op::Quantize { target } | Op::Evaluate { target } => format!("{} {target}", new.op.name()),
-            Op::Encode { target, share } => format!("encode {target}, part {share}"),
+            Op::Encode { target, share } | Op::Measure { target, share } => {
+                format!("{} {target}, part {share}", new.op.name())
+            }
             Op::Observe { share, .. } => format!("observe, part {share}"),
             Op::Publish { repo, .. } => format!("publish {repo}"),
             op => op.name().to_string(),

@@ -35,7 +35,7 @@ pub struct JobRecipe {
     pub measure: Option<Measure>,
     /// Conditions that every artifact must meet.
     pub gates: Vec<Gate>,
-    /// In how many parts a model's text is observed, and its layers are encoded where they can be apart.
+    /// In how many parts texts are observed and measured, and layers are encoded where they can be apart.
     pub parts: usize,
     /// Whether folders are made ready to be published.
     pub release: bool,

@@ -196,6 +196,7 @@ fn one(work: &Work<'_>) -> Result<(Made, f64, u64)> {
             let all = ops::quantize::run(&[work])?;
             return all.into_iter().next().ok_or_else(|| Error::failed("nothing was made"));
         }
+        Op::Measure { share, .. } => ops::measure::run(work, *share)?,
         Op::Evaluate { .. } => ops::evaluate::run(work)?,
         Op::Release => ops::release::run(work)?,
         Op::Publish { folder, repo } => ops::publish::run(work, folder, repo)?,

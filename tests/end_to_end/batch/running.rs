@@ -237,6 +237,16 @@ fn a_model_in_parts_gives_the_same_bytes() {
     for label in ["a: observe, part 2 of 2", "a: calibrate", "a: encode gguf:q4_k_m, part 1 of 2", "a: quantize gguf:q4_k_m"] {
         assert!(labels.iter().any(|l| l == label), "{label} is not among {labels:?}");
     }
+    // Evaluations are of the same windows, whatever part they are in.
+    let text = "models = ['a']\nto = ['gguf:q4_0']\nmethod = 'rtn'\nrelease = false\neval-ctx = 64\nlimit = 5\n";
+    let measured = |name: &str, more: &str| {
+        work.write("e.toml", format!("{text}{more}"));
+        work.ok(&format!("batch e.toml --out {name}"));
+        read(&work.path(name).join("a/report.json"))["rows"][1]["eval"].clone()
+    };
+    let (whole, parts) = (measured("eval-whole", ""), measured("eval-parts", "parts = 3\n"));
+    assert!(whole["kld"][0]["mean"].as_f64().unwrap() > 0.0, "{whole}");
+    assert_eq!(parts, whole);
     work.write("r.toml", "models = ['a']\nto = ['gguf:q8_0']\nparts = 0\n");
     work.fails("batch r.toml --plan", 2);
 }

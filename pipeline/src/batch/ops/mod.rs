@@ -3,6 +3,7 @@
 pub mod calibrate;
 pub mod encode;
 pub mod evaluate;
+pub mod measure;
 pub mod publish;
 pub mod quantize;
 pub mod reference;
