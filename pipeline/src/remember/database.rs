@@ -101,7 +101,7 @@ impl Database {
     pub fn put<T: Serialize>(&self, table: Table, key: &str, columns: Columns, record: &T) -> Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|e| Error::write(folder, e))?;
-        self.check_version()?;
+        self.existing()?;
         let (mut names, mut values) = (vec!["key"], vec![Value::from(key.to_string())]);
         for (name, value) in columns.into_iter().chain([("record", Value::from(sealed::seal(record)?))]) {
             names.push(name);
@@ -129,24 +129,17 @@ impl Database {
         Ok(texts.iter().filter_map(|text| sealed::open(text.as_bytes())).collect())
     }
 
-    /// A connection, if the file is there.
+    /// A connection, if the file is there and has tables. A file of another version is refused.
     fn existing(&self) -> Result<Option<Connection>> {
-        self.check_version()?;
-        match self.path.exists() {
-            true => self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE).map(Some).map_err(|e| self.failed(&e)),
-            false => Ok(None),
-        }
-    }
-
-    /// Refuses a file of another version.
-    fn check_version(&self) -> Result<()> {
         if !self.path.exists() {
-            return Ok(());
+            return Ok(None);
         }
         let connection = self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|e| self.failed(&e))?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| self.failed(&e))?;
         match version {
-            0 | VERSION => Ok(()),
+            // Another run has begun it, or was killed when it did.
+            0 => Ok(None),
+            VERSION => Ok(Some(connection)),
             _ => Err(self
                 .error(ErrorKind::Unsupported, format!("the results are of version {version}; this is for version {VERSION}"))),
         }
@@ -205,6 +198,13 @@ mod tests {
         // A changed record is none.
         other.execute("UPDATE texts SET record = replace(record, '4', '5') WHERE key = 'k'", []).unwrap();
         assert_eq!(db.get::<u32>(TEXTS, "k").unwrap(), None);
+        // A file that was only begun has nothing yet.
+        let begun = Database::of(&dir.path().join("begun"));
+        std::fs::create_dir(dir.path().join("begun")).unwrap();
+        std::fs::write(begun.path(), "").unwrap();
+        assert_eq!(begun.get::<u32>(TEXTS, "k").unwrap(), None);
+        begun.put(TEXTS, "k", columns("a", 1), &7u32).unwrap();
+        assert_eq!(begun.get::<u32>(TEXTS, "k").unwrap(), Some(7));
         // Another version's file, and what is no database, are left alone.
         other.execute_batch("PRAGMA user_version = 9").unwrap();
         assert_eq!(db.put(TEXTS, "k", columns("c", 1), &5u32).unwrap_err().kind, ErrorKind::Unsupported);
