@@ -158,6 +158,23 @@ fn answers_are_remembered() {
     assert!(tasks.iter().any(|t| t["task"] == "endings" && t["shots"] == 1), "{rows}");
 }
 
+/// Programs are written in any case, and run when that is allowed, without being written again.
+#[test]
+fn programs_are_written_before_they_may_be_run() {
+    let work = Work::new();
+    let record =
+        json!({"task_id": "t/0", "prompt": "def one():\n", "entry_point": "one", "test": "def check(f):\n    assert f() == 1\n"});
+    work.write("data/humaneval.jsonl", format!("{record}\n"));
+    let line = "eval demo --tasks humaneval --task-data data --max-gen-tokens 8";
+    let written = work.ok(line);
+    assert!(written.err.contains("was not run and has no score"), "{}", written.err);
+    let again = work.ok(&format!("{line} --results-dir out"));
+    assert!(again.err.contains("remembered"), "{}", again.err);
+    let names = work.names("out/demo");
+    let samples = names.iter().find(|n| n.starts_with("samples_humaneval")).unwrap();
+    assert!(lines(&work.path("out/demo").join(samples))[0]["resps"][0][0].is_string());
+}
+
 #[test]
 fn records_from_the_hub() {
     let parquet = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/tests/questions.parquet")).unwrap();
@@ -191,7 +208,6 @@ fn mistakes_are_named() {
     };
     says("eval demo --tasks nonsense", 2, "bitsmith tasks");
     says("eval demo --ppl builtin --fewshot 2", 2, "");
-    says("eval demo --tasks humaneval", 2, "--allow-code-execution");
     says("eval demo --tasks none.toml", 66, "");
     work.write("empty/x.txt", "");
     says("eval demo --tasks piqa --task-data empty", 66, "piqa.jsonl");

@@ -9,6 +9,7 @@
 //! and after its work, and looks by real hashes whether its result is known already, under whatever key: a model that was only
 //! touched or moved costs one pass of hashing, a model that changed is never mixed with what it was.
 
+mod builder;
 pub mod cost;
 pub mod emit;
 pub mod export;

@@ -84,11 +84,6 @@ impl Tasks {
     pub fn new(options: TaskOptions, context: &Context) -> Result<Self> {
         let (mut prepared, mut missing) = (Vec::new(), Vec::new());
         for task in &options.tasks {
-            if task.runs_code() && !options.run_code && options.results.is_none() {
-                return Err(Error::usage(format!("{} is scored by running what the model writes", task.name)).hint(
-                    "allow it with --allow-code-execution (in a sandbox, on Linux), or have it only written down with --results-dir",
-                ));
-            }
             let shots = options.shots.unwrap_or(task.shots);
             match data::load(task, &options.data, shots > 0, context)? {
                 Some(records) => prepared.push(prepare(task, records, shots, &options, context)?),
@@ -155,6 +150,12 @@ impl Tasks {
         let tokenizer = model.tokenizer()?;
         let runs = self.prepared.iter().map(|p| self.run(p, model, &tokenizer, memory, context)).collect::<Result<Vec<_>>>()?;
         let answered = Answered { model: model.name.clone(), runs };
+        for task in answered.unscored() {
+            context.progress.warn(&format!(
+                "{task}: what {} wrote was not run and has no score; --allow-code-execution runs it in a sandbox, --results-dir writes it down",
+                model.name
+            ));
+        }
         if let Some(folder) = &self.options.results {
             let setting = Setting {
                 model: model.name.clone(),
