@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A task file of the source tree.
-fn task(name: &str) -> String {
+pub fn task(name: &str) -> String {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/end_to_end/tasks").join(name);
     path.display().to_string()
 }

@@ -2,6 +2,7 @@
 
 use super::job::JobArgs;
 use super::run::MeasureArgs;
+use super::task_args::TaskArgs;
 use bitsmith_eval::Gate;
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Opened;
@@ -52,6 +53,8 @@ struct Job {
     job: JobArgs,
     #[serde(flatten)]
     measure: MeasureArgs,
+    #[serde(flatten)]
+    tasks: TaskArgs,
     /// Keys that mean nothing. Must stand last, to get what the others leave.
     #[serde(flatten)]
     unknown: BTreeMap<String, toml::Value>,
@@ -110,6 +113,7 @@ impl Job {
             private: self.private.or(all.private),
             job: self.job.or(all.job),
             measure: self.measure.or(all.measure),
+            tasks: self.tasks.or(all.tasks),
             unknown: all.unknown,
         }
     }
@@ -126,11 +130,17 @@ impl Job {
             return Err(Error::usage("`plan-out` names one file, and a batch has many plans").hint("use `bitsmith quantize`"));
         }
         let gates = self.measure.gate.iter().map(|g| g.parse()).collect::<Result<Vec<Gate>>>()?;
-        if let Some(gate) = gates.iter().find(|g| g.needs_tasks()) {
-            return Err(Error::usage(format!("gate `{gate}`: a batch measures no tasks")).hint("use `bitsmith run --tasks`"));
+        if let Some(gate) = gates.iter().find(|g| g.needs_tasks()).filter(|_| self.tasks.tasks.is_empty()) {
+            return Err(Error::usage(format!("gate `{gate}`: no tasks are measured")).hint("name them: tasks = [\"piqa\"]"));
+        }
+        if self.tasks.results_dir.is_some() {
+            return Err(Error::usage("`results-dir` names one folder, and a batch has many models").hint("use `bitsmith run`"));
+        }
+        if self.tasks.tasks.is_empty() && self.tasks != TaskArgs::default() {
+            return Err(Error::usage("options of tasks are given, and no tasks").hint("name them: tasks = [\"piqa\"]"));
         }
         let measures = self.evaluate.unwrap_or(true);
-        if let Some(gate) = gates.iter().find(|g| !measures && (g.needs_kld() || g.needs_perplexity())) {
+        if let Some(gate) = gates.iter().find(|g| !measures && (g.needs_kld() || g.needs_perplexity() || g.needs_tasks())) {
             return Err(Error::usage(format!("gate `{gate}`: with `evaluate = false` nothing is measured")));
         }
         let release = self.release.unwrap_or(true);
@@ -138,7 +148,7 @@ impl Job {
             return Err(Error::usage("`publish` needs a release: leave out `release = false`"));
         }
         let options = self.job.resolve(Output::Folder(out.to_path_buf().into()))?;
-        let measure = measures.then(|| self.measure.measure()).transpose()?;
+        let measure = measures.then(|| self.measure.measure(&self.tasks)).transpose()?;
         let mut settings = self.job.given()?;
         if let Some(map) = settings.as_object_mut() {
             map.remove("to");
@@ -159,7 +169,7 @@ impl Job {
 
 impl MeasureArgs {
     /// As plans have it.
-    fn measure(&self) -> Result<Measure> {
+    fn measure(&self, tasks: &TaskArgs) -> Result<Measure> {
         let mut data: Vec<String> = Vec::new();
         for name in &self.data {
             if !data.contains(name) {
@@ -174,6 +184,7 @@ impl MeasureArgs {
             style: self.style.clone().unwrap_or_else(|| "llama.cpp".into()),
             ctx: self.eval_ctx,
             limit: self.limit,
+            questions: (!tasks.tasks.is_empty()).then(|| tasks.questions()).transpose()?,
         };
         for (key, value) in [("eval-ctx", measure.ctx), ("limit", measure.limit)] {
             super::job::positive(key, value, 1)?;
@@ -181,6 +192,7 @@ impl MeasureArgs {
         // What is wrong shows now, and not in the middle of the work.
         measure.data()?;
         measure.options()?;
+        measure.asks()?;
         Ok(measure)
     }
 }
@@ -239,7 +251,10 @@ mod tests {
         assert_eq!(code(base), 0);
         for more in [
             "colour = 'blue'",
-            "tasks = ['piqa']",
+            "tasks = ['no-such-task']",
+            "fewshot = 2",
+            "tasks = ['piqa']\nresults-dir = 'r'",
+            "tasks = ['piqa']\nevaluate = false\ngate = ['tasks.piqa.value>0']",
             "samples = 'many'",
             "plan-out = 'p.toml'",
             "gate = ['tasks.piqa.value>0']",

@@ -2,10 +2,10 @@
 
 use super::job::positive;
 use crate::output::table;
-use bitsmith_eval::tasks::find;
 use bitsmith_eval::{GateOutcome, TaskResult};
 use bitsmith_formats::{Error, Result};
 use bitsmith_pipeline::Context;
+use bitsmith_pipeline::batch::recipe::Questions;
 use bitsmith_pipeline::tasks::{TaskOptions, Tasks};
 use clap::Args;
 use serde::Deserialize;
@@ -61,17 +61,20 @@ impl TaskArgs {
                 false => Err(Error::usage("options of tasks are given, and no tasks").hint("name them with --tasks")),
             };
         }
-        let options = TaskOptions {
-            tasks: find(&self.tasks.join(","))?,
-            data: self.task_data.iter().map(|d| d.parse()).collect::<Result<_>>()?,
+        let options = TaskOptions { results: self.results_dir.clone(), ..self.questions()?.options(limit)? };
+        Tasks::new(options, context).map(Some)
+    }
+
+    /// As plans have it.
+    pub fn questions(&self) -> Result<Questions> {
+        Ok(Questions {
+            tasks: self.tasks.clone(),
+            data: self.task_data.clone(),
             shots: self.fewshot,
-            limit,
             chat: self.chat,
             max_tokens: self.max_gen_tokens.map(|n| positive("--max-gen-tokens", Some(n), n)).transpose()?,
             run_code: self.allow_code_execution,
-            results: self.results_dir.clone(),
-        };
-        Tasks::new(options, context).map(Some)
+        })
     }
 }
 

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub struct Run {
     /// The task.
     pub task: Task,
+    /// What tells its questions from any others.
+    pub digest: String,
     /// Examples before each question.
     pub shots: usize,
     /// Records that there are, of which `records` may be the first ones only.
@@ -66,7 +68,7 @@ pub fn write(folder: &Path, setting: &Setting, runs: &[Run], results: &[TaskResu
 
 fn document(setting: &Setting, runs: &[Run], results: &[TaskResult], hashes: Map<String, Value>) -> Value {
     let by_task = |f: &dyn Fn(&Run) -> Value| runs.iter().map(|r| (r.task.name.clone(), f(r))).collect::<Map<_, _>>();
-    let names = super::groups(&runs.iter().map(|r| r.task.clone()).collect::<Vec<_>>());
+    let names = super::groups(&runs.iter().map(|r| &r.task.groups[..]).collect::<Vec<_>>());
     let entry = |name: &str| {
         let mut entry = Map::from_iter([("alias".to_string(), Value::from(name))]);
         for r in results.iter().filter(|r| r.task == name) {

@@ -29,7 +29,7 @@ pub use item::Item;
 pub use score::{Answer, Comparison, Scores, chosen, lengths};
 
 use bitsmith_formats::{Error, Result, sha256_bytes};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
 use std::path::PathBuf;
@@ -103,7 +103,7 @@ pub struct Generation {
 }
 
 /// What is taken out of a generated text before it is compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extract {
     /// A regular expression; its first group that matches, or all of it.
     pub pattern: String,
@@ -112,7 +112,7 @@ pub struct Extract {
 }
 
 /// How a generated text is compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Match {
     /// The harness's name for the way of extraction.
     pub filter: String,
@@ -125,7 +125,7 @@ pub struct Match {
 }
 
 /// What a task is scored by.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// Whether the likeliest choice is right; of continuations, whether each token is the likeliest.
@@ -288,11 +288,11 @@ pub fn find(names: &str) -> Result<Vec<Task>> {
     Ok(found)
 }
 
-/// Names of all groups of these tasks, the smallest first.
-pub fn groups(tasks: &[Task]) -> Vec<String> {
+/// Names of all groups, given each task's, the smallest first.
+pub fn groups(tasks: &[&[String]]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
-    for depth in 0..tasks.iter().map(|t| t.groups.len()).max().unwrap_or(0) {
-        for group in tasks.iter().filter_map(|t| t.groups.get(depth)) {
+    for depth in 0..tasks.iter().map(|t| t.len()).max().unwrap_or(0) {
+        for group in tasks.iter().filter_map(|t| t.get(depth)) {
             if !names.contains(group) {
                 names.push(group.clone());
             }
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(find("mmlu").unwrap().len(), 57);
         let stem = find("mmlu_stem,mmlu_anatomy, piqa").unwrap();
         assert_eq!(stem.len(), 20);
-        assert_eq!(groups(&stem), ["mmlu_stem", "mmlu"]);
+        assert_eq!(groups(&stem.iter().map(|t| &t.groups[..]).collect::<Vec<_>>()), ["mmlu_stem", "mmlu"]);
         assert_eq!(find("none").unwrap_err().kind, bitsmith_formats::ErrorKind::Usage);
     }
 

@@ -22,7 +22,7 @@ pub enum Answer {
 }
 
 /// A model's score of every item, by one metric.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// The metric.
     pub metric: Metric,

@@ -57,6 +57,7 @@ fn variant(job: &JobRecipe) -> Result<Variant> {
     for data in job.measure.iter().map(Measure::data).collect::<Result<Vec<_>>>()?.iter().flatten() {
         texts.extend(data.files().map(Path::to_path_buf));
     }
+    let questions = job.measure.iter().flat_map(|m| &m.questions).map(|q| q.files()).collect::<Result<Vec<_>>>()?.concat();
     let named = |list: Vec<PathBuf>| list.iter().map(|p| Named::of(p)).collect::<Result<Vec<_>>>();
     Ok(Variant {
         name: job.name.clone(),
@@ -67,6 +68,7 @@ fn variant(job: &JobRecipe) -> Result<Variant> {
         publish: job.publish.clone(),
         files: named(files)?,
         texts: named(texts)?,
+        questions: named(questions)?,
     })
 }
 
@@ -163,12 +165,14 @@ impl Builder<'_> {
                     deps: vec![source],
                     pass: None,
                     cost: cost::reference(spec, texts.evaluation, texts.window(spec.context_length)),
-                    by: json!([measure, measured, device]),
+                    by: json!([measure.of_texts(), measured, device]),
                     of,
                 }))
             }
             None => None,
         };
+        let mut asked = Vec::new();
+        self.ask(&mut asked, job, None, source, cost::ask(spec, texts.questions), of);
         let (mut made, mut needs, mut passes) = (Vec::new(), Vec::new(), HashMap::new());
         for &target in &options.targets {
             let quantizes = target.is_quantized() || options.plan.names_quantized() || !method.transforms.is_empty();
@@ -197,8 +201,9 @@ impl Builder<'_> {
             let quantized = self.add_in_parts(if apart { job.parts } else { 1 }, part, all);
             made.push((target, quantized));
             needs.push(quantized);
+            self.ask(&mut asked, job, Some(&name), quantized, cost::ask(spec, texts.questions), of);
             if let (Some(reference), Some(measure)) = (reference, &job.measure) {
-                let by = json!([name, measure, measured, device]);
+                let by = json!([name, measure.of_texts(), measured, device]);
                 let cost = cost::evaluate(spec, texts.evaluation, texts.window(spec.context_length));
                 let (op, deps) = (Op::Evaluate { target: name.clone() }, vec![quantized, reference]);
                 let part = |share| Op::Measure { target: name.clone(), share };
@@ -207,6 +212,7 @@ impl Builder<'_> {
         }
         needs.extend(statistics.filter(|_| job.release && gguf));
         needs.extend(reference);
+        needs.extend(asked);
         let bytes: u64 = made.iter().map(|(_, n)| self.plan.nodes[*n].cost.disk_bytes / 2).sum();
         let release = self.add(New {
             op: Op::Release,
@@ -226,6 +232,26 @@ impl Builder<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Adds to `asked` the nodes that score a model on the job's tasks, if it has any.
+    fn ask(
+        &mut self,
+        asked: &mut Vec<usize>,
+        job: &JobRecipe,
+        target: Option<&str>,
+        model: usize,
+        cost: NodeCost,
+        of: (usize, usize, &str),
+    ) {
+        let Some(questions) = job.measure.as_ref().and_then(|m| m.questions.as_ref()) else { return };
+        let (files, limit) = (self.plan.variants[of.1].questions.clone(), job.measure.as_ref().and_then(|m| m.limit));
+        let device = device::kind(&self.context.device);
+        for share in Share::all(job.parts) {
+            let op = Op::Ask { target: target.map(String::from), share };
+            let by = json!([target, questions, limit, files, share, device]);
+            asked.push(self.add(New { op, deps: vec![model], pass: None, cost: cost::part(&cost, job.parts), by, of }));
+        }
     }
 
     /// Adds a node, and before it the nodes of its parts, if there are to be several.
@@ -257,6 +283,10 @@ impl Builder<'_> {
                 format!("{} {target}, part {share}", new.op.name())
             }
             Op::Observe { share, .. } => format!("observe, part {share}"),
+            Op::Ask { target, share } => {
+                let part = if share.parts > 1 { format!(", part {share}") } else { String::new() };
+                format!("ask {}{part}", target.as_deref().unwrap_or("the source"))
+            }
             Op::Publish { repo, .. } => format!("publish {repo}"),
             op => op.name().to_string(),
         };

@@ -8,6 +8,7 @@ use crate::opened::Opened;
 use crate::quantize::QuantizeOptions;
 use crate::target::Target;
 use bitsmith_datasets::{DataSpec, Purpose};
+use bitsmith_eval::tasks::Task;
 use bitsmith_formats::Result;
 use bitsmith_quantize::plan::PlanOptions;
 use bitsmith_runtime::{ModelSpec, WeightSource};
@@ -16,6 +17,11 @@ use std::path::Path;
 
 /// Bytes of text that make a token, a round figure for prose.
 const BYTES_PER_TOKEN: u64 = 4;
+/// Tokens of a task's question, and items of a task, in round figures.
+const QUESTION: usize = 100;
+const ITEMS: usize = 1000;
+/// Tokens that a question with its examples has, for estimates of memory.
+const PROMPT: usize = 1024;
 /// Bytes per second and core that are read and hashed.
 const HASH: f64 = 1e9;
 /// Bytes per second that a download brings.
@@ -51,6 +57,8 @@ pub struct Texts {
     pub calibration: usize,
     /// For evaluation.
     pub evaluation: usize,
+    /// Of questions, with the examples before them and what is written after.
+    pub questions: usize,
     ctx: usize,
 }
 
@@ -61,13 +69,20 @@ impl Texts {
         let wanted = options.samples * options.ctx;
         let builtin: DataSpec = "builtin".parse()?;
         let there = tokens(options.data.as_ref().unwrap_or(&builtin), Purpose::Calibration)?;
-        let mut texts = Texts { calibration: wanted.min(there), evaluation: 0, ctx: 0 };
+        let mut texts = Texts { calibration: wanted.min(there), evaluation: 0, questions: 0, ctx: 0 };
         if let Some(measure) = &job.measure {
             let eval = measure.options()?;
             texts.ctx = eval.ctx.unwrap_or_else(|| eval.style.default_ctx());
             let limit = measure.limit.map_or(usize::MAX, |n| n.saturating_mul(texts.ctx));
             texts.evaluation =
                 Measure::data(measure)?.iter().map(|d| Ok(tokens(d, Purpose::Evaluation)?.min(limit))).sum::<Result<_>>()?;
+            if let Some(asked) = measure.asks()? {
+                let of = |task: &Task| {
+                    let written = task.generation.as_ref().map_or(0, |g| asked.max_tokens.unwrap_or(g.max_tokens));
+                    QUESTION * (1 + asked.shots.unwrap_or(task.shots)) + written
+                };
+                texts.questions = asked.tasks.iter().map(of).sum::<usize>() * asked.limit.unwrap_or(ITEMS);
+            }
         }
         Ok(texts)
     }
@@ -108,6 +123,11 @@ pub fn evaluate(spec: &ModelSpec, tokens: usize, window: usize) -> NodeCost {
     let head = 2.0 * spec.numel(spec.head_part()) as f64 * tokens as f64 / 40e9;
     let cost = NodeCost::of(Cost::of_passes(spec, tokens, tokens, window, 1));
     NodeCost { cpu_seconds: cost.cpu_seconds + head, ..cost }
+}
+
+/// Asking a model questions of so many tokens.
+pub fn ask(spec: &ModelSpec, tokens: usize) -> NodeCost {
+    evaluate(spec, tokens, PROMPT.min(spec.context_length))
 }
 
 /// Making an artifact of a model, calibrating on `tokens` tokens. What stands against it shows here.

@@ -80,6 +80,9 @@ pub struct Variant {
     /// Files that measuring reads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub texts: Vec<Named>,
+    /// Files that tasks are made of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub questions: Vec<Named>,
 }
 
 /// A piece of work.
@@ -152,6 +155,13 @@ pub enum Op {
         /// `container:encoding`.
         target: String,
     },
+    /// Scores the source or an artifact on tasks, for `Release` to compare.
+    Ask {
+        /// `container:encoding`; none for the source.
+        target: Option<String>,
+        /// Which items.
+        share: Share,
+    },
     /// Puts everything about a model's artifacts beside them: report, card, checksums.
     Release,
     /// Uploads a folder.
@@ -175,6 +185,7 @@ impl Op {
             Op::Quantize { .. } => "quantize",
             Op::Measure { .. } => "measure",
             Op::Evaluate { .. } => "evaluate",
+            Op::Ask { .. } => "ask",
             Op::Release => "release",
             Op::Publish { .. } => "publish",
         }

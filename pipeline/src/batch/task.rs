@@ -198,6 +198,7 @@ fn one(work: &Work<'_>) -> Result<(Made, f64, u64)> {
         }
         Op::Measure { share, .. } => ops::measure::run(work, *share)?,
         Op::Evaluate { .. } => ops::evaluate::run(work)?,
+        Op::Ask { target, share } => ops::ask::run(work, target.is_some(), *share)?,
         Op::Release => ops::release::run(work)?,
         Op::Publish { folder, repo } => ops::publish::run(work, folder, repo)?,
     };

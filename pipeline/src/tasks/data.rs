@@ -55,6 +55,23 @@ pub struct Records {
 
 /// Reads a task's records, and examples if any are wanted. Nothing if folders were given that have no file for it.
 pub fn load(task: &Task, data: &[TaskData], shots: bool, context: &Context) -> Result<Option<Records>> {
+    let (records, examples) = files(task, data)?;
+    if let Some(path) = records {
+        let shots = examples.filter(|_| shots).map(|p| table::read(&p)).transpose()?;
+        return Ok(Some(Records { records: table::read(&path)?, shots, file: Some(path) }));
+    }
+    match &task.source {
+        Source::Hub { repo, config, split, shots: from } if !data.iter().any(|d| matches!(d, TaskData::Folder(_))) => {
+            let of = |split: &str| from_hub(repo, config, split, context);
+            let shots = from.as_ref().filter(|_| shots).map(|s| of(s)).transpose()?;
+            Ok(Some(Records { records: of(split)?, shots, file: None }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The user's files of a task's records and of its examples, if there are any.
+pub fn files(task: &Task, data: &[TaskData]) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
     let named = |d: &TaskData, wanted: bool| match d {
         TaskData::Records(name, path) if *name == task.name && !wanted => Some(path.clone()),
         TaskData::Shots(name, path) if *name == task.name && wanted => Some(path.clone()),
@@ -75,18 +92,7 @@ pub fn load(task: &Task, data: &[TaskData], shots: bool, context: &Context) -> R
         records = Some(data.clone());
         examples = examples.or_else(|| shots.clone());
     }
-    if let Some(path) = records {
-        let shots = examples.filter(|_| shots).map(|p| table::read(&p)).transpose()?;
-        return Ok(Some(Records { records: table::read(&path)?, shots, file: Some(path) }));
-    }
-    match &task.source {
-        Source::Hub { repo, config, split, shots: from } if folders.is_empty() => {
-            let of = |split: &str| from_hub(repo, config, split, context);
-            let shots = from.as_ref().filter(|_| shots).map(|s| of(s)).transpose()?;
-            Ok(Some(Records { records: of(split)?, shots, file: None }))
-        }
-        _ => Ok(None),
-    }
+    Ok((records, examples))
 }
 
 /// The file of a task in a folder: named as the task, or that and something more (`hellaswag_1000.jsonl`).

@@ -2,20 +2,23 @@
 
 mod data;
 mod journal;
+mod scored;
 
 pub use data::TaskData;
+pub use scored::{Scored, join, results, same_questions};
 
 use crate::context::Context;
 use crate::estimate::{Cost, check_ram};
 use crate::opened::Opened;
 use crate::remember::Memory;
+use crate::share::Share;
 use crate::text::load;
 use bitsmith_eval::TaskResult;
 use bitsmith_eval::tasks::answer::{Likely, PASS_TOKENS, SLOTS, write};
 use bitsmith_eval::tasks::harness::{self, Run, Setting};
 use bitsmith_eval::tasks::prompt::{Ask, Chat, asks};
 use bitsmith_eval::tasks::sandbox::Sandbox;
-use bitsmith_eval::tasks::{Answer, Comparison, Item, Scores, Task, groups};
+use bitsmith_eval::tasks::{Answer, Item, Task};
 use bitsmith_formats::{Error, Result, sha256_bytes};
 use bitsmith_runtime::sweep::peak_bytes;
 use bitsmith_runtime::{ChatMessage, Tokenizer, WeightSource};
@@ -77,6 +80,19 @@ pub struct Answered {
     /// The model's name.
     pub model: String,
     runs: Vec<Run>,
+}
+
+impl TaskOptions {
+    /// The user's files that questions are made of: definitions, records, examples.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for task in &self.tasks {
+            let (records, shots) = data::files(task, &self.data)?;
+            files.extend(records);
+            files.extend(shots.filter(|_| self.shots.unwrap_or(task.shots) > 0));
+        }
+        Ok(files)
+    }
 }
 
 impl Tasks {
@@ -144,11 +160,20 @@ impl Tasks {
 
     /// Asks a model what is not remembered of it. Writes a folder of results, if one is wanted.
     pub fn answer(&self, model: &Opened, memory: &Memory, context: &Context) -> Result<Answered> {
+        self.answer_share(model, Share::WHOLE, memory, context)
+    }
+
+    /// A model's scores of a share of each task's items, for [`join`] to put together.
+    pub fn score(&self, model: &Opened, share: Share, context: &Context) -> Result<Vec<Scored>> {
+        Ok(self.answer_share(model, share, &Memory::none(), context)?.scored())
+    }
+
+    fn answer_share(&self, model: &Opened, share: Share, memory: &Memory, context: &Context) -> Result<Answered> {
         model.checkpoint.spec().require_head()?;
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         let clock = Instant::now();
         let tokenizer = model.tokenizer()?;
-        let runs = self.prepared.iter().map(|p| self.run(p, model, &tokenizer, memory, context)).collect::<Result<Vec<_>>>()?;
+        let runs = self.prepared.iter().map(|p| self.run(p, share, model, &tokenizer, memory, context)).collect::<Result<_>>()?;
         let answered = Answered { model: model.name.clone(), runs };
         for task in answered.unscored() {
             context.progress.warn(&format!(
@@ -170,9 +195,19 @@ impl Tasks {
         Ok(answered)
     }
 
-    fn run(&self, prepared: &Prepared, model: &Opened, tokenizer: &Tokenizer, memory: &Memory, context: &Context) -> Result<Run> {
+    fn run(
+        &self,
+        prepared: &Prepared,
+        share: Share,
+        model: &Opened,
+        tokenizer: &Tokenizer,
+        memory: &Memory,
+        context: &Context,
+    ) -> Result<Run> {
         let task = &prepared.task;
-        let asks = self.asks(prepared, tokenizer)?;
+        let range = share.of(prepared.items.len());
+        let asks = self.asks(prepared, tokenizer)?[range.clone()].to_vec();
+        let (items, records) = (prepared.items[range.clone()].to_vec(), prepared.records[range].to_vec());
         let key = serde_json::json!([
             prepared.digest,
             prepared.shots,
@@ -194,14 +229,15 @@ impl Tasks {
             None => self.ask(prepared, &asks, &key, model, tokenizer, context)?,
         };
         if let (Some(sandbox), true) = (&self.sandbox, task.runs_code()) {
-            answers = run_programs(sandbox, &prepared.items, answers)?;
+            answers = run_programs(sandbox, &items, answers)?;
         }
         let scores = match task.runs_code() && self.sandbox.is_none() {
             true => Vec::new(),
-            false => task.score(&prepared.items, &answers)?,
+            false => task.score(&items, &answers)?,
         };
-        let (task, items, records) = (task.clone(), prepared.items.clone(), prepared.records.clone());
-        let run = Run { task, shots: prepared.shots, available: prepared.available, records, items, asks, answers, scores };
+        let (task, digest) = (task.clone(), prepared.digest.clone());
+        let run =
+            Run { task, digest, shots: prepared.shots, available: prepared.available, records, items, asks, answers, scores };
         if !known {
             memory.keep_answers(model, &key, &run, context)?;
         }
@@ -339,50 +375,17 @@ fn identity(model: &Opened) -> Result<Vec<(String, u64, u128)>> {
 impl Answered {
     /// The results of every task and group; with another model's answers to the same tasks, compared item by item.
     pub fn results(&self, against: Option<&Answered>) -> Vec<TaskResult> {
-        let mut results = Vec::new();
-        for (i, run) in self.runs.iter().enumerate() {
-            for (k, scores) in run.scores.iter().enumerate() {
-                let other = against.and_then(|a| Some(Comparison { against: &a.model, scores: a.runs[i].scores.get(k)? }));
-                results.push(scores.result(&run.task.name, run.shots, other));
-            }
-        }
-        let tasks: Vec<Task> = self.runs.iter().map(|r| r.task.clone()).collect();
-        for group in groups(&tasks) {
-            results.extend(self.group(&group, against));
-        }
-        results
+        let theirs = against.map(|a| (a.model.as_str(), a.scored()));
+        results(&self.scored(), theirs.as_ref().map(|(model, scored)| (*model, &scored[..])))
     }
 
-    /// A group's first metric, over the items of all its tasks, as the harness weighs tasks by their size.
-    fn group(&self, group: &str, against: Option<&Answered>) -> Option<TaskResult> {
-        let members: Vec<usize> = (0..self.runs.len()).filter(|i| self.runs[*i].task.groups.iter().any(|g| g == group)).collect();
-        let joined = |a: &Answered| {
-            let scores: Vec<&Scores> = members.iter().filter_map(|i| a.runs[*i].scores.first()).collect();
-            let metric = scores.first()?.metric.clone();
-            Some(Scores { metric, values: scores.iter().flat_map(|s| s.values.iter().copied()).collect() })
-        };
-        let scores = joined(self)?;
-        let other = against.and_then(|a| Some((a.model.as_str(), joined(a)?)));
-        let comparison = other.as_ref().map(|(against, scores)| Comparison { against, scores });
-        let mut result = scores.result(group, self.runs[*members.first()?].shots, comparison);
-        result.stderr = pooled(members.iter().filter_map(|i| self.runs[*i].scores.first()));
-        Some(result)
+    /// The scores of every task.
+    fn scored(&self) -> Vec<Scored> {
+        self.runs.iter().map(Scored::of).collect()
     }
 
     /// Tasks whose answers were only written down.
     pub fn unscored(&self) -> impl Iterator<Item = &str> {
         self.runs.iter().filter(|r| r.scores.is_empty()).map(|r| r.task.name.as_str())
     }
-}
-
-/// The harness's standard error of a group: from the variance within its tasks.
-fn pooled<'a>(scores: impl Iterator<Item = &'a Scores>) -> f64 {
-    let (mut square, mut n, mut k) = (0.0, 0.0, 0.0);
-    for scores in scores {
-        let (size, stderr) = (scores.values.len() as f64, scores.summary().1);
-        square += (size - 1.0) * stderr * stderr * size;
-        n += size;
-        k += 1.0;
-    }
-    if n > k { (square / (n - k) / n).sqrt() } else { 0.0 }
 }

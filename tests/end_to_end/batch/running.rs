@@ -3,6 +3,7 @@
 use super::{MEASURE, flip, hashes, nodes, read, recipe, records, usual, with_hub};
 use crate::hub::{Hub, State};
 use crate::support::{Ended, Work};
+use crate::tasks::task;
 use crate::tiny::{LLAMA, QWEN3};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +59,50 @@ fn a_batch_makes_what_a_run_makes() {
     let status = work.json("batch r.toml --out out --status");
     assert_eq!((&status["states"][0], &status["cpu_seconds_left"]), (&json!(["done", 24]), &json!(0.0)));
     assert_eq!((&status["models"][0]["made"], &status["models"][0]["left"]), (&json!(4), &json!(0)));
+}
+
+/// Scores do not depend on how questions are shared out, and asking others leaves everything else as it is.
+#[test]
+fn tasks_are_scored_as_a_run_scores_them() {
+    let work = Work::new();
+    let (endings, writing) = (task("endings.toml"), task("writing.toml"));
+    let measure = "eval-ctx = 64\nlimit = 7\nmax-gen-tokens = 8";
+    let base = format!(
+        "models = ['demo']\nto = ['gguf:q4_0', 'mlx:2bit']\nmethod = 'rtn'\ntasks = ['{endings}', '{writing}']\n{measure}"
+    );
+    let scores = |report: PathBuf| -> Vec<serde_json::Value> {
+        let mut tasks: Vec<_> = read(&report)["rows"].as_array().unwrap().iter().map(|r| r["eval"]["tasks"].clone()).collect();
+        // A run calls the source as the user called it.
+        for score in tasks.iter_mut().flat_map(|t| t.as_array_mut().unwrap()) {
+            score["paired"]["against"].take();
+        }
+        tasks
+    };
+    let flags = "--method rtn --eval-ctx 64 --limit 7 --max-gen-tokens 8 --out alone";
+    let run = work.json(&format!("run demo --to gguf:q4_0,mlx:2bit --tasks {endings},{writing} {flags}"));
+    let alone = scores(work.path(run["report"]["json"].as_str().unwrap()));
+    assert_eq!(alone.iter().map(|t| t.as_array().unwrap().len()).collect::<Vec<_>>(), [3, 3, 3]);
+    assert!(alone[2][0]["paired"]["flips"].is_u64());
+
+    work.write("r.toml", base.clone() + "\ngate = ['tasks.endings.delta>-1']");
+    work.ok("batch r.toml --out out --plan");
+    let plan = nodes(&read(&work.path("r.plan.json")));
+    assert!(["ask the source", "ask gguf:q4_0", "ask mlx:2bit"].iter().all(|ask| plan.keys().any(|label| label.ends_with(ask))));
+    work.ok("batch r.toml --out out");
+    let report = |out: &str| work.path(out).join(work.names(out).iter().find(|n| *n != ".store").unwrap()).join("report.json");
+    assert_eq!(scores(report("out")), alone);
+    let card = fs::read_to_string(report("out").with_file_name("README.md")).unwrap();
+    assert!(card.contains("endings (acc_norm)"), "{card}");
+
+    work.write("parts.toml", base.clone() + "\nparts = 3");
+    work.ok("batch parts.toml --out parts");
+    assert_eq!(scores(report("parts")), alone);
+
+    work.write("r.toml", base + "\nfewshot = 1\ngate = ['tasks.endings.value>2']");
+    let failed = work.call("batch r.toml --out out --json");
+    assert_eq!(failed.code, Some(3), "{}", failed.err);
+    // Three models asked, and a report.
+    assert_eq!(failed.json()["nodes"]["done"], 4);
 }
 
 #[test]

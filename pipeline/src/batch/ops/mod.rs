@@ -1,5 +1,6 @@
 //! What each kind of node does. One file per kind.
 
+pub mod ask;
 pub mod calibrate;
 pub mod encode;
 pub mod evaluate;
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// The name of what was measured.
 const EVAL: &str = "eval.json";
+/// The name of scores in tasks.
+const SCORES: &str = "scores.json";
 /// The name of statistics.
 const STATS: &str = "model.stats";
 

@@ -1,6 +1,6 @@
 //! Everything about a model's artifacts beside them: manifests, report, and what makes their folders releases.
 
-use super::{EVAL, STATS, keep, lay_out};
+use super::{EVAL, SCORES, STATS, keep, lay_out};
 use crate::artifact::Output as Place;
 use crate::batch::plan::Op;
 use crate::batch::record::{Made, Record};
@@ -9,8 +9,10 @@ use crate::manifest::Manifest;
 use crate::quantize::{Artifact, Job, QuantizeOptions};
 use crate::release;
 use crate::run::{facts, source_row, write_report};
+use crate::tasks::{Scored, join, results, same_questions};
 use bitsmith_eval::{EvalResult, Gate, Measured, Report, ReportRow};
 use bitsmith_formats::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -31,9 +33,15 @@ pub fn run(work: &Work<'_>) -> Result<Made> {
     }
     std::fs::create_dir_all(&base).map_err(|e| Error::write(&base, e))?;
     let (mut done, mut theirs) = (Vec::new(), BTreeSet::new());
+    let source_scores = scored(work, None)?;
     for (record, target) in quantized(work) {
         theirs.extend(lay_out(work.store(), record, &base)?);
-        let eval = evaluated(work, target)?;
+        let mut eval = evaluated(work, target)?;
+        if let (Some(eval), Some(theirs)) = (&mut eval, &source_scores) {
+            let scores = scored(work, Some(target))?.unwrap_or_default();
+            same_questions(&scores, theirs)?;
+            eval.tasks = results(&scores, Some((&model.about.name, theirs)));
+        }
         let mut artifact: Artifact = record.detail("artifact")?;
         artifact.path = base.join(&artifact.path);
         let mut manifest: Manifest = record.detail("manifest")?;
@@ -52,7 +60,8 @@ pub fn run(work: &Work<'_>) -> Result<Made> {
     let mut report = Report { model: model.about.name.clone(), facts: facts(&model, &options), ..Report::default() };
     if let Some(source) = work.need(|op| matches!(op, Op::Reference)) {
         let (bytes, bpw) = model.size();
-        report.rows.push(source_row(eval_of(work, source)?, bytes, bpw));
+        let tasks = source_scores.iter().flat_map(|s| results(s, None)).collect();
+        report.rows.push(source_row(EvalResult { tasks, ..eval_of(work, source)? }, bytes, bpw));
     }
     for Done { artifact, eval } in &done {
         let peak = Some(artifact.peak_rss_bytes).filter(|b| *b > 0);
@@ -102,10 +111,24 @@ fn evaluated(work: &Work<'_>, of: &str) -> Result<Option<EvalResult>> {
     record.map(|r| eval_of(work, r)).transpose()
 }
 
+/// What a target, or the source, scored in the job's tasks, if it has any.
+fn scored(work: &Work<'_>, of: Option<&str>) -> Result<Option<Vec<Scored>>> {
+    let mut shares = Vec::new();
+    for record in work.needs(|op| matches!(op, Op::Ask { target, .. } if target.as_deref() == of)) {
+        shares.push(read_json(work, record, SCORES)?);
+    }
+    (!shares.is_empty()).then(|| join(shares)).transpose()
+}
+
 fn eval_of(work: &Work<'_>, record: &Record) -> Result<EvalResult> {
-    let path = work.bench.dir.join(EVAL);
+    read_json(work, record, EVAL)
+}
+
+/// What a file of a need says.
+fn read_json<T: DeserializeOwned>(work: &Work<'_>, record: &Record, name: &str) -> Result<T> {
+    let path = work.bench.dir.join(name);
     let _ = std::fs::remove_file(&path);
-    work.store().fetch(&record.output(EVAL)?.sha256, &path)?;
+    work.store().fetch(&record.output(name)?.sha256, &path)?;
     let json = std::fs::read(&path).map_err(|e| Error::read(&path, e))?;
     serde_json::from_slice(&json).map_err(|e| Error::corrupt(e.to_string()).file(&path))
 }
