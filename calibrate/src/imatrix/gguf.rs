@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Imatrix> {
         let Some(name) = info.name.strip_suffix(SUMS) else { continue };
         let (_, sums) = store.read_f32(&info.name)?;
         let (_, counts) = store.read_f32(&format!("{name}{COUNTS}"))?;
-        if let Some(bad) = counts.iter().find(|c| **c < 0.0) {
+        if let Some(bad) = counts.iter().find(|c| c.is_nan() || **c < 0.0) {
             return Err(Error::corrupt(format!("a count of {bad}")).tensor(name));
         }
         let counts = counts.iter().map(|c| c.round() as u64).collect();

@@ -15,6 +15,9 @@ use bitsmith_runtime::spec::ModelSpec;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// More tokens than a calibration can have seen; sums of counts up to it cannot overflow.
+const MOST_TOKENS: u64 = 1 << 48;
+
 /// Tokens that one call stands for in a `.dat` file, which does not say: llama-imatrix's default window.
 pub const DEFAULT_CHUNK_SIZE: u32 = 512;
 
@@ -99,6 +102,9 @@ impl Imatrix {
             let bad = |what: &str| Err(Error::corrupt(what).file(path).tensor(name));
             if entry.counts.is_empty() || entry.sums.is_empty() || !entry.sums.len().is_multiple_of(entry.counts.len()) {
                 return bad(&format!("{} sums and {} counts do not belong together", entry.sums.len(), entry.counts.len()));
+            }
+            if let Some(count) = entry.counts.iter().find(|c| **c > MOST_TOKENS) {
+                return bad(&format!("a count of {count} tokens, which is more than any text has"));
             }
             if entry.sums.iter().any(|s| !s.is_finite() || *s < 0.0) {
                 return bad("sums of squares that are negative or not finite");
