@@ -13,7 +13,7 @@ pub(super) fn read(text: &str, name: &str) -> Option<Result<Report>> {
     let ctx = log.after("n_ctx=").unwrap_or(512.0) as usize;
     let windows =
         log.lines().find_map(|l| first_number(l.split_once("over ")?.1).filter(|_| l.contains("chunks"))).unwrap_or(0.0);
-    let tokens = windows as usize * Style::LlamaCpp.scored(ctx).len();
+    let tokens = (windows as usize).saturating_mul(Style::LlamaCpp.scored(ctx).len());
     let mut eval = EvalResult { model: log.file().unwrap_or(name).to_string(), ..EvalResult::default() };
     let perplexity = |ppl: f64, stderr: f64| Perplexity {
         data: DATA.into(),

@@ -272,6 +272,11 @@ impl Architecture {
         names: impl IntoIterator<Item = &'a str>,
     ) -> Result<TensorMap> {
         let names: BTreeSet<&str> = names.into_iter().collect();
+        // Each layer has a tensor at least; a number from a damaged header is not worth counting up to.
+        if spec.n_layers > names.len() {
+            return Err(Error::missing(format!("the checkpoint has {} tensors, and {} layers", names.len(), spec.n_layers))
+                .hint("download the checkpoint again: a shard may be missing, or its header is damaged"));
+        }
         let alias = self.alias(kind, &names);
         let mut map = TensorMap::default();
         let mut used = BTreeSet::new();
