@@ -144,6 +144,28 @@ impl SiteStats {
         }
     }
 
+    /// What the statistics would be if channel `order[i]` of the input stood in place i.
+    pub fn reorder(&mut self, order: &[usize]) {
+        fn moved<T: Copy>(values: &mut Vec<T>, order: &[usize]) {
+            if !values.is_empty() {
+                *values = order.iter().map(|&from| values[from]).collect();
+            }
+        }
+        for values in [&mut self.sum_sq, &mut self.sum, &mut self.sum_abs] {
+            moved(values, order);
+        }
+        moved(&mut self.max_abs, order);
+        for matrix in &mut self.matrices {
+            moved(&mut matrix.sum_sq, order);
+            moved(&mut matrix.sum, order);
+        }
+        for gram in self.gram.iter_mut().chain(&mut self.own_grams).filter(|g| !g.is_empty()) {
+            // Only its lower triangle is valid.
+            let lower = |i: usize, j: usize| gram[[i.max(j), i.min(j)]];
+            *gram = Array2::from_shape_fn(gram.dim(), |(i, j)| lower(order[i], order[j]));
+        }
+    }
+
     /// Mean squared input per channel: the importance that block encoders use, E(x²).
     pub fn importance(&self) -> Vec<f32> {
         let n = self.tokens.max(1) as f64;

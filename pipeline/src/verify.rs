@@ -3,6 +3,7 @@
 
 mod checksums;
 mod compare;
+mod reordered;
 
 use crate::problem::Problem;
 use bitsmith_formats::store::open_store;

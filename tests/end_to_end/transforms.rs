@@ -79,6 +79,28 @@ fn seeds_belong_to_the_recipe() {
     assert_eq!(document["artifacts"][0]["reused"], true);
 }
 
+/// And `verify` finds out where each channel went.
+#[test]
+fn reordered_channels_compute_the_same() {
+    let work = Work::new();
+    work.ok("quantize demo --method rtn --to gguf:f32 -o plain.gguf");
+    let bytes = |name: &str| std::fs::read(work.path(name)).unwrap();
+    for (method, name) in [("reorder", "a"), ("rotate+reorder+awq", "b")] {
+        work.ok(&format!("quantize demo --method {method} {CALIBRATION} --to gguf:f32 -o {name}.gguf"));
+        assert!(bytes(&format!("{name}.gguf")) != bytes("plain.gguf"));
+        assert!(kld(&work, &format!("{name}.gguf"), "demo").abs() < 1e-6, "{method}");
+        work.ok(&format!("verify {name}.gguf --source demo"));
+    }
+    LLAMA.write(&work, "model");
+    for (target, name) in [("gguf:q4_0", "r.gguf"), ("mlx:4bit", "r-mlx"), ("gptq:4bit-g32", "r-gptq")] {
+        work.ok(&format!("quantize model --method rtn --to {target} -o plain-{name}"));
+        work.ok(&format!("quantize model --method reorder+awq+qep+gptq {CALIBRATION} --to {target} -o {name}"));
+        work.ok(&format!("verify {name} --source model"));
+        let (plain, ours) = (kld(&work, &format!("plain-{name}"), "model"), kld(&work, name, "model"));
+        assert!(ours < 0.9 * plain, "{target}: {ours} {plain}");
+    }
+}
+
 #[test]
 fn what_cannot_be_rotated_is_refused() {
     let work = Work::new();

@@ -4,8 +4,9 @@
 //! or the rows that make its input. Where the artifact shows that (its norms differ from the source's, or its manifest says so), a
 //! matrix is held against the source with the scales undone: columns behind a norm by the ratio of the norms, others and rows by
 //! least squares. Norms themselves and biases then have no error of their own. Where the manifest says that the model was rewritten as
-//! a whole, the rewritten source takes the source's place.
+//! a whole, the rewritten source takes the source's place, and where it says that channels changed places, the source in the artifact's order.
 
+use super::reordered::{Reordered, orders};
 use super::{Verified, row_chunks};
 use crate::manifest::Manifest;
 use bitsmith_formats::{CodecId, Encoding, Error, Float, Micro, Result};
@@ -40,9 +41,15 @@ pub(super) fn verify(artifact: &Checkpoint, source: &Checkpoint, max_error: Opti
     let seed = recipe.and_then(|r| r.seed).unwrap_or(0);
     let rewritten = method.as_ref().map(|m| m.rewrite(source, seed)).transpose()?.flatten();
     let pair = Pair { artifact, source, rewritten, folded: false };
-    let transformed = method.is_some_and(|m| m.transforms.iter().any(|t| !t.rewrites()));
+    let transformed = method.as_ref().is_some_and(|m| m.transforms.iter().any(|t| !t.rewrites()));
     let folded = transformed || pair.norms_differ();
-    let pair = Pair { folded, ..pair };
+    let mut pair = Pair { folded, ..pair };
+    if method.is_some_and(|m| m.transforms.iter().any(|t| t.reorders())) {
+        let columns = |role: Role| pair.columns(role, spec.shape(role.part).last().copied().unwrap_or(1));
+        let orders = orders(artifact, pair.dense(), columns)?;
+        let source = pair.rewritten.take().unwrap_or_else(|| Box::new(source));
+        pair.rewritten = Some(Box::new(Reordered { source, orders }));
+    }
     for role in spec.roles().into_iter().filter(|r| other.has_role(*r) || !r.part.per_layer()) {
         let name = artifact.tensor_name(role)?;
         // A tensor with values that cannot be read is reported already.

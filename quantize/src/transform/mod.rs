@@ -4,6 +4,7 @@ mod awq;
 pub mod bias;
 mod fold;
 mod qep;
+pub mod reorder;
 mod rotate;
 mod smooth;
 
@@ -61,6 +62,10 @@ pub trait Transform: Send + Sync {
         let _ = seed;
         Ok(source)
     }
+    /// Whether channels change places, so that tensors are those of the source in another order.
+    fn reorders(&self) -> bool {
+        false
+    }
     /// Whether biases take up the mean of their matrices' rounding errors ([`bias::correct`]) once those are solved.
     fn corrects_biases(&self) -> bool {
         false
@@ -80,7 +85,7 @@ pub trait Transform: Send + Sync {
 
 /// All transforms.
 pub const TRANSFORMS: &[&dyn Transform] =
-    &[&rotate::HADAMARD, &rotate::RANDOM, &smooth::Smooth, &awq::Awq, &qep::Qep, &bias::Bias];
+    &[&rotate::HADAMARD, &rotate::RANDOM, &reorder::Reorder, &smooth::Smooth, &awq::Awq, &qep::Qep, &bias::Bias];
 
 /// The transform called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Transform> {
