@@ -18,7 +18,7 @@ pub struct Method {
 
 impl Method {
     /// What measures best for most targets: see BENCHMARKS.md.
-    pub const BEST: &'static str = "awq+qep+gptq";
+    pub const BEST: &'static str = "reorder+awq+qep+gptq";
 
     /// Whether matrices are fitted to what the dense model gives, from what the quantized one gives them to read.
     pub fn asymmetric(&self) -> bool {

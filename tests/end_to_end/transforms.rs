@@ -91,6 +91,9 @@ fn reordered_channels_compute_the_same() {
         assert!(kld(&work, &format!("{name}.gguf"), "demo").abs() < 1e-6, "{method}");
         work.ok(&format!("verify {name}.gguf --source demo"));
     }
+    // Without a manifest, the weights show it.
+    std::fs::copy(work.path("a.gguf"), work.path("alone.gguf")).unwrap();
+    work.ok("verify alone.gguf --source demo");
     LLAMA.write(&work, "model");
     for (target, name) in [("gguf:q4_0", "r.gguf"), ("mlx:4bit", "r-mlx"), ("gptq:4bit-g32", "r-gptq")] {
         work.ok(&format!("quantize model --method rtn --to {target} -o plain-{name}"));

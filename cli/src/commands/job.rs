@@ -28,7 +28,7 @@ pub struct JobArgs {
     /// Targets, as container:encoding, separated by commas; `bitsmith targets` lists them
     #[arg(long, value_name = "TARGET", value_delimiter = ',')]
     pub to: Vec<String>,
-    /// Transforms and a solver joined by `+`: rtn, reference, gptq, awq+gptq, awq+qep+gptq, best [default: best]
+    /// Transforms and a solver joined by `+`: rtn, reference, gptq, awq+gptq, reorder+awq+qep+gptq, best [default: best]
     #[arg(long, value_name = "METHOD")]
     pub method: Option<String>,
     /// Calibration text: a dataset or files [default: builtin, where the method needs text]
