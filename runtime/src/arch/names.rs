@@ -272,9 +272,8 @@ impl Architecture {
         names: impl IntoIterator<Item = &'a str>,
     ) -> Result<TensorMap> {
         let names: BTreeSet<&str> = names.into_iter().collect();
-        // Each layer has a tensor at least; a number from a damaged header is not worth counting up to. A file with nothing but the
-        // layers for multi-token prediction still says how many others the model has.
-        if spec.n_layers > names.len() && !spec.mtp_only {
+        // Each layer has a tensor at least; a number from a damaged header is not worth counting up to.
+        if spec.n_layers > names.len() {
             return Err(Error::missing(format!("the checkpoint has {} tensors, and {} layers", names.len(), spec.n_layers))
                 .hint("download the checkpoint again: a shard may be missing, or its header is damaged"));
         }
