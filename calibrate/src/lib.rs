@@ -9,4 +9,4 @@ mod store;
 
 pub use collector::{Collector, Detail};
 pub use paired::{Held, PairCollector, Paired};
-pub use stats::{MatrixStats, SiteStats, Stats, StatsMeta};
+pub use stats::{MatrixStats, SiteStats, Stats, StatsMeta, gram};

@@ -5,18 +5,18 @@
 //! 2025). Some of the text is held out of the sums, to judge by.
 
 use crate::collector::{Collector, Detail};
-use crate::stats::SiteStats;
+use crate::stats::{SiteStats, add_transposed};
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::role::Site;
 use bitsmith_runtime::{Observer, ops};
 use candle_core::Tensor;
-use ndarray::{Array2, ArrayView2, Axis, concatenate, linalg::general_mat_mul, s};
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 /// Rows of a product that one thread computes.
-const TILE: usize = 64;
+const TILE: usize = 128;
 
 /// What is known of a site.
 #[derive(Debug, Clone)]
@@ -176,9 +176,9 @@ fn append(to: &mut Option<Array2<f32>>, rows: ArrayView2<'_, f32>) -> Result<()>
 
 /// `sum += aᵀ b` for `(tokens, m)` and `(tokens, n)`. Every tile is one sequential product, so that the number of threads does not matter.
 fn add_product(sum: &mut Array2<f32>, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) {
-    sum.axis_chunks_iter_mut(Axis(0), TILE).into_par_iter().enumerate().for_each(|(i, mut rows)| {
-        let columns = a.slice(s![.., i * TILE..i * TILE + rows.nrows()]);
-        general_mat_mul(1.0, &columns.t(), &b, 1.0, &mut rows);
+    sum.axis_chunks_iter_mut(Axis(0), TILE).into_par_iter().enumerate().for_each(|(i, rows)| {
+        let columns = i * TILE..i * TILE + rows.nrows();
+        add_transposed(rows, a.slice(s![.., columns]), b);
     });
 }
 

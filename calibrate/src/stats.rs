@@ -1,8 +1,9 @@
 //! What calibration knows about each linear input.
 
 use bitsmith_formats::{Error, Result};
+use bitsmith_runtime::product::add_product;
 use bitsmith_runtime::role::Site;
-use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -216,31 +217,50 @@ impl SiteStats {
     }
 }
 
+/// `xᵀ x` for `(tokens, in)`, whole.
+pub fn gram(x: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut gram = Array2::zeros((x.ncols(), x.ncols()));
+    add_gram(&mut gram, x);
+    mean_gram(&gram, 1)
+}
+
 /// `gram += xᵀ x`, lower triangle. Every tile is one sequential product.
 fn add_gram(gram: &mut Array2<f32>, x: ArrayView2<'_, f32>) {
     let n = gram.ncols();
     let tile = (n / 8).clamp(MIN_TILE, MAX_TILE);
-    gram.axis_chunks_iter_mut(ndarray::Axis(0), tile).into_par_iter().enumerate().for_each(|(i, mut rows)| {
+    gram.axis_chunks_iter_mut(Axis(0), tile).into_par_iter().enumerate().for_each(|(i, mut rows)| {
         let lo = i * tile;
-        let hi = (lo + tile).min(n);
         // Up to and including the diagonal tile.
-        let mut dst = rows.slice_mut(s![.., ..hi]);
-        general_mat_mul(1.0, &x.slice(s![.., lo..hi]).t(), &x.slice(s![.., ..hi]), 1.0, &mut dst);
+        let hi = (lo + tile).min(n);
+        add_transposed(rows.slice_mut(s![.., ..hi]), x.slice(s![.., lo..hi]), x.slice(s![.., ..hi]));
     });
+}
+
+/// `sum += aᵀ b` for `(tokens, m)` and `(tokens, n)`, on this thread.
+pub(crate) fn add_transposed(mut sum: ArrayViewMut2<'_, f32>, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) {
+    let columns = a.reversed_axes().as_standard_layout().into_owned();
+    let rows = columns.rows().into_iter().zip(sum.rows_mut());
+    let mut rows: Vec<_> = rows.filter_map(|(a, c)| Some((a.to_slice()?, c.into_slice()?))).collect();
+    add_product(&mut rows, b);
 }
 
 /// A Gram matrix whose lower triangle is valid, symmetric and divided by the tokens in it.
 fn mean_gram(gram: &Array2<f32>, tokens: u64) -> Array2<f32> {
+    /// Rows and columns of a square that the caches hold.
+    const SQUARE: usize = 64;
     let scale = 1.0 / tokens.max(1) as f32;
     let n = gram.ncols();
     let mut h = Array2::zeros((n, n));
-    for i in 0..n {
-        for j in 0..=i {
-            let v = gram[[i, j]] * scale;
-            h[[i, j]] = v;
-            h[[j, i]] = v;
+    h.axis_chunks_iter_mut(Axis(0), SQUARE).into_par_iter().enumerate().for_each(|(block, mut rows)| {
+        let first = block * SQUARE;
+        for left in (0..n).step_by(SQUARE) {
+            for (i, mut row) in rows.rows_mut().into_iter().enumerate().map(|(i, row)| (first + i, row)) {
+                for j in left..(left + SQUARE).min(n) {
+                    row[j] = gram[[i.max(j), i.min(j)]] * scale;
+                }
+            }
         }
-    }
+    });
     h
 }
 

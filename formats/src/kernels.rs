@@ -144,43 +144,74 @@ fn reciprocal(step: f32) -> f32 {
 /// Sums the lanes, pairwise. They pass through memory: a compiler that saw the order of these last additions would arrange the
 /// loop before them in registers of two lanes.
 #[inline(always)]
-fn fold(lanes: [f32; LANES]) -> f32 {
-    let &[a, b, c, d, e, f, g, h] = std::hint::black_box(&lanes);
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
+fn fold<const N: usize>(lanes: [f32; N]) -> f32 {
+    let mut sums = *std::hint::black_box(&lanes);
+    let mut n = N;
+    while n > 1 {
+        n /= 2;
+        (0..n).for_each(|i| sums[i] += sums[i + n]);
+    }
+    sums[0]
+}
+
+/// [`error`] with sums in so many lanes.
+#[inline(always)]
+fn error_in<const N: usize>(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> f32 {
+    let inverse = reciprocal(step);
+    let mut sums = [0f32; N];
+    for (x, w) in x.as_chunks::<N>().0.iter().zip(w.as_chunks::<N>().0) {
+        for i in 0..N {
+            let c = nearest_code((x[i] - bias) * inverse, low, high);
+            let r = x[i] - (step * c + bias);
+            sums[i] += w[i] * (r * r);
+        }
+    }
+    fold(sums)
+}
+
+/// [`moments`] with sums in so many lanes.
+#[inline(always)]
+fn moments_in<const N: usize>(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> [f32; 5] {
+    let inverse = reciprocal(step);
+    let [mut error, mut r1, mut rc, mut c1, mut cc] = [[0f32; N]; 5];
+    for (x, w) in x.as_chunks::<N>().0.iter().zip(w.as_chunks::<N>().0) {
+        for i in 0..N {
+            let c = nearest_code((x[i] - bias) * inverse, low, high);
+            let r = x[i] - (step * c + bias);
+            let (wr, wc) = (w[i] * r, w[i] * c);
+            error[i] += wr * r;
+            r1[i] += wr;
+            rc[i] += wr * c;
+            c1[i] += wc;
+            cc[i] += wc * c;
+        }
+    }
+    [fold(error), fold(r1), fold(rc), fold(c1), fold(cc)]
+}
+
+/// Whether a block is long, and divides into twice as many lanes.
+#[inline(always)]
+fn is_long(x: &[f32]) -> bool {
+    x.len() >= 8 * LANES && x.len().is_multiple_of(2 * LANES)
 }
 
 dispatched! {
     /// Σ w (x − v)², v being the value nearest to x of those that `step · c + bias` takes for integers c in `low ..= high`.
     pub(crate) fn error(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> f32 {
-        let inverse = reciprocal(step);
-        let mut sums = [0f32; LANES];
-        for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-            for i in 0..LANES {
-                let c = nearest_code((x[i] - bias) * inverse, low, high);
-                let r = x[i] - (step * c + bias);
-                sums[i] += w[i] * (r * r);
-            }
+        if is_long(x) {
+            error_in::<{ 2 * LANES }>(x, w, step, bias, low, high)
+        } else {
+            error_in::<LANES>(x, w, step, bias, low, high)
         }
-        fold(sums)
     }
 
     /// Σ w r², Σ w r, Σ w r c, Σ w c, Σ w c², with the codes c as in [`error`] and r = x − v.
     pub(crate) fn moments(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> [f32; 5] {
-        let inverse = reciprocal(step);
-        let [mut error, mut r1, mut rc, mut c1, mut cc] = [[0f32; LANES]; 5];
-        for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-            for i in 0..LANES {
-                let c = nearest_code((x[i] - bias) * inverse, low, high);
-                let r = x[i] - (step * c + bias);
-                let (wr, wc) = (w[i] * r, w[i] * c);
-                error[i] += wr * r;
-                r1[i] += wr;
-                rc[i] += wr * c;
-                c1[i] += wc;
-                cc[i] += wc * c;
-            }
+        if is_long(x) {
+            moments_in::<{ 2 * LANES }>(x, w, step, bias, low, high)
+        } else {
+            moments_in::<LANES>(x, w, step, bias, low, high)
         }
-        [fold(error), fold(r1), fold(rc), fold(c1), fold(cc)]
     }
 
     /// `out[i] = Σ_j v[j] h[j · stride + i]`: a combination of rows, in f64.

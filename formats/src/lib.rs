@@ -15,7 +15,8 @@ pub mod packed;
 pub mod regrid;
 pub mod safetensors;
 mod shards;
-mod simd;
+#[doc(hidden)]
+pub mod simd;
 mod slots;
 pub mod store;
 pub mod torch;

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::share::Share;
 use crate::spool::Spool;
 use crate::stream::{Scales, check_range, shared_scales};
-use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats};
+use bitsmith_calibrate::{Collector, Detail, SiteStats, Stats, gram};
 use bitsmith_formats::{EncodedTensor, Error, Float, Result};
 use bitsmith_quantize::transform::{self, DenseLayer};
 use bitsmith_quantize::{Hessian, Method, Plan, Problem};
@@ -214,7 +214,8 @@ impl Encoder<'_> {
             return Ok(());
         }
         let dense = self.read_group(&[role])?;
-        let hessian = match self.method.solver.needs_hessian() {
+        let on_grid = self.plan.codec(role).is_some_and(|codec| codec.codec().grid().is_some());
+        let hessian = match self.method.solver.needs_hessian() && on_grid {
             true => Some(Hessian::new(self.embedding_curvature()?)),
             false => None,
         };
@@ -237,8 +238,7 @@ impl Encoder<'_> {
             };
             let readers: Vec<Role> = input.readers().iter().map(|&p| Role::layer(0, p)).filter(|r| spec.has_role(*r)).collect();
             for w in self.read_group(&readers)?.into_values() {
-                let w = w * &gamma;
-                let gram = w.t().dot(&w);
+                let gram = gram((w * &gamma).view());
                 let trace = gram.diag().sum();
                 if trace > 0.0 {
                     sum.scaled_add(1.0 / trace, &gram);

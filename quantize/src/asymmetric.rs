@@ -7,6 +7,7 @@
 
 use crate::hessian::Hessian;
 use bitsmith_calibrate::{Held, Paired};
+use bitsmith_runtime::product::add_product;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
@@ -30,7 +31,7 @@ pub fn correct(weights: &Array2<f32>, paired: &Paired, hessian: &Hessian, scale:
     let differences = dense - quantized;
     let residual = paired.lacking.as_ref().zip(paired.held.lacking.as_ref());
     let mut terms = [Array2::<f32>::zeros((0, 0)), Array2::zeros((0, 0))];
-    terms[0] = hessian.divide(by_rows(weights.view(), |w| w.dot(cross) / tokens).view())?;
+    terms[0] = hessian.divide(by_rows(weights.view(), |w| product(w, cross.view()) / tokens).view())?;
     if let Some((lacking, _)) = residual {
         terms[1] = hessian.divide((lacking / (tokens * scale)).view())?;
     }
@@ -39,7 +40,7 @@ pub fn correct(weights: &Array2<f32>, paired: &Paired, hessian: &Hessian, scale:
         .into_par_iter()
         .map(|i| {
             let rows = i * ROWS..((i + 1) * ROWS).min(weights.nrows());
-            let of = |m: &Array2<f32>, x: &Array2<f32>| x.dot(&m.slice(s![rows.clone(), ..]).t());
+            let of = |m: &Array2<f32>, x: &Array2<f32>| product(x.view(), m.slice(s![rows.clone(), ..]).reversed_axes());
             let mut target = of(weights, &differences);
             let first = of(&terms[0], quantized);
             let Some((_, lacking)) = residual else {
@@ -71,8 +72,8 @@ pub fn held_loss(weights: &Array2<f32>, candidate: ArrayView2<'_, f32>, held: &H
         .into_par_iter()
         .map(|i| {
             let rows = i * ROWS..((i + 1) * ROWS).min(weights.nrows());
-            let mut lost = dense.dot(&weights.slice(s![rows.clone(), ..]).t());
-            lost -= &quantized.dot(&candidate.slice(s![rows.clone(), ..]).t());
+            let mut lost = product(dense.view(), weights.slice(s![rows.clone(), ..]).reversed_axes());
+            lost -= &product(quantized.view(), candidate.slice(s![rows.clone(), ..]).reversed_axes());
             if let Some(lacking) = &held.lacking {
                 lost.scaled_add(1.0 / scale, &lacking.slice(s![.., rows]));
             }
@@ -102,6 +103,16 @@ fn by_rows(m: ArrayView2<'_, f32>, f: impl Fn(ArrayView2<'_, f32>) -> Array2<f32
     out
 }
 
+/// `a b`, on this thread.
+fn product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Array2<f32> {
+    let a = a.as_standard_layout();
+    let mut c = Array2::zeros((a.nrows(), b.ncols()));
+    let rows = a.rows().into_iter().zip(c.rows_mut());
+    let mut rows: Vec<_> = rows.filter_map(|(a, c)| Some((a.to_slice()?, c.into_slice()?))).collect();
+    add_product(&mut rows, b);
+    c
+}
+
 fn dot(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
     a.rows().into_iter().zip(b.rows()).map(|(a, b)| f64::from(a.dot(&b))).sum()
 }
@@ -111,7 +122,7 @@ impl Hessian {
     pub(crate) fn divide(&self, b: ArrayView2<'_, f32>) -> Option<Array2<f32>> {
         let u = self.factor.as_ref()?;
         let ordered = |b: ArrayView2<'_, f32>| Array2::from_shape_fn(b.dim(), |(r, i)| b[[r, self.order[i]]]);
-        let quotient = by_rows(b, |b| ordered(b).dot(&u.t()).dot(u));
+        let quotient = by_rows(b, |b| product(product(ordered(b).view(), u.t()).view(), u.view()));
         let mut out = Array2::zeros(b.dim());
         for (i, &c) in self.order.iter().enumerate() {
             out.column_mut(c).assign(&quotient.column(i));

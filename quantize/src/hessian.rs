@@ -2,12 +2,10 @@
 //!
 //! GPTQ (Frantar et al., 2022) visits the columns of W in some order and, after rounding column i, moves the later columns
 //! by `−e U[i, i:]`, with `H⁻¹ = Uᵀ U`, U upper triangular and `e = (w_i − q_i) / U_ii`. Columns are visited by descending
-//! `H_ii`, so that the columns that matter most are rounded while most others can still make up for it. With
-//! `J H J = L Lᵀ` (J reverses the order), `U = J L⁻¹ J`: one Cholesky factor and one triangular inverse, both in f64.
+//! `H_ii`, so that the columns that matter most are rounded while most others can still make up for it.
 
+use crate::factor::factor;
 use bitsmith_calibrate::SiteStats;
-use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
-use faer::{Mat, Side};
 use ndarray::Array2;
 use std::borrow::Cow;
 
@@ -108,22 +106,6 @@ fn add_diagonal(h: &mut Array2<f32>, value: f32) {
     for i in 0..h.ncols() {
         h[[i, i]] += value;
     }
-}
-
-/// U of `(H + λI)⁻¹ = Uᵀ U` for the columns of `order`, in that order, or `None` if the matrix is not positive definite in f64.
-pub(crate) fn factor(h: &Array2<f32>, order: &[usize], lambda: f64) -> Option<Array2<f32>> {
-    let n = order.len();
-    let reversed = Mat::<f64>::from_fn(n, n, |i, j| {
-        let (a, b) = (order[n - 1 - i], order[n - 1 - j]);
-        f64::from(h[[a, b]]) + if i == j { lambda } else { 0.0 }
-    });
-    let llt = reversed.llt(Side::Lower).ok()?;
-    // Each of these matrices is as large as the largest layer's H in f64.
-    drop(reversed);
-    let mut inverse = Mat::<f64>::identity(n, n);
-    solve_lower_triangular_in_place(llt.L(), inverse.as_mut(), faer::get_global_parallelism());
-    let u = Array2::from_shape_fn((n, n), |(i, j)| if j >= i { inverse[(n - 1 - i, n - 1 - j)] as f32 } else { 0.0 });
-    u.iter().all(|v| v.is_finite()).then_some(u)
 }
 
 #[cfg(test)]

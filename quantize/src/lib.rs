@@ -2,6 +2,7 @@
 
 pub mod allocate;
 pub mod asymmetric;
+mod factor;
 pub mod hessian;
 mod kernels;
 pub mod method;

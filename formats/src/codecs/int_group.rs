@@ -70,6 +70,42 @@ impl IntGroup {
         [float::read(self.scale, rest), f32::from(rest[self.scale.size()])]
     }
 
+    /// [`Grid::descend`] of groups whose zero point stays: along the levels alone.
+    fn descend_scale(&self, scales: &mut BlockScales, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> bool {
+        let [stored, zero] = scales.stored;
+        let levels: Vec<f64> = codes.iter().map(|&c| f64::from(c) - f64::from(zero)).collect();
+        let mut curved = vec![0f64; levels.len()];
+        gram.apply(&levels, 0, &mut curved);
+        let (slope, square) = (dot(&levels, gradient), dot(&levels, &curved));
+        if square <= 0.0 {
+            return false;
+        }
+        let scale = f64::from(stored);
+        let ideal = self.storable((scale - slope / square) as f32);
+        let [below, above] = neighbours(self.scale, ideal);
+        let change = |s: f32| {
+            let p = f64::from(s) - scale;
+            2.0 * p * slope + p * p * square
+        };
+        let candidates = [ideal, below, above].map(|s| self.storable(s));
+        let (best, least) =
+            candidates.into_iter().map(|s| (s, change(s))).fold((stored, 0.0), |a, b| if b.1 < a.1 { b } else { a });
+        // Values are rounded to f32, which counts where next to nothing changes.
+        let p = f64::from(best) - scale;
+        let clear = p.abs() > 1e-4 * scale.abs() && least < -1e-3 * p * p * square;
+        let falls = least < 0.0
+            && (clear || {
+                let value = |scale: f32, code: u8| f64::from(scale * f32::from(code) - zero * scale);
+                let moves: Vec<f64> = codes.iter().map(|&c| value(best, c) - value(stored, c)).collect();
+                gram.apply(&moves, 0, &mut curved);
+                2.0 * dot(&moves, gradient) + dot(&moves, &curved) < 0.0
+            });
+        if falls {
+            *scales = self.scales([best, zero]);
+        }
+        falls
+    }
+
     fn scales(&self, stored: [f32; 2]) -> BlockScales {
         let [scale, zero] = stored;
         BlockScales { sub_len: self.len(), step: vec![scale], offset: vec![-(zero * scale)], stored, ints: Vec::new() }
@@ -299,6 +335,9 @@ impl Grid for IntGroup {
     }
 
     fn descend(&self, scales: &mut BlockScales, codes: &[u8], gradient: &[f64], gram: Gram<'_>) -> bool {
+        if self.symmetric {
+            return self.descend_scale(scales, codes, gradient, gram);
+        }
         let n = self.len();
         let mut buffers = vec![0f64; 4 * n];
         let (values, curved) = buffers.split_at_mut(2 * n);
@@ -314,12 +353,10 @@ impl Grid for IntGroup {
 
         // The zero points on both sides of the ideal one, each with the scale that is best for it.
         let mut zeros = [zero; 3];
-        if !self.symmetric {
-            let (p, q) = pair.best();
-            let ideal = ((zero * scale - q) / (scale + p)).clamp(0.0, f64::from(self.max()));
-            if ideal.is_finite() {
-                zeros = [zero, ideal.floor(), ideal.ceil()];
-            }
+        let (p, q) = pair.best();
+        let ideal = ((zero * scale - q) / (scale + p)).clamp(0.0, f64::from(self.max()));
+        if ideal.is_finite() {
+            zeros = [zero, ideal.floor(), ideal.ceil()];
         }
         let mut found = (0.0, stored);
         for z in zeros {

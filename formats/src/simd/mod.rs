@@ -6,6 +6,8 @@
 //! registers), the portable lanes (which the compiler turns into NEON or SSE2) and a single lane all give the same bytes; the single
 //! lane is the scalar twin that tests compare with.
 //!
+//! Seen from outside for the solvers' kernels alone, and no part of the library's promises.
+//!
 //! A [`Kernel`] is a function generic over the lanes; [`dispatch`] runs it with the widest ones that the processor has. Kernels and
 //! everything they call must be `#[inline(always)]`: only then is it compiled for the registers chosen.
 
@@ -18,17 +20,17 @@ mod pair;
 mod portable;
 
 use crate::kernels::{Vectors, vectors};
-pub(crate) use portable::Portable;
+pub use portable::Portable;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// The most lanes that any processor has.
-pub(crate) const MAX_LANES: usize = 16;
+pub const MAX_LANES: usize = 16;
 
 /// Columns that are transposed at a time.
-pub(crate) const COLUMNS: usize = 16;
+pub const COLUMNS: usize = 16;
 
 /// Several f32 numbers side by side. Operators work lane by lane, as IEEE 754 says, with rounding to nearest.
-pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
+pub trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
     /// Number of lanes.
     const N: usize;
     /// As many integers.
@@ -140,9 +142,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
 }
 
 /// Several i32 numbers side by side; sums wrap.
-pub(crate) trait IntLanes:
-    Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
-{
+pub trait IntLanes: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self> {
     /// Number of lanes.
     const N: usize;
     /// As many truth values.
@@ -173,7 +173,7 @@ pub(crate) trait IntLanes:
 }
 
 /// Several truth values side by side.
-pub(crate) trait MaskLanes: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
+pub trait MaskLanes: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
     /// Number of lanes.
     const N: usize;
 
@@ -192,7 +192,7 @@ pub(crate) trait MaskLanes: Copy + BitAnd<Output = Self> + BitOr<Output = Self> 
 }
 
 /// A function generic over the lanes. `run` must be `#[inline(always)]`.
-pub(crate) trait Kernel {
+pub trait Kernel {
     /// What it returns.
     type Output;
     /// Whether it waits for chains of operations rather than for the registers' units, so that two blocks' chains side by side gain.
@@ -203,7 +203,7 @@ pub(crate) trait Kernel {
 }
 
 /// Runs a kernel with the widest lanes there are.
-pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(feature = "twins")]
     if vectors() == Vectors::Scalar {
         return kernel.run::<Portable<1>>();

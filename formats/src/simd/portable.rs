@@ -7,13 +7,13 @@ use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// `K` numbers of type f32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Portable<const K: usize>([f32; K]);
+pub struct Portable<const K: usize>([f32; K]);
 /// `K` numbers of type i32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ints<const K: usize>([i32; K]);
+pub struct Ints<const K: usize>([i32; K]);
 /// `K` truth values.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bools<const K: usize>([bool; K]);
+pub struct Bools<const K: usize>([bool; K]);
 
 macro_rules! operators {
     ($name:ident: $($trait:ident $method:ident $f:expr),*) => {$(

@@ -4,19 +4,31 @@
 //! near the old ones are fitted to that, and error feedback within the block chooses the codes: scales and codes move together, where
 //! descent on either alone is stuck.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, pairs, round_all};
 use super::rows::Rows;
-use crate::hessian::{Hessian, factor};
+use crate::factor::factor;
+use crate::hessian::Hessian;
 use bitsmith_formats::{BlockScales, Grid};
+use bitsmith_runtime::product::Packed;
 use ndarray::{Array2, ArrayView2, s};
 
 /// What is the same for all rows of a block of columns.
 pub(super) struct Block {
     /// `H_bb`.
     pub curvature: Array2<f32>,
+    packed: Packed,
     diagonal: Vec<f32>,
-    /// The block's columns as they are visited, groups together, and U in that order; `None` if `H_bb` cannot be factored.
-    visits: Option<(Vec<usize>, Array2<f32>)>,
+    /// How error feedback visits the columns; `None` if `H_bb` cannot be factored.
+    visits: Option<Visits>,
+}
+
+struct Visits {
+    /// The block's columns, groups together.
+    order: Vec<usize>,
+    /// U in that order.
+    u: Array2<f32>,
+    /// `H_bb⁻¹`, in the block's own order.
+    inverse: Packed,
 }
 
 impl Block {
@@ -25,24 +37,31 @@ impl Block {
         let range = b * grid.block_len()..(b + 1) * grid.block_len();
         let curvature = hessian.damped.slice(s![range.clone(), range.clone()]).to_owned();
         let own: Vec<usize> = order.iter().copied().filter(|c| range.contains(c)).collect();
-        let u = factor(&hessian.damped, &own, 0.0);
-        let visits = u.map(|u| (own.iter().map(|c| c - range.start).collect(), u));
-        Block { diagonal: curvature.diag().to_vec(), curvature, visits }
+        let visits = factor(&hessian.damped, &own, 0.0).map(|u| {
+            let order: Vec<usize> = own.iter().map(|c| c - range.start).collect();
+            let (ordered, mut inverse) = (u.t().dot(&u), Array2::zeros(u.dim()));
+            ordered.indexed_iter().for_each(|((i, j), v)| inverse[[order[i], order[j]]] = *v);
+            Visits { order, u, inverse: Packed::new(inverse.view()) }
+        });
+        Block { diagonal: curvature.diag().to_vec(), packed: Packed::new(curvature.view()), curvature, visits }
+    }
+
+    /// `G + M H_bb` for the rows of G and M, `(rows, block)`.
+    pub fn add_curved(&self, g: ArrayView2<'_, f32>, moves: &Array2<f32>) -> Array2<f32> {
+        let mut sums = g.to_owned();
+        self.packed.add_product(&mut pairs(moves, moves.ncols(), &mut sums, 0).collect::<Vec<_>>());
+        sums
     }
 
     /// Solves block `b` of the rows anew where that lowers the loss, given its columns of `Δ H`. Returns by how much its values moved,
     /// `(rows, block)`, and in how many rows; nothing if none did.
     pub fn solve(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<(Array2<f32>, usize)> {
-        let (order, u) = self.visits.as_ref()?;
+        let Visits { order, u, inverse } = self.visits.as_ref()?;
         let n = grid.block_len();
         let range = b * n..(b + 1) * n;
         let old = rows.values.slice(s![.., range.clone()]).to_owned();
-        let ordered = Array2::from_shape_fn(g.dim(), |(r, i)| g[[r, order[i]]]);
-        let step = ordered.dot(&u.t()).dot(u);
         let mut target = old.clone();
-        for (i, &c) in order.iter().enumerate() {
-            target.column_mut(c).zip_mut_with(&step.column(i), |t, s| *t -= s);
-        }
+        inverse.add_product(&mut pairs(&g.mapv(|g| -g), n, &mut target, 0).collect::<Vec<_>>());
         let near = |(r, target): (usize, ndarray::ArrayView1<'_, f32>)| -> BlockScales {
             let target = target.to_slice().expect("standard layout");
             grid.fit_near(&rows.scales[r * rows.blocks + b], target, &self.diagonal)
@@ -50,10 +69,10 @@ impl Block {
         let scales = target.rows().into_iter().enumerate().map(near).collect();
         let mut new = Rows { blocks: 1, scales, codes: Array2::zeros(old.dim()), values: Array2::zeros(old.dim()) };
         let mut lanes = Lanes::new(&new, grid, target.view(), order);
-        lanes.round_all(u);
+        round_all(std::slice::from_mut(&mut lanes), u);
         lanes.finish(&mut new);
         let mut moves = &new.values - &old;
-        let along = moves.dot(&self.curvature);
+        let along = self.add_curved(Array2::zeros(moves.dim()).view(), &moves);
         let mut solved = 0;
         for r in 0..moves.nrows() {
             let sum = |a: ArrayView2<'_, f32>| -> f64 {

@@ -7,8 +7,9 @@
 //!    each row keeps the better of the passes and of the format's own encoder.
 //! 4. Polish: coordinate descent on the codes, closed-form refits of the scales, blocks solved anew (see `polish`), all monotone.
 //!
-//! Rows are independent given U. They are solved in chunks; the result does not depend on the number of threads. On the CPU chunks run
-//! in parallel, each to its end. On a device all chunks go through each step together, so that its products are large (see `products`).
+//! Rows are independent given U. They are solved in chunks; the result does not depend on the number of threads. On the CPU a thread takes
+//! some chunks to their end, one step after the other, so that what it reads of U and H serves them all. On a device many go through each
+//! step together (see `products`).
 
 use super::lanes::Lanes;
 use super::polish::Polish;
@@ -25,6 +26,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows that go to a device together: whole chunks.
 const TOGETHER: usize = 256 * ROWS;
+/// Chunks that one thread takes at most.
+const CHUNKS: usize = 8;
+/// Tasks for each thread, at least, where there are chunks for so many.
+const TASKS: usize = 4;
+
 /// How long a matrix is worked on.
 pub(super) struct Effort {
     /// Passes of error feedback; the later ones use scales fitted to the moved weights.
@@ -37,6 +43,9 @@ pub(super) struct Effort {
 
 /// Two passes, and what is quickly had of polish.
 pub(super) const EFFORT: Effort = Effort { passes: 2, rounds: 3, gain: 1e-3 };
+/// Of wide matrices, in more than 4 bits: a round costs as many products with H as both passes, and the later ones gain a few hundredths.
+const WIDE_EFFORT: Effort = Effort { rounds: 1, ..EFFORT };
+const WIDE: usize = 2048;
 
 /// See the module's documentation.
 pub struct Gptq;
@@ -52,7 +61,9 @@ impl Solver for Gptq {
         true
     }
     fn solve(&self, problem: &Problem<'_>) -> Result<Solution> {
-        solve(problem, &EFFORT)
+        let (n, block_bytes) = (problem.codec.codec().block_len(), problem.codec.codec().block_bytes());
+        let fine = 8 * block_bytes > 4 * n;
+        solve(problem, if fine && problem.weights.ncols() >= WIDE { &WIDE_EFFORT } else { &EFFORT })
     }
 }
 
@@ -97,21 +108,19 @@ pub(super) fn solve(problem: &Problem<'_>, effort: &Effort) -> Result<Solution> 
     };
     let solve = |first: usize, out: &mut [u8]| -> Result<()> {
         let weights = problem.weights.slice(s![first..first + out.len() / row_bytes, ..]);
-        let chunks = weights.axis_chunks_iter(Axis(0), ROWS).into_par_iter();
+        let at_once = if problem.device.is_cpu() { usize::MAX } else { 1 };
+        let chunks = weights.axis_chunks_iter(Axis(0), ROWS).into_par_iter().with_min_len(at_once);
         let mut chunks: Vec<Chunk<'_>> = chunks.map(|w| Chunk::fit(grid, w, importance)).collect();
         match &solver {
             Some(solver) => solver.solve(&mut chunks)?,
-            None => chunks.par_iter_mut().for_each(|chunk| chunk.rows.round(grid, chunk.weights)),
+            None => chunks.iter_mut().for_each(|chunk| chunk.rows.round(grid, chunk.weights)),
         }
-        out.par_chunks_mut(ROWS * row_bytes).zip(&chunks).for_each(|(out, chunk)| chunk.rows.pack(grid, out));
+        let packed = out.par_chunks_mut(ROWS * row_bytes).zip(&chunks).with_min_len(at_once);
+        packed.for_each(|(out, chunk)| chunk.rows.pack(grid, out));
         Ok(())
     };
     let mut bytes = vec![0u8; rows * row_bytes];
-    if problem.device.is_cpu() {
-        bytes.par_chunks_mut(ROWS * row_bytes).enumerate().try_for_each(|(i, out)| solve(i * ROWS, out))?;
-    } else {
-        bytes.chunks_mut(TOGETHER * row_bytes).enumerate().try_for_each(|(i, out)| solve(i * TOGETHER, out))?;
-    }
+    by_rows(&mut bytes, row_bytes, problem.device, solve)?;
     let kept = solver.as_ref().map_or(0, |s| s.kept.load(Ordering::Relaxed));
     if kept > 0 {
         notes.push(format!("{kept} of {rows} rows lose least as the format's own encoder has them, and are polished from there"));
@@ -149,12 +158,23 @@ pub(super) fn improve(
         Ok(())
     };
     let mut bytes = tensor.bytes.clone();
-    if device.is_cpu() {
-        bytes.par_chunks_mut(ROWS * row_bytes).enumerate().try_for_each(|(i, out)| polish(i * ROWS, out))?;
-    } else {
-        bytes.chunks_mut(TOGETHER * row_bytes).enumerate().try_for_each(|(i, out)| polish(i * TOGETHER, out))?;
-    }
+    by_rows(&mut bytes, row_bytes, device, polish)?;
     Ok(EncodedTensor { scale: tensor.scale, ..EncodedTensor::new(&tensor.shape, tensor.codec, bytes) })
+}
+
+/// Calls `solve` with the first row and the bytes of so many rows as are solved together: on the CPU, on several threads.
+fn by_rows(
+    bytes: &mut [u8],
+    row_bytes: usize,
+    device: &Device,
+    solve: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    if !device.is_cpu() {
+        return bytes.chunks_mut(TOGETHER * row_bytes).enumerate().try_for_each(|(i, out)| solve(i * TOGETHER, out));
+    }
+    let chunks = bytes.len() / (ROWS * row_bytes) / (TASKS * rayon::current_num_threads());
+    let rows = ROWS * chunks.clamp(1, CHUNKS);
+    bytes.par_chunks_mut(rows * row_bytes).enumerate().try_for_each(|(i, out)| solve(i * rows, out))
 }
 
 fn report(h: &Hessian, notes: &mut Vec<String>) {
@@ -197,36 +217,43 @@ impl<'a> Solving<'a> {
     /// Error feedback, then polish.
     fn solve(&self, chunks: &mut [Chunk<'_>]) -> Result<()> {
         let (grid, importance) = (self.grid, &self.hessian.importance[..]);
+        let at_once = self.products.least_at_once();
         let factor = self.visits.factor.as_deref().filter(|_| self.effort.passes > 0);
         if let Some(u) = factor {
             let mut moved = self.feedback(chunks, u)?;
-            self.products.gradients(chunks)?;
             for _ in 1..self.effort.passes {
-                let again = chunks.par_iter().zip(&moved);
+                let again = chunks.par_iter().zip(&moved).with_min_len(at_once);
                 let rows = again.map(|(chunk, moved)| chunk.rows.refit(grid, moved.view(), importance)).collect();
                 let mut next = with_rows(chunks, rows);
                 moved = self.feedback(&mut next, u)?;
-                self.products.gradients(&mut next)?;
-                chunks.par_iter_mut().zip(&mut next).for_each(|(chunk, next)| _ = chunk.take_better_rows(next));
+                chunks.iter_mut().zip(&mut next).for_each(|(chunk, next)| _ = chunk.take_better_rows(next));
             }
         } else {
-            chunks.par_iter_mut().for_each(|chunk| chunk.rows.round(grid, chunk.weights));
-            self.products.gradients(chunks)?;
+            chunks.par_iter_mut().with_min_len(at_once).for_each(|chunk| chunk.rows.round(grid, chunk.weights));
+            self.products.losses(chunks)?;
         }
-        let reference = chunks.par_iter().map(|chunk| Rows::reference(self.codec, grid, chunk.weights, importance)).collect();
-        let mut reference = with_rows(chunks, reference);
-        self.products.gradients(&mut reference)?;
-        let kept: usize = chunks.par_iter_mut().zip(&mut reference).map(|(chunk, next)| chunk.take_better_rows(next)).sum();
+        let own = |chunk: &Chunk<'_>| Rows::reference(self.codec, grid, chunk.weights, importance);
+        let mut reference = with_rows(chunks, chunks.par_iter().with_min_len(at_once).map(own).collect());
+        self.products.losses(&mut reference)?;
+        let kept: usize = chunks.iter_mut().zip(&mut reference).map(|(chunk, next)| chunk.take_better_rows(next)).sum();
         self.kept.fetch_add(kept, Ordering::Relaxed);
+        drop(reference);
+        self.products.gradients(chunks)?;
         self.polish.polish(grid, chunks, &*self.products, self.effort)
     }
 
     /// One pass of GPTQ with the current scales. Returns the weights of each chunk as they were when each column was rounded.
     fn feedback(&self, chunks: &mut [Chunk<'_>], u: &Array2<f32>) -> Result<Vec<Array2<f32>>> {
+        let at_once = self.products.least_at_once();
         let lanes = |chunk: &Chunk<'_>| Lanes::new(&chunk.rows, self.grid, chunk.weights, &self.visits.order);
-        let mut lanes: Vec<Lanes> = chunks.par_iter().map(lanes).collect();
+        let mut lanes: Vec<Lanes> = chunks.par_iter().with_min_len(at_once).map(lanes).collect();
         self.products.feedback(&mut lanes, u)?;
-        Ok(chunks.par_iter_mut().zip(lanes).map(|(chunk, lanes)| lanes.finish(&mut chunk.rows)).collect())
+        let finish = |(chunk, lanes): (&mut Chunk<'_>, Lanes<'_>)| {
+            let (moved, lost) = lanes.finish(&mut chunk.rows);
+            chunk.lost = lost;
+            moved
+        };
+        Ok(chunks.par_iter_mut().zip(lanes).with_min_len(at_once).map(finish).collect())
     }
 }
 

@@ -68,7 +68,7 @@ impl<'a> Polish<'a> {
                 true => (0..chunk.rows.values.nrows()).map(|r| self.descend_groups(grid, chunk, r)).sum(),
                 false => 0,
             };
-            let mut changed: Vec<usize> = chunks.par_iter_mut().map(descend).collect();
+            let mut changed: Vec<usize> = chunks.par_iter_mut().with_min_len(products.least_at_once()).map(descend).collect();
             let refit = |rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>| self.move_block(grid, rows, b, g);
             let refits = Refits { blocks: self.blocks.len(), block_len: grid.block_len(), last, refit: &refit };
             for (changed, refitted) in changed.iter_mut().zip(products.refit(chunks, &refits)?) {
@@ -170,8 +170,7 @@ impl<'a> Polish<'a> {
     fn move_block(&self, grid: &dyn Grid, rows: &mut Rows, b: usize, g: ArrayView2<'_, f32>) -> Option<Moved> {
         let block = &self.blocks[b];
         let Some((moves, refitted)) = self.refit_block(grid, rows, b, g) else { return block.solve(grid, rows, b, g) };
-        let g = moves.dot(&block.curvature) + g;
-        Some(match block.solve(grid, rows, b, g.view()) {
+        Some(match block.solve(grid, rows, b, block.add_curved(g, &moves).view()) {
             Some((more, solved)) => (moves + more, refitted + solved),
             None => (moves, refitted),
         })

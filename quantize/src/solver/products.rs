@@ -4,15 +4,17 @@
 //! refitted on the CPU: of a feedback pass, panels of the weights come and their errors go; of a refit, blocks of gradients come and
 //! moves go.
 
-use super::lanes::{LAZY, Lanes};
+use super::lanes::{LAZY, Lanes, pairs, round_all};
 use super::rows::{Chunk, Rows};
 use crate::hessian::Hessian;
 use crate::kernels::ROWS;
 use bitsmith_formats::{Error, Result};
 use bitsmith_runtime::ops;
+use bitsmith_runtime::product::{RowPair, add_product, quadratic_forms};
 use candle_core::{Device, Tensor};
-use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A round of refits: block by block, given the block's columns of `Δ H`, the values of rows move.
 pub(super) struct Refits<'a> {
@@ -39,45 +41,88 @@ impl Refits<'_> {
 
 /// Products with U and H.
 pub(super) trait Products {
-    /// Rounds all columns of lanes, [`LAZY`] at a time, each time moving the rest: `w[hi.., ·] −= U[lo..hi, hi..]ᵀ e`.
+    /// How many chunks one thread takes through a step one after the other, at least.
+    fn least_at_once(&self) -> usize;
+    /// Rounds all columns of lanes, as [`round_all`] does.
     fn feedback(&self, lanes: &mut [Lanes<'_>], u: &Array2<f32>) -> Result<()>;
+    /// Sets what the chunks' rows lost: `Δ H Δᵀ`.
+    fn losses(&self, chunks: &mut [Chunk<'_>]) -> Result<()>;
     /// Sets the chunks' gradients: `Δ H`.
     fn gradients(&self, chunks: &mut [Chunk<'_>]) -> Result<()>;
     /// Refits the blocks of live chunks in turn, adding `moves H` to the gradients. Returns the number of refits of each chunk.
     fn refit(&self, chunks: &mut [Chunk<'_>], refits: &Refits<'_>) -> Result<Vec<usize>>;
 }
 
-/// Products on the CPU, chunk by chunk.
+/// Products on the CPU, on this thread.
 pub(super) struct Host<'a>(pub &'a Hessian);
 
 impl Products for Host<'_> {
+    fn least_at_once(&self) -> usize {
+        usize::MAX
+    }
+
     fn feedback(&self, lanes: &mut [Lanes<'_>], u: &Array2<f32>) -> Result<()> {
-        lanes.iter_mut().for_each(|lanes| lanes.round_all(u));
+        round_all(lanes, u);
+        Ok(())
+    }
+
+    fn losses(&self, chunks: &mut [Chunk<'_>]) -> Result<()> {
+        let deltas: Vec<Array2<f32>> = chunks.iter().map(|c| &c.rows.values - &c.weights).collect();
+        let rows = deltas.iter().flat_map(|d| d.as_slice().expect("standard layout").chunks_exact(d.ncols()));
+        let mut lost = quadratic_forms(&rows.collect::<Vec<_>>(), self.0.damped.view()).into_iter();
+        chunks.iter_mut().for_each(|c| c.lost = lost.by_ref().take(c.weights.nrows()).collect());
         Ok(())
     }
 
     fn gradients(&self, chunks: &mut [Chunk<'_>]) -> Result<()> {
-        for chunk in chunks {
-            chunk.gradients = (&chunk.rows.values - &chunk.weights).dot(&self.0.damped);
-        }
+        let deltas: Vec<Array2<f32>> = chunks.iter().map(|c| &c.rows.values - &c.weights).collect();
+        chunks.iter_mut().for_each(|c| c.gradients = Array2::zeros(c.weights.dim()));
+        let rows = deltas.iter().zip(chunks).flat_map(|(delta, c)| pairs(delta, delta.ncols(), &mut c.gradients, 0));
+        add_product(&mut rows.collect::<Vec<_>>(), self.0.damped.view());
         Ok(())
     }
 
+    /// What moves in some blocks next to each other reaches their own columns at once, and all others together.
     fn refit(&self, chunks: &mut [Chunk<'_>], refits: &Refits<'_>) -> Result<Vec<usize>> {
-        let of_chunk = |chunk: &mut Chunk<'_>| {
-            let mut refitted = 0;
-            for b in 0..refits.blocks {
-                let (range, from) = refits.columns(b);
-                let g = chunk.gradients.slice(s![.., range.clone()]);
-                let Some((moves, n)) = (refits.refit)(&mut chunk.rows, b, g) else { continue };
-                refitted += n;
-                let h = self.0.damped.slice(s![range, from..]);
-                general_mat_mul(1.0, &moves, &h, 1.0, &mut chunk.gradients.slice_mut(s![.., from..]));
+        let (h, len, cols) = (&self.0.damped, refits.block_len, self.0.width());
+        let mut refitted = vec![0; chunks.len()];
+        let together = (STRIP / len).max(1);
+        for first in (0..refits.blocks).step_by(together) {
+            let blocks = first..(first + together).min(refits.blocks);
+            let strip = blocks.start * len..blocks.end * len;
+            let mut moved: Vec<Array2<f32>> = chunks.iter().map(|c| Array2::zeros((c.weights.nrows(), strip.len()))).collect();
+            for b in blocks {
+                let block = b * len..(b + 1) * len;
+                let from = if refits.last { block.end } else { strip.start };
+                let refit = |c: &mut Chunk<'_>| (refits.refit)(&mut c.rows, b, c.gradients.slice(s![.., block.clone()]));
+                let moves: Vec<_> = chunks.iter_mut().map(|c| if c.live { refit(c) } else { None }).collect();
+                for (i, (moves, n)) in moves.iter().enumerate().filter_map(|(i, moves)| Some((i, moves.as_ref()?))) {
+                    refitted[i] += n;
+                    moved[i].slice_mut(s![.., block.start - strip.start..block.end - strip.start]).assign(moves);
+                }
+                let moves = chunks.iter_mut().zip(&moves).filter_map(|(c, moves)| Some((c, &moves.as_ref()?.0)));
+                let rows = moves.flat_map(|(c, moves)| moving(moves, &mut c.gradients, from..strip.end));
+                add_product(&mut rows.collect::<Vec<_>>(), h.slice(s![block, from..strip.end]));
             }
-            refitted
-        };
-        Ok(chunks.iter_mut().map(|chunk| if chunk.live { of_chunk(chunk) } else { 0 }).collect())
+            let before = if refits.last { 0..0 } else { 0..strip.start };
+            for columns in [before, strip.end..cols] {
+                let rows = moved.iter().zip(&mut *chunks).flat_map(|(m, c)| moving(m, &mut c.gradients, columns.clone()));
+                add_product(&mut rows.collect::<Vec<_>>(), h.slice(s![strip.clone(), columns.clone()]));
+            }
+        }
+        Ok(refitted)
     }
+}
+
+/// Columns whose refits reach the others together.
+const STRIP: usize = 512;
+
+/// The rows of `moves` in which something moves, with columns of those of `c`.
+fn moving<'p>(moves: &'p Array2<f32>, c: &'p mut Array2<f32>, columns: Range<usize>) -> Vec<RowPair<'p>> {
+    let (n, out) = (moves.ncols(), c.ncols());
+    let moves = moves.as_slice().expect("standard layout").chunks_exact(n);
+    let rows = moves.zip(c.as_slice_mut().expect("standard layout").chunks_exact_mut(out));
+    rows.filter(|(m, _)| m.iter().any(|m| *m != 0.0)).map(|(m, c)| (m, &mut c[columns.clone()])).collect()
 }
 
 /// Products on a device, of all chunks together.
@@ -98,37 +143,42 @@ impl<'a> OnDevice<'a> {
 }
 
 impl Products for OnDevice<'_> {
+    fn least_at_once(&self) -> usize {
+        1
+    }
+
     fn feedback(&self, lanes: &mut [Lanes<'_>], u: &Array2<f32>) -> Result<()> {
         let factor = self.factor.as_ref().ok_or_else(|| Error::failed("H has no factor on the device"))?;
-        let (cols, width) = (u.ncols(), lanes.len() * ROWS);
-        // The columns of all chunks beside each other, `(columns, lanes)`.
-        let beside = |lanes: &[Lanes<'_>], n: usize, of: for<'l> fn(&'l Lanes<'_>) -> &'l Array2<f32>| {
-            let values = (0..n).flat_map(|i| lanes.iter().flat_map(move |l| of(l).row(i).to_slice().unwrap_or_default()));
-            ops::from_host(values.copied().collect(), &[n, width], self.device)
-        };
-        // The columns not yet rounded.
-        let mut rest = beside(lanes, cols, |l| &l.w)?;
+        let cols = u.ncols();
+        // The columns not yet rounded, of the rows of all chunks.
+        let mut rest = stacked(lanes.iter().map(|l| l.w.view()), cols, self.device)?;
         for lo in (0..cols).step_by(LAZY) {
             let hi = (lo + LAZY).min(cols);
-            let panel = failed(rest.narrow(0, 0, hi - lo).and_then(|panel| panel.force_contiguous()))?;
+            let corner = u.slice(s![lo..hi, lo..hi]).as_standard_layout().into_owned();
+            let panel = failed(rest.narrow(1, 0, hi - lo).and_then(|panel| panel.force_contiguous()))?;
             ops::with_f32(&panel, |panel| {
-                lanes.par_iter_mut().enumerate().for_each(|(i, lanes)| {
-                    for (mut row, new) in lanes.w.slice_mut(s![lo..hi, ..]).rows_mut().into_iter().zip(panel.chunks_exact(width))
-                    {
-                        row.iter_mut().zip(&new[i * ROWS..]).for_each(|(w, new)| *w = *new);
+                lanes.par_iter_mut().zip(panel.par_chunks(ROWS * (hi - lo))).for_each(|(lanes, panel)| {
+                    for (row, new) in lanes.w.rows_mut().into_iter().zip(panel.chunks_exact(hi - lo)) {
+                        row.into_slice().expect("standard layout")[lo..hi].copy_from_slice(new);
                     }
-                    lanes.round(u, lo, hi);
+                    lanes.round(&corner, lo, hi);
                 });
             })?;
             if hi < cols {
-                let errors = beside(lanes, hi - lo, |l| &l.errors)?;
+                let errors = stacked(lanes.iter().map(|l| l.errors.slice(s![.., ..hi - lo])), hi - lo, self.device)?;
                 let moved = || {
-                    let u = factor.narrow(0, lo, hi - lo)?.narrow(1, hi, cols - hi)?.t()?.contiguous()?;
-                    rest.narrow(0, hi - lo, cols - hi)? - u.matmul(&errors)?
+                    let u = factor.narrow(0, lo, hi - lo)?.narrow(1, hi, cols - hi)?.contiguous()?;
+                    rest.narrow(1, hi - lo, cols - hi)? + errors.matmul(&u)?
                 };
                 rest = failed(moved())?;
             }
         }
+        Ok(())
+    }
+
+    fn losses(&self, chunks: &mut [Chunk<'_>]) -> Result<()> {
+        self.gradients(chunks)?;
+        chunks.par_iter_mut().for_each(|c| c.lost = c.losses());
         Ok(())
     }
 

@@ -10,6 +10,8 @@ pub(super) struct Chunk<'w> {
     pub weights: ArrayView2<'w, f32>,
     /// What stands for it so far.
     pub rows: Rows,
+    /// `Δ H Δᵀ` of each row, as it was last asked for.
+    pub lost: Vec<f64>,
     /// `Δ H`, where it is kept up to date.
     pub gradients: Array2<f32>,
     /// Whether the polish goes on.
@@ -18,7 +20,7 @@ pub(super) struct Chunk<'w> {
 
 impl<'w> Chunk<'w> {
     pub fn new(weights: ArrayView2<'w, f32>, rows: Rows) -> Self {
-        Chunk { weights, rows, gradients: Array2::zeros((0, 0)), live: true }
+        Chunk { weights, rows, lost: Vec::new(), gradients: Array2::zeros((0, 0)), live: true }
     }
 
     /// Rows with scales fitted to the weights; codes not chosen yet.
@@ -28,19 +30,19 @@ impl<'w> Chunk<'w> {
 }
 
 impl Chunk<'_> {
-    /// `Δ H Δᵀ` of each row.
+    /// `Δ H Δᵀ` of each row, from its gradient.
     pub fn losses(&self) -> Vec<f64> {
         let rows = self.rows.values.rows().into_iter().zip(self.weights.rows()).zip(self.gradients.rows());
         rows.map(|((q, w), g)| q.iter().zip(w).zip(g).map(|((q, w), g)| f64::from(q - w) * f64::from(*g)).sum()).collect()
     }
 
-    /// Takes the rows that lose less, and returns how many.
+    /// Takes the rows that lost less, and returns how many. Gradients stay what they are.
     pub fn take_better_rows(&mut self, next: &mut Chunk<'_>) -> usize {
         let mut taken = 0;
-        for (r, (loss, new)) in self.losses().into_iter().zip(next.losses()).enumerate() {
-            if new < loss {
+        for r in 0..self.lost.len() {
+            if next.lost[r] < self.lost[r] {
                 self.rows.take_row(&mut next.rows, r);
-                self.gradients.row_mut(r).assign(&next.gradients.row(r));
+                self.lost[r] = next.lost[r];
                 taken += 1;
             }
         }

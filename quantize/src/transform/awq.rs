@@ -19,6 +19,7 @@ use crate::solver::Problem;
 use bitsmith_calibrate::SiteStats;
 use bitsmith_formats::{CodecId, Result};
 use bitsmith_runtime::Device;
+use bitsmith_runtime::product::quadratic_forms;
 use bitsmith_runtime::role::{Input, Part};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use rayon::prelude::*;
@@ -222,7 +223,8 @@ fn input_rounding(rows: &Array2<f32>, scales: &[f32], codec: CodecId, importance
 }
 
 fn quadratic(delta: ArrayView2<'_, f32>, h: &Array2<f32>) -> f64 {
-    delta.dot(h).iter().zip(delta.iter()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    let delta = delta.as_standard_layout();
+    quadratic_forms(&delta.rows().into_iter().filter_map(|r| r.to_slice()).collect::<Vec<_>>(), h.view()).iter().sum()
 }
 
 /// Longest blocks that are clipped: beyond, `H_bb` costs more than clipping the few weights at the end of such a range can gain.

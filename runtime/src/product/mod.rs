@@ -12,6 +12,7 @@ mod processor;
 mod tests;
 mod weight;
 
+pub use float::{Packed, RowPair, add_product, quadratic_forms};
 pub(crate) use output::Output;
 pub(crate) use processor::Processor;
 pub use weight::{Blocks, Weight};

@@ -2,10 +2,11 @@
 
 use super::integer::{Activations, Form, product};
 use super::processor::Processor;
-use super::{Blocks, ComputeMode, Weight, float};
+use super::{Blocks, ComputeMode, Packed, Weight, add_product, float, quadratic_forms};
 use crate::ops;
 use bitsmith_formats::{CodecId, EncodedTensor};
 use candle_core::Device;
+use ndarray::{Array1, Array2, ArrayView2};
 
 /// Numbers around 0, spread like weights.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -145,6 +146,52 @@ fn float_products_are_those_of_decoded_weights() {
                 let error = error(&y, &x, &decoded, COLUMNS);
                 assert!(error < 2e-7, "{codec}, {rows} rows, {processor:?}: {error}");
             }
+        }
+    }
+}
+
+#[test]
+fn products_of_plain_matrices_are_added_row_by_row() {
+    let (inner, out, most) = (300, 1100, 29);
+    let (a, b) = (numbers(most * inner, 3), numbers(inner * out, 4));
+    let upright: Vec<f32> = (0..out * inner).map(|i| b[i % inner * out + i / inner]).collect();
+    for processor in processors() {
+        let run = |rows: std::ops::Range<usize>, b: ArrayView2<'_, f32>| {
+            let mut c = vec![0f32; rows.len() * out];
+            let a = a[rows.start * inner..rows.end * inner].chunks_exact(inner);
+            let mut rows: Vec<_> = a.zip(c.chunks_exact_mut(out)).collect();
+            // Twice: products are added.
+            float::add_product_on(processor, &mut rows, b);
+            float::add_product_on(processor, &mut rows, b);
+            c.iter().map(|c| c / 2.0).collect::<Vec<f32>>()
+        };
+        let b = ArrayView2::from_shape((inner, out), &b).unwrap();
+        let all = run(0..most, b);
+        let error = error(&all, &a, &upright, inner);
+        assert!(error < 4e-7, "{processor:?}: {error}");
+        // Whatever rows stand beside them, and however b lies in memory.
+        assert_eq!(run(5..6, b), all[5 * out..6 * out], "{processor:?}");
+        assert_eq!(run(3..most, ArrayView2::from_shape((out, inner), &upright).unwrap().reversed_axes()), all[3 * out..]);
+        assert!(run(0..0, b).is_empty());
+    }
+    let b = ArrayView2::from_shape((inner, out), &b).unwrap();
+    let (mut c, mut packed) = (vec![0f32; most * out], vec![0f32; most * out]);
+    add_product(&mut a.chunks_exact(inner).zip(c.chunks_exact_mut(out)).collect::<Vec<_>>(), b);
+    Packed::new(b).add_product(&mut a.chunks_exact(inner).zip(packed.chunks_exact_mut(out)).collect::<Vec<_>>());
+    assert_eq!(c, packed);
+}
+
+#[test]
+fn quadratic_forms_are_those_of_the_whole_matrix() {
+    for n in [40, 600, 1300] {
+        let (rows, noise) = (numbers(7 * n, 3), numbers(n * n, 4));
+        let h = Array2::from_shape_fn((n, n), |(i, j)| noise[i.max(j) * n + i.min(j)] + if i == j { 8.0 } else { 0.0 });
+        let upper = Array2::from_shape_fn((n, n), |(i, j)| if j / 512 >= i / 512 { h[[i, j]] } else { f32::NAN });
+        let got = quadratic_forms(&rows.chunks_exact(n).collect::<Vec<_>>(), upper.view());
+        for (row, got) in rows.chunks_exact(n).zip(got) {
+            let row = Array1::from_iter(row.iter().map(|x| f64::from(*x)));
+            let want = row.dot(&h.mapv(f64::from).dot(&row));
+            assert!((got / want - 1.0).abs() < 1e-5, "{n}: {got} {want}");
         }
     }
 }

@@ -1,7 +1,12 @@
 //! Products with f32 activations: weights are decoded a panel at a time, in the cache, and never stand in memory whole.
 
+mod dense;
 mod rows;
 mod tile;
+
+#[cfg(test)]
+pub(super) use dense::add_product_on;
+pub use dense::{Packed, RowPair, add_product, quadratic_forms};
 
 use super::Output;
 use super::processor::Processor;
@@ -23,7 +28,7 @@ const ROW_TASK: usize = 64 * 1024;
 type Panels = [Vec<[f32; PANEL_ROWS]>; PANELS];
 
 /// Sums of a tile, `(row of activations, row of weights)`.
-type Sums = [[f32; PANELS * PANEL_ROWS]; tile::MAX_WIDTH];
+type TileRows<'a> = [&'a mut [f32; PANELS * PANEL_ROWS]; tile::MAX_WIDTH];
 
 /// `x wᵀ`: weights are rows of blocks, `row_bytes` each, times `factor`; `x` is `(rows, columns)`. Gives `(rows, out)`.
 pub(super) fn product(
@@ -91,7 +96,7 @@ pub(super) fn product(
                 }
                 let x = &packed[first * padded..][..n * padded];
                 for (x, sums) in x.chunks_exact(n * width).zip(sums.iter_mut()) {
-                    tile::tile(processor, panels, x, sums);
+                    tile::tile(processor, panels, x, &mut sums.each_mut());
                 }
             }
             let n = weights.len() / row_bytes;
@@ -111,12 +116,16 @@ fn pack(x: &[f32], columns: usize, part: usize, width: usize) -> Vec<f32> {
     let mut packed = vec![0f32; padded * columns];
     packed.par_chunks_mut(part * padded).enumerate().for_each(|(i, packed)| {
         let (first, n) = (i * part, part.min(columns - i * part));
-        for (tile, packed) in packed.chunks_exact_mut(n * width).enumerate() {
-            for (r, row) in (tile * width..rows).take(width).enumerate() {
-                let from = &x[row * columns + first..][..n];
-                packed[r..].iter_mut().step_by(width).zip(from).for_each(|(to, x)| *to = *x);
-            }
-        }
+        pack_part(packed, x.chunks_exact(columns).map(|row| &row[first..][..n]), n, width);
     });
     packed
+}
+
+/// The same of one part of `n` columns.
+fn pack_part<'x>(packed: &mut [f32], mut rows: impl Iterator<Item = &'x [f32]>, n: usize, width: usize) {
+    for tile in packed.chunks_exact_mut(n * width) {
+        for (r, row) in rows.by_ref().take(width).enumerate() {
+            tile[r..].iter_mut().step_by(width).zip(row).for_each(|(to, x)| *to = *x);
+        }
+    }
 }

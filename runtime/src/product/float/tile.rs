@@ -1,6 +1,6 @@
 //! The inner loop over a pair of panels and a tile of activations.
 
-use super::{PANEL_ROWS, PANELS, Panels, Sums};
+use super::{PANEL_ROWS, PANELS, Panels, TileRows};
 use crate::product::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -25,7 +25,7 @@ pub(super) fn width(processor: Processor) -> usize {
 }
 
 /// Adds the products of a part of the columns to the sums. `x` is `(column, row of the tile)`, at most as many columns as the panels have.
-pub(super) fn tile(processor: Processor, panels: &Panels, x: &[f32], sums: &mut Sums) {
+pub(super) fn tile(processor: Processor, panels: &Panels, x: &[f32], sums: &mut TileRows<'_>) {
     assert!(panels.iter().all(|p| p.len() >= x.len() / width(processor)), "columns of a panel");
     match processor {
         // SAFETY: the processor has these instructions wherever it is said to be `Processor::Avx512`; columns were checked.
@@ -39,7 +39,7 @@ pub(super) fn tile(processor: Processor, panels: &Panels, x: &[f32], sums: &mut 
 }
 
 /// The twin of the others, which differ in fusing multiplications and additions.
-fn scalar(panels: &Panels, x: &[f32], sums: &mut Sums) {
+fn scalar(panels: &Panels, x: &[f32], sums: &mut TileRows<'_>) {
     for (p, panel) in panels.iter().enumerate() {
         for (a, sums) in sums.iter_mut().enumerate().take(SCALAR_WIDTH) {
             let mut acc = [0f32; PANEL_ROWS];
@@ -57,7 +57,7 @@ fn scalar(panels: &Panels, x: &[f32], sums: &mut Sums) {
 /// Needs AVX2 and FMA, and panels of at least as many columns as `x`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(panels: &Panels, x: &[f32], sums: &mut Sums) {
+unsafe fn avx2(panels: &Panels, x: &[f32], sums: &mut TileRows<'_>) {
     for (p, panel) in panels.iter().enumerate() {
         let mut acc = [[_mm256_setzero_ps(); 2]; AVX2_WIDTH];
         let mut w = panel.as_ptr().cast::<f32>();
@@ -86,7 +86,7 @@ unsafe fn avx2(panels: &Panels, x: &[f32], sums: &mut Sums) {
 /// Needs AVX-512 F, and panels of at least as many columns as `x`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(panels: &Panels, x: &[f32], sums: &mut Sums) {
+unsafe fn avx512(panels: &Panels, x: &[f32], sums: &mut TileRows<'_>) {
     let mut acc = [[_mm512_setzero_ps(); PANELS]; AVX512_WIDTH];
     let mut w = [panels[0].as_ptr().cast::<f32>(), panels[1].as_ptr().cast::<f32>()];
     for x in x.as_chunks::<AVX512_WIDTH>().0 {
