@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Seconds and peak memory of GPTQ on one decoder layer of a 7B shape (4096 and 11008 channels), beside GPTQ in PyTorch.
 
-    benches/gptq_speed.py CHECKPOINT [--torch PYTHON] [--threads 2] [--samples 8] [--targets gptq:4bit-g128,gguf:q4_k_m]
+    benches/gptq_speed.py CHECKPOINT [--torch PYTHON] [--gptqmodel PYTHON --text FILE] [--threads 2] [--samples 8]
+                          [--targets gptq:4bit-g128,gguf:q4_k_m]
 
 CHECKPOINT is made by `make_checkpoint.py CHECKPOINT 7b --layers 1`. This project's numbers are those of the whole command: calibration,
 embedding and output matrix included (`--pure` is not given, so GPTQ targets leave those two alone). PyTorch's are for the seven matrices'
 solving alone, given H: the published algorithm (factor of the inverse once per input, blocks of 128 columns, symmetric 4-bit groups of
-128), in a process of its own with the Python that `--torch` names.
+128), in a process of its own with the Python that `--torch` names. GPTQModel's are those of its whole run from Python, calibrated on as many
+windows of FILE, with the Python that `--gptqmodel` names.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -59,6 +62,8 @@ def main():
     a.add_argument("checkpoint")
     a.add_argument("--bitsmith", default="target/release/bitsmith")
     a.add_argument("--torch")
+    a.add_argument("--gptqmodel")
+    a.add_argument("--text")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--samples", default="8")
     a.add_argument("--method", default="gptq")
@@ -68,6 +73,17 @@ def main():
         return print(torch_seconds(a.threads))
     print("| | seconds | peak MiB |")
     print("|---|---|---|")
+    if a.gptqmodel:
+        out = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(a.checkpoint)))
+        peer = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peers", "peer.py")
+        words = ["--group", "128", "--calib", os.path.abspath(a.text), "--samples", a.samples]
+        command = [a.gptqmodel, peer, "gptqmodel", os.path.abspath(a.checkpoint), f"{out}/a", *words]
+        start = time.time()
+        # It leaves logs where it runs.
+        subprocess.run(command, cwd=out, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        seconds, peak = time.time() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        shutil.rmtree(out)
+        print(f"| GPTQModel, whole run, 4 bits in groups of 128 | {seconds:.0f} | {peak / 2**10:.0f} |", flush=True)
     for target in a.targets.split(","):
         out = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(a.checkpoint)))
         command = [a.bitsmith, "quantize", a.checkpoint, "--to", target, "--method", a.method, "--calib", "builtin", "--samples", a.samples]
