@@ -167,13 +167,6 @@ impl<'a> Perturber<'a> {
         Measured::by_domain(&self.eval, &effect.windows)
     }
 
-    /// Another model on the same windows.
-    pub fn compare(&self, other: &dyn WeightSource, watch: Watch<'_>) -> Result<Effect> {
-        let states = States::run(other, &self.eval, &self.device, watch)?;
-        let windows = self.positions(&[states])?.remove(0);
-        Ok(Effect { windows, depth: Vec::new() })
-    }
-
     fn measure_together(&mut self, changes: &[Change<'_>], with_depth: bool) -> Result<Vec<Effect>> {
         let n_layers = self.source.spec().n_layers;
         let embedding = Role::global(Part::TokenEmbd);
@@ -357,7 +350,6 @@ mod tests {
                 by_domain.iter().map(|d| d.kld).collect::<Vec<_>>(),
                 kld.domains.iter().map(|d| d.summary.mean).collect::<Vec<_>>()
             );
-            assert_eq!(on_disk.compare(&changed, &ignore_progress).unwrap().windows, effect.windows);
         }
         let baseline = on_disk.baseline().unwrap();
         let own = reference.perplexity(&ignore_progress).unwrap();

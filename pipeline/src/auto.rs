@@ -1,15 +1,16 @@
 //! Allocation: which format each tensor of an `auto` target gets.
 //!
 //! Every matrix is encoded in every candidate format by the method's solver; probes tell how much the model's predictions suffer from an
-//! error in each ([`crate::sensitivity`]); the knapsack is solved exactly. Errors of a whole plan do not quite add up, and whole plans are
-//! made with the method's transforms on the inputs that quantized layers give, so two plans of one format each are made and measured as
-//! well: what they lose in truth, divided by the sum of their tensors' parts, corrects the prediction.
+//! error in each ([`crate::sensitivity`]); the knapsack is solved exactly. What a whole plan loses is not quite the sum of its tensors'
+//! parts: errors do not add up to the last bit, and whole plans are made with the method's transforms on the inputs that quantized layers
+//! give. So the plan that was chosen is made and measured on text that is held out; a budget of divergence takes a few such rounds.
 
 use crate::budget::{Auto, Budget, SpeedClass};
 use crate::candidates::{Candidates, Column, Kept};
 use crate::context::Context;
 use crate::encode::{Encoder, Evidence};
-use crate::evaluate::{EvalOptions, watch};
+use crate::evaluate::watch;
+use crate::held_out::{self, Texts};
 use crate::manifest::hash_inputs;
 use crate::map::middle;
 use crate::opened::Opened;
@@ -19,9 +20,8 @@ use crate::sensitivity::probe;
 use crate::share::Share;
 use crate::spool::Spool;
 use crate::target::Target;
-use bitsmith_datasets::{DataSpec, EvalWindows, Style, WindowSet};
-use bitsmith_eval::Perturber;
-use bitsmith_eval::stats::mean;
+use bitsmith_datasets::{DataSpec, EvalWindows};
+use bitsmith_eval::{Perturber, Reference};
 use bitsmith_formats::atomic::write_file;
 use bitsmith_formats::hash::sha256_bytes;
 use bitsmith_formats::{CodecId, Encoding, Error, Float, Result};
@@ -33,10 +33,10 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// One window of calibration text in so many is held out for probes and predictions.
-const HOLD_OUT: usize = 8;
-/// But no more than this.
-const MAX_HELD_OUT: usize = 16;
+/// Plans that are made and measured for a budget of divergence.
+const ROUNDS: usize = 4;
+/// A plan that is predicted to lose this much of what it may is close enough.
+const CLOSE: f64 = 0.95;
 
 /// What there is to choose from for every group of tensors, and the groups.
 type Items = (Vec<Vec<Choice>>, Vec<Vec<Role>>);
@@ -61,6 +61,10 @@ pub struct Allocated {
     pub overrides: Vec<(String, CodecId)>,
     /// The mean divergence that the plan is expected to have, nats per token.
     pub predicted: f64,
+    /// Its standard error, windows taken as independent; `None` for a single window.
+    pub stderr: Option<f64>,
+    /// The text that it was found on.
+    pub data: String,
     /// Each tensor's part of it.
     pub parts: BTreeMap<Role, f64>,
 }
@@ -70,8 +74,17 @@ pub struct Allocated {
 struct Known {
     /// By tensor, the divergence that each candidate adds.
     losses: Vec<(Role, Vec<f64>)>,
-    /// By candidate, the divergence when all tensors have it.
-    whole: BTreeMap<usize, f64>,
+    /// Plans that were made.
+    measured: Vec<Made>,
+}
+
+/// A plan that was made and measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Made {
+    /// The candidate of each group of tensors.
+    chosen: Vec<usize>,
+    kld: f64,
+    stderr: Option<f64>,
 }
 
 /// The model that formats are chosen for.
@@ -122,21 +135,29 @@ pub fn plan_for(
             .checked_sub(fixed + besides)
             .and_then(|room| allocate(&items, room as f64))
             .ok_or_else(|| too_little(budget, &items, fixed + besides, spec))?,
-        (Budget::MaxKld(kld), _) => allocation.within(kld.get(), &items, &mut known)?,
+        (Budget::MaxKld(kld), _) => allocation.within(kld.get(), &items, &groups, &mut known)?,
         (..) => unreachable!("other budgets are in bytes"),
     };
-    let sum: f64 = items.iter().zip(&chosen).map(|(choices, at)| choices[*at].cost).sum();
-    let correction = allocation.correction(sum, &mut known)?;
-    let mut allocated = Allocated { overrides: Vec::new(), predicted: correction * sum, parts: BTreeMap::new() };
+    let Made { kld: predicted, stderr, .. } = allocation.measure(&chosen, &groups, &mut known)?;
+    let correction = predicted / cost(&items, &chosen);
+    let data = options.auto.data.as_ref().map_or("calibration text that was held out".into(), |data| data.to_string());
+    let mut allocated = Allocated { overrides: Vec::new(), predicted, stderr, data, parts: BTreeMap::new() };
     let losses: BTreeMap<Role, &Vec<f64>> = known.losses.iter().map(|(role, losses)| (*role, losses)).collect();
     for (roles, &column) in groups.iter().zip(&chosen) {
         for &role in roles {
             let codec = allocation.columns[column].plan.codec(role).expect("plans have every tensor");
             allocated.overrides.push((role.to_string(), codec));
-            allocated.parts.insert(role, correction * losses[&role][column]);
+            // Where no tensor's error shows, there is nothing to share out.
+            let part = if correction.is_finite() { correction * losses[&role][column] } else { 0.0 };
+            allocated.parts.insert(role, part);
         }
     }
     Ok(allocated)
+}
+
+/// The sum over all groups of tensors of what is chosen.
+fn cost(items: &[Vec<Choice>], chosen: &[usize]) -> f64 {
+    items.iter().zip(chosen).map(|(choices, at)| choices[*at].cost).sum()
 }
 
 fn too_little(budget: Budget, items: &[Vec<Choice>], besides: u64, spec: &ModelSpec) -> Error {
@@ -167,14 +188,7 @@ impl<'a> Allocation<'a> {
         }
         let importance = PlanOptions { importance: weighted, ..options.plan.clone() };
         let typical = Target::Auto(auto).plan(spec, dense, &importance)?;
-        let set = options.calibration.windows(model)?;
-        let (calibration, held_out) = match &options.auto.data {
-            Some(data) => {
-                let eval = EvalOptions { limit: Some(MAX_HELD_OUT), ..EvalOptions::default() };
-                (set.windows, as_one(eval.windows(data, model, &model.text_tokenizer()?)?))
-            }
-            None => split(set)?,
-        };
+        let Texts { calibration, held_out } = Texts::of(&options.calibration, options.auto.data.as_ref(), model)?;
         let key = json!({
             "tool": concat!("bitsmith ", env!("CARGO_PKG_VERSION")), "inputs": hash_inputs(model.checkpoint.path())?,
             "plans": columns.iter().map(|c| &c.plan).collect::<Vec<_>>(), "method": options.method.to_string(),
@@ -206,11 +220,13 @@ impl<'a> Allocation<'a> {
             Kept { folder: &self.work.join("candidates"), key: &self.key },
             context,
         )?;
-        let mut perturber = self.perturber()?;
+        let watch = watch(context, "held-out text");
+        let mut perturber =
+            Perturber::new(source, held_out::few(&self.held_out, held_out::PROBED), &self.work, &context.device, &watch)?;
         let factors = probe(&mut perturber, &candidates, middle(&self.columns), context)?;
         let losses =
             |role: Role| (role, candidates.errors(role).iter().map(|e| e * factors.get(&role).unwrap_or(&0.0)).collect());
-        let known = Known { losses: candidates.roles().into_iter().map(losses).collect(), whole: BTreeMap::new() };
+        let known = Known { losses: candidates.roles().into_iter().map(losses).collect(), measured: Vec::new() };
         self.keep(&known)?;
         std::fs::remove_dir_all(&self.work).map_err(|e| Error::write(&self.work, e))?;
         Ok(known)
@@ -218,11 +234,6 @@ impl<'a> Allocation<'a> {
 
     fn keep(&self, known: &Known) -> Result<()> {
         write_file(&self.store, sealed::seal(known)?.as_bytes())
-    }
-
-    fn perturber(&self) -> Result<Perturber<'a>> {
-        let watch = watch(self.context, "held-out text");
-        Perturber::new(self.source, self.held_out.clone(), &self.work, &self.context.device, &watch)
     }
 
     /// Bytes of a tensor in a column, as the container stores it.
@@ -259,96 +270,69 @@ impl<'a> Allocation<'a> {
     }
 
     /// The smallest plan whose predicted divergence is at most `kld`.
-    fn within(&self, kld: f64, items: &[Vec<Choice>], known: &mut Known) -> Result<Vec<usize>> {
+    fn within(&self, kld: f64, items: &[Vec<Choice>], groups: &[Vec<Role>], known: &mut Known) -> Result<Vec<usize>> {
         let turned: Vec<Vec<Choice>> =
             items.iter().map(|i| i.iter().map(|c| Choice { weight: c.cost, cost: c.weight }).collect()).collect();
+        let bytes = |chosen: &[usize]| cost(&turned, chosen);
+        let mut best: Option<Vec<usize>> = None;
         let mut sum = kld;
-        let mut found = None;
-        // The correction depends on the sum, slowly: a few rounds settle it.
-        for _ in 0..4 {
-            sum = kld / self.correction(sum, known)?;
-            found = allocate(&turned, sum);
-        }
-        found.ok_or_else(|| {
+        for _ in 0..ROUNDS {
+            // Less than this no plan loses by the sum of its parts; what the one that loses least does lose is still to be seen.
             let least: f64 = items.iter().map(|i| i.iter().map(|c| c.cost).fold(f64::INFINITY, f64::min)).sum();
-            Error::usage(format!("no plan is predicted to lose less than {least:.2e} nats per token"))
+            let Some(chosen) = allocate(&turned, sum.max(least * (1.0 + 1e-9))) else { break };
+            let measured = self.measure(&chosen, groups, known)?.kld;
+            if measured <= kld && best.as_ref().is_none_or(|best| bytes(&chosen) < bytes(best)) {
+                best = Some(chosen.clone());
+            }
+            if measured <= kld && measured >= CLOSE * kld || measured > kld && sum <= least {
+                break;
+            }
+            // A plan that loses too much, or one that takes too much: the next aims at the middle of what is close enough.
+            sum = cost(items, &chosen) * kld * (1.0 + CLOSE) / 2.0 / measured.max(1e-12);
+        }
+        best.ok_or_else(|| {
+            let least = known.measured.iter().map(|made| made.kld).fold(f64::INFINITY, f64::min);
+            Error::usage(format!("no plan was found that loses at most {kld:.2e} nats per token: the best loses {least:.2e}"))
                 .hint("allow more divergence, or choose a container with wider formats")
         })
     }
 
-    /// What whole plans lose, divided by the sum over their tensors: interpolated between the two plans of one format whose sums
-    /// are next to this one.
-    fn correction(&self, sum: f64, known: &mut Known) -> Result<f64> {
-        let sums: Vec<f64> = (0..self.columns.len()).map(|c| known.losses.iter().map(|(_, l)| l[c]).sum()).collect();
-        let next = |above: bool| {
-            let there = (0..sums.len()).filter(|c| sums[*c] > 0.0 && (sums[*c] >= sum) == above);
-            there.min_by(|a, b| (sums[*a] / sum).ln().abs().total_cmp(&(sums[*b] / sum).ln().abs()))
-        };
-        let mut points = Vec::new();
-        for column in [next(true), next(false)].into_iter().flatten() {
-            let measured = match known.whole.get(&column) {
-                Some(measured) => *measured,
-                None => {
-                    let measured = self.measure_whole(column)?;
-                    known.whole.insert(column, measured);
-                    self.keep(known)?;
-                    measured
-                }
-            };
-            points.push((sums[column].ln(), (measured / sums[column]).ln()));
+    /// The divergence of a plan on the text that is held out, made by the whole method. The plan is the typical one but for what is
+    /// chosen, a column for each group of tensors.
+    fn measure(&self, chosen: &[usize], groups: &[Vec<Role>], known: &mut Known) -> Result<Made> {
+        if let Some(made) = known.measured.iter().find(|made| made.chosen == chosen) {
+            return Ok(made.clone());
         }
-        Ok(match points[..] {
-            [(x0, y0), (x1, y1)] if x0 != x1 => (y0 + (y1 - y0) * (sum.ln() - x0) / (x1 - x0)).exp(),
-            [(_, y), ..] => y.exp(),
-            [] => 1.0,
-        })
-    }
-
-    /// The divergence of a plan of one format, made by the whole method.
-    fn measure_whole(&self, column: usize) -> Result<f64> {
-        let column = &self.columns[column];
-        let spool = Spool::open(&self.work.join(format!("whole-{}", column.codec)), &self.key)?;
-        let sequential = self.options.calibration.sequential(&self.options.method);
+        let mut plan = self.typical.clone();
+        for (roles, &column) in groups.iter().zip(chosen) {
+            for entry in plan.entries.iter_mut().filter(|e| roles.contains(&e.role)) {
+                entry.codec = self.columns[column].plan.codec(entry.role).expect("plans have every tensor");
+            }
+        }
+        let spool = Spool::open(&self.work.join("plan"), &format!("{} {chosen:?}", self.key))?;
         let encoder = Encoder {
             source: self.source,
-            plan: &column.plan,
+            plan: &plan,
             method: &self.options.method,
             vector_type: self.vector_type,
-            evidence: Evidence::Windows { windows: &self.calibration, sequential },
+            evidence: Evidence::Windows {
+                windows: &self.calibration,
+                sequential: self.options.calibration.sequential(&self.options.method),
+            },
             spool: &spool,
             share: Share::WHOLE,
             context: self.context,
         };
         encoder.run()?;
-        let perturber = self.perturber()?;
-        let name = column.codec.to_string();
-        let effect = perturber.compare(&Encoded(&encoder), &watch(self.context, &name))?;
-        let kld = mean(&perturber.by_domain(&effect).iter().map(|m| m.kld).collect::<Vec<_>>());
+        let watch = watch(self.context, "held-out text");
+        let reference = Reference::new("", self.source, self.held_out.clone(), &self.context.device, &watch)?;
+        let kld = reference.compare(&Encoded(&encoder), &watch)?.kld;
+        let made = Made { chosen: chosen.to_vec(), kld: kld.summary.mean, stderr: kld.mean_stderr_windows };
+        known.measured.push(made.clone());
+        self.keep(known)?;
         std::fs::remove_dir_all(&self.work).map_err(|e| Error::write(&self.work, e))?;
-        Ok(kld)
+        Ok(made)
     }
-}
-
-/// Windows for the solver, and full ones of the same text that are held out. A single window is both.
-fn split(set: WindowSet) -> Result<(Vec<Vec<u32>>, EvalWindows)> {
-    let full: Vec<usize> = (0..set.windows.len()).filter(|w| set.windows[*w].len() == set.ctx).collect();
-    if full.is_empty() {
-        let message = format!("`{}` has no window of {} tokens to hold out", set.data, set.ctx);
-        return Err(Error::usage(message).hint("give more calibration text, or a shorter --ctx"));
-    }
-    let step = HOLD_OUT.max(full.len().div_ceil(MAX_HELD_OUT));
-    let held: Vec<usize> = full.chunks(step).map(|chunk| chunk[chunk.len() / 2]).collect();
-    let rest: Vec<Vec<u32>> = (0..set.windows.len()).filter(|w| !held.contains(w)).map(|w| set.windows[w].clone()).collect();
-    let calibration = if rest.is_empty() { set.windows.clone() } else { rest };
-    let of = |w: &usize| set.windows[*w].clone();
-    let held_out = WindowSet { windows: held.iter().map(of).collect(), ..set };
-    Ok((calibration, as_one(EvalWindows { set: held_out, style: Style::Paper })))
-}
-
-/// The windows as a single domain: together they are what a plan is for.
-fn as_one(eval: EvalWindows) -> EvalWindows {
-    let (domains, domain_of) = (vec!["held out".into()], vec![0; eval.set.windows.len()]);
-    EvalWindows { set: WindowSet { domains, domain_of, ..eval.set }, ..eval }
 }
 
 /// A model whose tensors lie in an encoder's spool.

@@ -18,6 +18,7 @@ pub mod encode;
 pub mod estimate;
 pub mod evaluate;
 pub mod gather;
+mod held_out;
 pub mod imatrix;
 pub mod inspect;
 pub mod keep;

@@ -83,7 +83,8 @@ pub struct JobArgs {
     /// Formats that `auto` may choose: fast (no I-quants in GGUF, groups of 64 in MLX, 4 and 8 bits in GPTQ) or all [default: fast]
     #[arg(long, value_name = "CLASS", help_heading = "Budgets")]
     pub speed_class: Option<String>,
-    /// Text on which `auto` measures and predicts divergence [default: an eighth of the calibration text, held out]
+    /// Text on which `auto` measures and predicts divergence [default: calibration text that is held out
+    /// from the solver]
     #[arg(long, value_name = "DATA", help_heading = "Budgets")]
     pub predict_on: Option<String>,
     /// Type of scales, norms and activations in quantized MLX folders: bf16, f16 or f32. By default f16 where calibration shows that

@@ -59,7 +59,10 @@ impl Job<'_> {
 
     /// What is to be said of a plan: its fallbacks, and the divergence that an allocation predicts.
     pub(super) fn plan_notes(&self, target: Target, plan: &Plan) -> Vec<String> {
-        let predicted = self.allocated(target).map(|a| format!("predicted divergence: {:.6}", a.predicted));
+        let predicted = self.allocated(target).map(|a| {
+            let stderr = a.stderr.map_or(String::new(), |stderr| format!(" ± {stderr:.6}"));
+            format!("predicted divergence: {:.6}{stderr}, on {}", a.predicted, a.data)
+        });
         plan.fallbacks().into_iter().chain(predicted).collect()
     }
 }
