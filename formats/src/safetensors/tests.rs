@@ -360,7 +360,7 @@ proptest! {
         let mut bytes = raw(GOOD, &[7; 16]);
         let n = bytes.len();
         bytes[at % n] = byte;
-        bytes.truncate(n - cut % 3 * (cut % n));
+        bytes.truncate(n.saturating_sub(cut % 3 * (cut % n)));
         let _ = super::header::parse(&bytes);
     }
 }
