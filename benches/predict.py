@@ -24,13 +24,13 @@ def deal(text: Path, folder: Path) -> tuple[Path, Path]:
 
 def row(bitsmith: str, model: str, target: str, args: argparse.Namespace, files: tuple[Path, Path], folder: Path) -> str:
     on, measured_on = map(str, files)
-    output = str(folder / re.sub(r"\W", "-", f"{model}-{target}")) + ("/" if target.startswith("mlx") else ".gguf")
+    output = str(folder / re.sub(r"\W", "-", f"{model}-{target}")) + "/"
     quantize = [bitsmith, "quantize", model, "--to", target, "--calib", args.calib, "--samples", str(args.samples)]
     made = json.loads(subprocess.check_output([*quantize, "--predict-on", on, "-o", output, "--json"], stderr=subprocess.DEVNULL))
     artifact = made["artifacts"][0]
     note = next(n for n in artifact["notes"] if "predicted" in n)
     predicted = float(re.search(r"divergence: ([\d.]+)", note)[1])
-    evaluate = [bitsmith, "eval", output, "--kld", measured_on, "--against", model, "--style", "paper", "--ctx", "512", "--json"]
+    evaluate = [bitsmith, "eval", artifact["path"], "--kld", measured_on, "--against", model, "--style", "paper", "--ctx", "512", "--json"]
     measured = json.loads(subprocess.check_output(evaluate, stderr=subprocess.DEVNULL))["kld"][0]
     change = predicted / measured["mean"] - 1
     return (
