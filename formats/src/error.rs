@@ -195,3 +195,50 @@ impl fmt::Display for Error {
         write!(f, "{}", self.message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_the_codes_and_names_that_scripts_rely_on() {
+        let contract = [
+            (ErrorKind::Failed, 1, "failed"),
+            (ErrorKind::Usage, 2, "usage"),
+            (ErrorKind::Gate, 3, "gate"),
+            (ErrorKind::Corrupt, 65, "corrupt"),
+            (ErrorKind::Missing, 66, "missing"),
+            (ErrorKind::Unsupported, 69, "unsupported"),
+            (ErrorKind::CannotWrite, 73, "cannot_write"),
+            (ErrorKind::Io, 74, "io"),
+            (ErrorKind::Transient, 75, "transient"),
+            (ErrorKind::NotAuthorised, 77, "not_authorised"),
+            (ErrorKind::Interrupted, 130, "interrupted"),
+        ];
+        for (kind, code, name) in contract {
+            assert_eq!((kind.exit_code(), kind.name()), (code, name));
+        }
+    }
+
+    #[test]
+    fn errors_of_the_system_become_kinds_with_their_place() {
+        use std::io::{Error as Io, ErrorKind as K};
+        for (of, read, written) in [
+            (K::NotFound, ErrorKind::Missing, ErrorKind::CannotWrite),
+            (K::UnexpectedEof, ErrorKind::Corrupt, ErrorKind::Io),
+            (K::PermissionDenied, ErrorKind::Io, ErrorKind::CannotWrite),
+            (K::StorageFull, ErrorKind::Io, ErrorKind::Io),
+        ] {
+            assert_eq!(Error::read("a", Io::from(of)).kind, read, "{of:?}");
+            let error = Error::write("a", Io::from(of)).tensor("t").file("another").tensor("u");
+            assert_eq!(error.kind, written, "{of:?}");
+            assert_eq!(error.hint.is_some(), of == K::StorageFull);
+            assert!(
+                error.to_string().starts_with("a: tensor `t`: cannot write: ") && std::error::Error::source(&error).is_some()
+            );
+        }
+        let given = Error::missing("no file").hint("look elsewhere");
+        assert_eq!(given.remedy(), Some("look elsewhere"));
+        assert_eq!(Error::missing("no file").remedy(), ErrorKind::Missing.remedy());
+    }
+}

@@ -94,17 +94,24 @@ pub fn vectors() -> Vectors {
     if SCALAR.load(std::sync::atomic::Ordering::Relaxed) {
         return Vectors::Scalar;
     }
+    // Asked once for every block: six features take longer to look up than some blocks to compute.
+    static FOUND: std::sync::OnceLock<Vectors> = std::sync::OnceLock::new();
+    let found = *FOUND.get_or_init(detect);
+    match WIDEST.load(std::sync::atomic::Ordering::Relaxed) {
+        1 => Vectors::Baseline,
+        2 => Vectors::Avx2.min(found),
+        _ => found,
+    }
+}
+
+/// The widest vector registers that the processor has.
+fn detect() -> Vectors {
     #[cfg(target_arch = "x86_64")]
     {
         use std::is_x86_feature_detected as has;
         if has!("avx2") && has!("f16c") {
             let wider = has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq");
-            let found = if wider { Vectors::Avx512 } else { Vectors::Avx2 };
-            return match WIDEST.load(std::sync::atomic::Ordering::Relaxed) {
-                1 => Vectors::Baseline,
-                2 => Vectors::Avx2.min(found),
-                _ => found,
-            };
+            return if wider { Vectors::Avx512 } else { Vectors::Avx2 };
         }
     }
     Vectors::Baseline

@@ -112,6 +112,10 @@ fn scales_of_experts_multiply_their_values() {
     for largest in [[2688.0 * 4.0; 3], [2688.0, 5376.0, 1344.0]] {
         let store = experts("nvfp4", &[("x.global_scale", "F32", &[3], global(largest))]).unwrap();
         assert_eq!(store.tensors().len(), 1);
+        // One scale for all is the tensor's own, so that its blocks can be carried over as they are.
+        let info = store.find("x.weight").unwrap();
+        let (one_for_all, blocks) = (largest[0] == largest[1], Encoding::Codec(CodecId::Micro(Micro::Nvfp4)));
+        assert_eq!((info.encoding == blocks, info.scale), (one_for_all, if one_for_all { 4.0 } else { 1.0 }));
         let (shape, scaled) = store.read_f32("x.weight").unwrap();
         assert_eq!(shape, [3, 2, 32]);
         for (i, (a, b)) in scaled.iter().zip(&values).enumerate() {
