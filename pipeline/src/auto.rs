@@ -275,10 +275,10 @@ impl<'a> Allocation<'a> {
             items.iter().map(|i| i.iter().map(|c| Choice { weight: c.cost, cost: c.weight }).collect()).collect();
         let bytes = |chosen: &[usize]| cost(&turned, chosen);
         let mut best: Option<Vec<usize>> = None;
+        // Less than this no plan loses by the sum of its parts; what the one that loses least does lose is still to be seen.
+        let least: f64 = items.iter().map(|i| i.iter().map(|c| c.cost).fold(f64::INFINITY, f64::min)).sum();
         let mut sum = kld;
         for _ in 0..ROUNDS {
-            // Less than this no plan loses by the sum of its parts; what the one that loses least does lose is still to be seen.
-            let least: f64 = items.iter().map(|i| i.iter().map(|c| c.cost).fold(f64::INFINITY, f64::min)).sum();
             let Some(chosen) = allocate(&turned, sum.max(least * (1.0 + 1e-9))) else { break };
             let measured = self.measure(&chosen, groups, known)?.kld;
             if measured <= kld && best.as_ref().is_none_or(|best| bytes(&chosen) < bytes(best)) {
