@@ -151,12 +151,15 @@ fn reciprocal(step: f32) -> f32 {
 /// Sums the lanes, pairwise. They pass through memory: a compiler that saw the order of these last additions would arrange the
 /// loop before them in registers of two lanes.
 #[inline(always)]
-fn fold<const N: usize>(lanes: [f32; N]) -> f32 {
+fn fold<T: Copy + std::ops::AddAssign, const N: usize>(lanes: [T; N]) -> T {
     let mut sums = *std::hint::black_box(&lanes);
     let mut n = N;
     while n > 1 {
         n /= 2;
-        (0..n).for_each(|i| sums[i] += sums[i + n]);
+        (0..n).for_each(|i| {
+            let upper = sums[i + n];
+            sums[i] += upper;
+        });
     }
     sums[0]
 }
@@ -212,6 +215,13 @@ dispatched! {
         }
     }
 
+    /// [`error`] for lines of step and bias.
+    pub(crate) fn errors(x: &[f32], w: &[f32], lines: &[(f32, f32)], low: f32, high: f32, errors: &mut [f32]) {
+        for (&(step, bias), error) in lines.iter().zip(errors) {
+            *error = portable::error(x, w, step, bias, low, high);
+        }
+    }
+
     /// Σ w r², Σ w r, Σ w r c, Σ w c, Σ w c², with the codes c as in [`error`] and r = x − v.
     pub(crate) fn moments(x: &[f32], w: &[f32], step: f32, bias: f32, low: f32, high: f32) -> [f32; 5] {
         if is_long(x) {
@@ -219,6 +229,21 @@ dispatched! {
         } else {
             moments_in::<LANES>(x, w, step, bias, low, high)
         }
+    }
+
+    /// Σ w r², Σ w r t, Σ w t², with r = x − step · t and the products rounded to f32.
+    pub(crate) fn entry_moments(x: &[f32], w: &[f32], step: f32, t: &[f32]) -> [f64; 3] {
+        let [mut error, mut rt, mut tt] = [[0f64; LANES]; 3];
+        for ((x, w), t) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0).zip(t.as_chunks::<LANES>().0) {
+            for i in 0..LANES {
+                let (w, r, t) = (f64::from(w[i]), f64::from(x[i]) - f64::from(step * t[i]), f64::from(t[i]));
+                let (wr, wt) = (w * r, w * t);
+                error[i] += wr * r;
+                rt[i] += wr * t;
+                tt[i] += wt * t;
+            }
+        }
+        [fold(error), fold(rt), fold(tt)]
     }
 
     /// `out[i] = Σ_j v[j] h[j · stride + i]`: a combination of rows, in f64.

@@ -6,6 +6,7 @@
 //! encode WEIGHTS.f32 ROW_LEN [--importance FILE.f32] [--repeat N] [--out FOLDER] TYPE...
 //! encode --bandwidth TYPE...
 //! encode --reading THREADS
+//! encode --fits TYPE...
 //! encode --twins BLOCKS TYPE...
 //! ```
 //!
@@ -13,11 +14,12 @@
 //! repetition, for encoding (`encode_s`) and for decoding what was encoded (`decode_s`). With `--out`, FOLDER/TYPE.bin receives
 //! the bytes and FOLDER/TYPE.f32 the decoded values. Files are little-endian f32.
 //!
-//! `--bandwidth` measures what share of the memory's speed the encoders reach, `--reading` at what speed threads read memory, `--twins` compares them with their scalar twins
-//! (build with `--features twins`).
+//! `--bandwidth` measures what share of the memory's speed the encoders reach, `--reading` at what speed threads read memory,
+//! `--fits` what fits of scales cost and give, `--twins` compares encoders with their scalar twins (build with `--features twins`).
 #![allow(clippy::print_stdout)]
 
 mod bandwidth;
+mod fits;
 #[cfg(feature = "twins")]
 mod twins;
 
@@ -40,7 +42,7 @@ fn main() -> Result<()> {
     match args.first().map(String::as_str) {
         None => {
             println!("usage: encode --types | WEIGHTS.f32 ROW_LEN [--importance FILE] [--repeat N] [--out FOLDER] TYPE...");
-            println!("       encode --bandwidth TYPE... | --reading THREADS | --twins BLOCKS TYPE...");
+            println!("       encode --bandwidth TYPE... | --reading THREADS | --fits TYPE... | --twins BLOCKS TYPE...");
             Ok(())
         }
         Some("--types") => {
@@ -48,6 +50,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Some("--bandwidth") => bandwidth::run(&types(&args[1..])?),
+        Some("--fits") => fits::run(&types(&args[1..])?),
         Some("--reading") => {
             let count = args.get(1).ok_or_else(|| Error::usage("THREADS is missing"))?;
             bandwidth::reading(count.parse().map_err(|_| Error::usage(format!("not a number of threads: {count}")))?)

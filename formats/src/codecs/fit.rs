@@ -58,6 +58,11 @@ impl Problem<'_> {
         kernels::error(self.x, self.w, line.step, line.bias, self.low, self.high)
     }
 
+    /// [`Problem::error`] of several lines of step and bias.
+    pub fn errors(&self, lines: &[(f32, f32)], errors: &mut [f32]) {
+        kernels::errors(self.x, self.w, lines, self.low, self.high, errors);
+    }
+
     /// The sums that [`Problem::refit`] and the super-block's refit need.
     pub fn moments(&self, line: Line) -> Moments {
         let [error, r, rc, c, cc] = kernels::moments(self.x, self.w, line.step, line.bias, self.low, self.high);

@@ -4,7 +4,7 @@
 use super::search::ALL_ZERO;
 use super::side_by_side::Group;
 use super::tabled::SUB;
-use crate::simd::{IntLanes, Lanes, MaskLanes};
+use crate::simd::{IntLanes, Kernel, Lanes, MaskLanes, dispatch};
 
 /// The values of the codes.
 pub(super) const VALUES: [f32; 16] =
@@ -19,6 +19,17 @@ const MIDDLES: [f32; 16] = {
         i += 1;
     }
     middles
+};
+
+/// What lies between neighbouring values.
+const GAPS: [f32; 15] = {
+    let mut gaps = [0.0; 15];
+    let mut i = 0;
+    while i < 15 {
+        gaps[i] = VALUES[i + 1] - VALUES[i];
+        i += 1;
+    }
+    gaps
 };
 
 /// [`VALUES`] from the second on; the last once more.
@@ -41,6 +52,38 @@ const TOGETHER: usize = 5;
 /// The code of the value nearest to `x`.
 pub(super) fn nearest(x: f32) -> u8 {
     15 - MIDDLES[..15].iter().filter(|&&m| x < m).count() as u8
+}
+
+/// The values, before scaling, of the codes nearest to weights, whose number lanes divide.
+pub(super) fn entries(step: f32, x: &[f32], entries: &mut [f32]) {
+    if step == 0.0 || step.is_nan() {
+        return entries.fill(VALUES[nearest(0.0) as usize]);
+    }
+    dispatch(Entries { step, x, entries });
+}
+
+struct Entries<'a> {
+    step: f32,
+    x: &'a [f32],
+    entries: &'a mut [f32],
+}
+
+impl Kernel for Entries<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<F: Lanes>(self) {
+        let step = F::splat(self.step);
+        for (x, entries) in self.x.chunks_exact(F::N).zip(self.entries.chunks_exact_mut(F::N)) {
+            let quotient = F::load(x) / step;
+            // The gaps below it, which are whole numbers, add up exactly.
+            let mut entry = F::splat(VALUES[0]);
+            for (middle, gap) in MIDDLES.iter().zip(GAPS) {
+                entry = entry + F::select(quotient.lt(F::splat(*middle)), F::zero(), F::splat(gap));
+            }
+            entry.store(entries);
+        }
+    }
 }
 
 /// The same in lanes. ggml compares the distances to two neighbouring values and takes the upper if they are equal. Near the middle
@@ -166,6 +209,19 @@ pub(super) fn write_codes<F: Lanes>(x: &[f32], scale: f32, out: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::simd::Portable;
+
+    #[test]
+    fn entries_are_the_values_of_nearest_codes() {
+        let x: Vec<f32> = (0..SUB).map(|i| (i as f32 - 15.0) * 9.25).collect();
+        for step in [1.0, -0.5, 3.0, 1e-45, 0.0, f32::NAN] {
+            let mut found = [0f32; SUB];
+            entries(step, &x, &mut found);
+            for (x, found) in x.iter().zip(found) {
+                let quotient = if step == 0.0 || step.is_nan() { 0.0 } else { x / step };
+                assert_eq!(found, VALUES[nearest(if quotient.is_nan() { 0.0 } else { quotient }) as usize], "{x} / {step}");
+            }
+        }
+    }
 
     #[test]
     fn nearest_agrees_with_distances() {

@@ -24,6 +24,9 @@ impl Layout for IQ4NL {
     fn nearest(x: &[f32], codes: &mut [u8]) {
         codes[0] = iq4::nearest(x[0]);
     }
+    fn entries(step: f32, x: &[f32], entries: &mut [f32]) {
+        iq4::entries(step, x, entries);
+    }
     fn write(scales: &Scales, codes: &[u8], out: &mut [u8]) {
         float::write(Float::F16, scales.d, out);
         write_nibbles(&codes[..SUB], &mut out[2..]);

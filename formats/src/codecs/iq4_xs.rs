@@ -31,6 +31,9 @@ impl Layout for IQ4XS {
     fn nearest(x: &[f32], codes: &mut [u8]) {
         codes[0] = iq4::nearest(x[0]);
     }
+    fn entries(step: f32, x: &[f32], entries: &mut [f32]) {
+        iq4::entries(step, x, entries);
+    }
     fn write(scales: &Scales, codes: &[u8], out: &mut [u8]) {
         write_scales(scales, out);
         for (out, codes) in out[CODES..].chunks_exact_mut(SUB / 2).zip(codes.chunks_exact(SUB)) {

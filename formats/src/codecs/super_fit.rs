@@ -2,7 +2,7 @@
 //!
 //! 1. Every sub-block by itself: several good real-valued lines ([`Problem::search`]).
 //! 2. Candidates for (d, dmin): those that land the sub-blocks' best steps (minima) closest to integers, weighed by how much the
-//!    error curves there, and ggml's own.
+//!    error curves there; the best ones first, for the others are given up as soon as they cannot win.
 //! 3. For each candidate, every sub-block chooses its integers by true error: from each of its lines, the nearest integers,
 //!    then downhill over neighbours.
 //! 4. With the integers and codes fixed, least squares for (d, dmin); with these, 3 again from where it stands; until nothing
@@ -10,9 +10,10 @@
 
 use super::fit::{self, Line, Moments, Problem};
 use super::float::saturate;
-use super::superblock::{INTS, LEN, Layout, Scales, reference_scales};
+use super::superblock::{INTS, LEN, Layout, Scales};
 use crate::codec::Float;
 use crate::kernels;
+use std::marker::PhantomData;
 
 /// Lines per sub-block that step 3 starts from.
 const LINES: usize = 3;
@@ -24,6 +25,9 @@ const CANDIDATES: usize = 3;
 const CANDIDATES_NEAR: usize = 2;
 /// Rounds of step 4.
 const ROUNDS: usize = 4;
+/// Errors that are remembered, and in how wide a window around the first pair of integers.
+const MEMORY: usize = 64;
+const WINDOW: usize = 16;
 
 /// A sub-block's problem and what is known about it.
 struct Sub<'a> {
@@ -36,15 +40,9 @@ struct Sub<'a> {
 
 /// The best scales found for `x`.
 pub(super) fn fit<L: Layout>(x: &[f32], importance: &[f32]) -> Scales<L> {
-    let reference = reference_scales::<L>(x, importance);
     let (mut xs, mut ws) = ([0f32; LEN], [0f32; LEN]);
     let (xs, ws) = fit::prepare(x, importance, &mut xs, &mut ws);
-
-    let mut best = reference;
-    let mut least = total(&reference, xs, ws);
-    if !least.is_finite() {
-        (best, least) = (Scales::new(0.0, 0.0, [0; INTS]), f32::INFINITY);
-    }
+    let (mut best, mut least) = (Scales::new(0.0, 0.0, [0; INTS]), f32::INFINITY);
     for negative in [false, true] {
         // A negative dmin raises every sub-block: of use where hardly any weight is negative.
         if negative && (!Scales::<L>::MINS || x.iter().filter(|&&x| x < 0.0).count() > LEN / 8) {
@@ -52,8 +50,7 @@ pub(super) fn fit<L: Layout>(x: &[f32], importance: &[f32]) -> Scales<L> {
         }
         let limits = limits::<L>(negative);
         let subs: Vec<Sub> = problems::<L>(xs, ws).map(|p| Sub::new(p, limits, p.search(limits, STRIDE, LINES))).collect();
-        let starts = candidates::<L>(&subs, negative, CANDIDATES);
-        try_starts(&subs, starts.into_iter().chain((!negative).then_some((reference.d, reference.dmin))), &mut best, &mut least);
+        try_starts(&subs, candidates::<L>(&subs, negative, CANDIDATES), &mut best, &mut least);
     }
     best
 }
@@ -69,15 +66,16 @@ pub(super) fn fit_near<L: Layout>(start: Scales<L>, x: &[f32], importance: &[f32
     let near = |(s, p): (usize, Problem<'_>)| p.search_near(line(&start, s), limits, LINES);
     let subs: Vec<Sub> = problems::<L>(xs, ws).enumerate().map(|(s, p)| Sub::new(p, limits, near((s, p)))).collect();
     let starts = candidates::<L>(&subs, negative, CANDIDATES_NEAR);
-    try_starts(&subs, starts.into_iter().chain([(start.d, start.dmin)]), &mut best, &mut least);
+    try_starts(&subs, starts.chain([(start.d, start.dmin)]), &mut best, &mut least);
     best
 }
 
 fn try_starts<L: Layout>(subs: &[Sub], starts: impl Iterator<Item = (f32, f32)>, best: &mut Scales<L>, least: &mut f32) {
     for (d, dmin) in starts {
         let mut scales = Scales::new(d, dmin, [0; INTS]);
-        let error = descend(subs, &mut scales);
-        if error < *least {
+        if let Some(error) = descend(subs, &mut scales, *least)
+            && error < *least
+        {
             (*least, *best) = (error, scales);
         }
     }
@@ -120,22 +118,26 @@ impl<'a> Sub<'a> {
     }
 }
 
-/// Pairs (d, dmin), exact in f16, to start from.
-fn candidates<L: Layout>(subs: &[Sub], negative: bool, count: usize) -> Vec<(f32, f32)> {
+/// Pairs (d, dmin), exact in f16, to start from: `count` of each, those pairs first that look best.
+fn candidates<L: Layout>(subs: &[Sub], negative: bool, count: usize) -> impl Iterator<Item = (f32, f32)> {
     let steps: Vec<(f64, f64)> = subs.iter().map(|s| (s.lines[0].0.step as f64, s.curvature.0)).collect();
     let mins: Vec<(f64, f64)> = subs.iter().map(|s| (s.lines[0].0.bias.abs() as f64, s.curvature.1)).collect();
     let ds = spacings(&steps, L::SCALES, count);
-    let dmins = if Scales::<L>::MINS { spacings(&mins, (0, L::MAX_MIN), count) } else { vec![0.0] };
+    let dmins = if Scales::<L>::MINS { spacings(&mins, (0, L::MAX_MIN), count) } else { vec![(0.0, 0.0)] };
+    let pair = |d: &(f64, f64), dmin: &(f64, f64)| (d.0 + dmin.0, d.1 as f32, dmin.1 as f32);
+    let mut pairs: Vec<(f64, f32, f32)> = ds.iter().flat_map(|d| dmins.iter().map(move |dmin| pair(d, dmin))).collect();
+    pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
     let sign = if negative { -1.0 } else { 1.0 };
-    ds.iter().flat_map(|&d| dmins.iter().map(move |&dmin| (saturate(Float::F16, d), sign * saturate(Float::F16, dmin)))).collect()
+    pairs.into_iter().map(move |(_, d, dmin)| (saturate(Float::F16, d), sign * saturate(Float::F16, dmin)))
 }
 
-/// The spacings whose multiples (by integers in `range`) approximate `values` best: pairs of value and curvature.
-fn spacings(values: &[(f64, f64)], range: (i16, i16), count: usize) -> Vec<f32> {
+/// The `count` spacings whose multiples (by integers in `range`) approximate `values`, pairs of value and curvature, best. Pairs of what
+/// is missed and the spacing.
+fn spacings(values: &[(f64, f64)], range: (i16, i16), count: usize) -> Vec<(f64, f64)> {
     let (low, high) = (range.0 as f64, range.1 as f64);
     let extreme = values.iter().map(|v| v.0).fold(0f64, |m, v| if v.abs() > m.abs() { v } else { m });
     if extreme == 0.0 {
-        return vec![0.0];
+        return vec![(0.0, 0.0)];
     }
     let cost = |spacing: f64| kernels::spacing_cost(values, spacing, low, high);
     // The extreme at full scale, a little beyond it (cut off), and well below.
@@ -148,25 +150,34 @@ fn spacings(values: &[(f64, f64)], range: (i16, i16), count: usize) -> Vec<f32> 
         .collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
     found.truncate(count);
-    found.into_iter().map(|f| f.1 as f32).collect()
+    found
 }
 
-/// Steps 3 and 4 from the given (d, dmin). Returns the error.
-fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>) -> f32 {
+/// Steps 3 and 4 from the given (d, dmin). Returns the error, or nothing once step 3 is known to end above `limit`: step 4 hardly ever
+/// makes up for that.
+fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>, limit: f32) -> Option<f32> {
     let mut errors = [0f32; INTS];
+    // No integers do better than lines that need none.
+    let mut bound = subs.iter().map(|s| s.lines[0].1).sum::<f32>();
     for (s, sub) in subs.iter().enumerate() {
         errors[s] = f32::INFINITY;
-        let mut tried = [(0, 0); LINES];
-        for (i, &(line, _)) in sub.lines.iter().enumerate() {
-            tried[i] = nearest(sub, scales, line);
-            if tried[..i].contains(&tried[i]) {
+        let mut starts = [(0, 0); LINES];
+        let starts = &mut starts[..sub.lines.len()];
+        starts.iter_mut().zip(&sub.lines).for_each(|(start, (line, _))| *start = nearest(sub, scales, *line));
+        let mut tried = Tried::<L>::new(sub, scales, starts[0]);
+        for i in 0..starts.len() {
+            if starts[..i].contains(&starts[i]) {
                 continue;
             }
-            let (ints, error) = choose(sub, scales, tried[i]);
+            let (ints, error) = tried.choose(starts[i]);
             if error < errors[s] {
                 errors[s] = error;
                 scales.set(s, ints);
             }
+        }
+        bound += errors[s] - sub.lines[0].1;
+        if bound > limit {
+            return None;
         }
     }
     let mut least = errors[..subs.len()].iter().sum::<f32>();
@@ -175,7 +186,7 @@ fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>) -> f32 {
         (trial.d, trial.dmin) = super_scales(subs, scales);
         let mut error = 0f32;
         for (s, sub) in subs.iter().enumerate() {
-            let (ints, e) = choose(sub, &trial, trial.get(s));
+            let (ints, e) = Tried::new(sub, &trial, trial.get(s)).choose(trial.get(s));
             trial.set(s, ints);
             error += e;
         }
@@ -185,12 +196,87 @@ fn descend<L: Layout>(subs: &[Sub], scales: &mut Scales<L>) -> f32 {
             break;
         }
     }
-    least
+    Some(least)
 }
 
-/// The error of a sub-block with these integers.
-fn error<L: Layout>(sub: &Sub, scales: &Scales<L>, ints: (i16, i16)) -> f32 {
-    sub.problem.error(Line { step: scales.d * ints.0 as f32, bias: -(scales.dmin * ints.1 as f32) })
+/// The errors of a sub-block at pairs of integers, with the super-block's (d, dmin) fixed. Each is computed once: descents from several
+/// starts cross each other, and a step keeps some of the neighbours.
+struct Tried<'a, L> {
+    sub: &'a Sub<'a>,
+    d: f32,
+    dmin: f32,
+    /// The first start.
+    origin: (i16, i16),
+    /// For pairs around the origin, one more than the place of the error, or 0.
+    places: [[u8; WINDOW]; WINDOW],
+    errors: [f32; MEMORY],
+    /// How many errors there are.
+    len: usize,
+    layout: PhantomData<L>,
+}
+
+impl<'a, L: Layout> Tried<'a, L> {
+    fn new(sub: &'a Sub<'a>, scales: &Scales<L>, origin: (i16, i16)) -> Self {
+        let (d, dmin) = (scales.d, scales.dmin);
+        let places = [[0; WINDOW]; WINDOW];
+        Tried { sub, d, dmin, origin, places, errors: [0.0; MEMORY], len: 0, layout: PhantomData }
+    }
+
+    /// Downhill over neighbouring integers from `ints`: where it ends, and the error there.
+    fn choose(&mut self, ints: (i16, i16)) -> ((i16, i16), f32) {
+        const WITH_MINS: [(i16, i16); 9] = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)];
+        const WITHOUT: [(i16, i16); 3] = [(0, 0), (1, 0), (-1, 0)];
+        let moves: &[(i16, i16)] = if Scales::<L>::MINS { &WITH_MINS } else { &WITHOUT };
+        let (mut best, mut least) = (ints, f32::INFINITY);
+        for _ in 0..8 {
+            let center = best;
+            let mut around = [(0, 0); WITH_MINS.len()];
+            let mut n = 0;
+            for (ds, dm) in moves {
+                let ints = (center.0 + ds, center.1 + dm);
+                if (L::SCALES.0..=L::SCALES.1).contains(&ints.0) && (0..=L::MAX_MIN).contains(&ints.1) {
+                    around[n] = ints;
+                    n += 1;
+                }
+            }
+            let errors = self.errors(&around[..n]);
+            for (ints, error) in around[..n].iter().zip(errors) {
+                if error < least {
+                    (least, best) = (error, *ints);
+                }
+            }
+            if best == center {
+                break;
+            }
+        }
+        (best, least)
+    }
+
+    /// The errors of at most nine pairs.
+    fn errors(&mut self, pairs: &[(i16, i16)]) -> [f32; 9] {
+        if self.len + pairs.len() > MEMORY {
+            (self.len, self.places) = (0, [[0; WINDOW]; WINDOW]);
+        }
+        let (mut places, mut lines, known) = ([0; 9], [(0.0, 0.0); 9], self.len);
+        for (to, pair) in places.iter_mut().zip(pairs) {
+            let at = |of: i16, origin: i16| (of - origin + WINDOW as i16 / 2) as usize;
+            let (row, column) = (at(pair.0, self.origin.0), at(pair.1, self.origin.1));
+            let place = self.places.get_mut(row).and_then(|row| row.get_mut(column));
+            if let Some(&mut place @ 1..) = place {
+                *to = usize::from(place) - 1;
+                continue;
+            }
+            lines[self.len - known] = (self.d * pair.0 as f32, -(self.dmin * pair.1 as f32));
+            *to = self.len;
+            self.len += 1;
+            if let Some(place) = place {
+                *place = self.len as u8;
+            }
+        }
+        let new = known..self.len;
+        self.sub.problem.errors(&lines[..new.len()], &mut self.errors[new]);
+        places.map(|place| self.errors[place])
+    }
 }
 
 /// The integers closest to a line; the bias as it suits the rounded step.
@@ -206,31 +292,6 @@ fn nearest<L: Layout>(sub: &Sub, scales: &Scales<L>, line: Line) -> (i16, i16) {
     let m = sub.problem.moments(Line { step: scales.d * scale as f32, bias: line.bias });
     let bias = line.bias + if sub.weight > 0.0 { (m.r / sub.weight) as f32 } else { 0.0 };
     (scale, to_int(-bias, scales.dmin, (0, L::MAX_MIN)))
-}
-
-/// Downhill over neighbouring integers from `ints`.
-fn choose<L: Layout>(sub: &Sub, scales: &Scales<L>, ints: (i16, i16)) -> ((i16, i16), f32) {
-    const WITH_MINS: [(i16, i16); 8] = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)];
-    const WITHOUT: [(i16, i16); 2] = [(1, 0), (-1, 0)];
-    let moves: &[(i16, i16)] = if Scales::<L>::MINS { &WITH_MINS } else { &WITHOUT };
-    let mut best = ints;
-    let mut least = error(sub, scales, best);
-    for _ in 0..8 {
-        let center = best;
-        for (ds, dm) in moves {
-            let ints = (center.0 + ds, center.1 + dm);
-            if (L::SCALES.0..=L::SCALES.1).contains(&ints.0) && (0..=L::MAX_MIN).contains(&ints.1) {
-                let e = error(sub, scales, ints);
-                if e < least {
-                    (least, best) = (e, ints);
-                }
-            }
-        }
-        if best == center {
-            break;
-        }
-    }
-    (best, least)
 }
 
 /// Least squares for (d, dmin) with integers and codes fixed, in f16.

@@ -77,14 +77,6 @@ fn requantize<F: Lanes, L: Layout>(block: &mut Block, x: &[f32]) {
     }
 }
 
-/// The scales that ggml's encoder gives one super-block.
-pub(super) fn reference_scales<L: Layout>(x: &[f32], importance: &[f32]) -> Scales<L> {
-    let mut bytes = [0u8; 2 * LEN];
-    let bytes = &mut bytes[..L::BYTES];
-    encode_rows(&KQuant::<L>::new(), x, LEN, Some(importance), bytes);
-    Scales::of(&L::read(bytes))
-}
-
 /// The codec of layout `L`.
 pub(super) struct KQuant<L>(PhantomData<L>);
 

@@ -45,6 +45,15 @@ pub(super) trait Layout: Send + Sync + 'static {
     fn factor(int: i16) -> f32;
     /// The codes whose values are nearest to `x`, [`Layout::STEP`] of them.
     fn nearest(x: &[f32], codes: &mut [u8]);
+    /// The values, before scaling, of the codes that a sub-block's weights are rounded to.
+    fn entries(step: f32, x: &[f32], entries: &mut [f32]) {
+        let mut codes = [0u8; MAX_LEN];
+        let groups = x.chunks_exact(Self::STEP).zip(codes.chunks_exact_mut(Self::STEP)).zip(entries.chunks_exact_mut(Self::STEP));
+        for ((x, codes), entries) in groups {
+            tabled_fit::nearest::<Self>(step, x, codes, entries);
+            entries.iter_mut().zip(codes).for_each(|(t, &mut code)| *t = Self::VALUES[code as usize]);
+        }
+    }
     /// Packs a block.
     fn write(scales: &Scales, codes: &[u8], out: &mut [u8]);
     /// The inverse of [`Layout::write`].

@@ -10,6 +10,7 @@ use super::float::neighbours;
 use super::gram::dot;
 use super::tabled::{Layout, MAX_LEN, MAX_SUBS, SUB, Scales, subs};
 use crate::codec::{Float, Gram};
+use crate::kernels;
 use std::marker::PhantomData;
 
 /// Quotients are limited to this, so that no square overflows.
@@ -21,13 +22,18 @@ const CANDIDATES: usize = 3;
 /// The most rounds of any alternation.
 const ROUNDS: usize = 6;
 
-/// Rounds weights, [`Layout::STEP`] of them, to codes, and gives their values.
-pub(super) fn round<L: Layout>(step: f32, x: &[f32], codes: &mut [u8], values: &mut [f32]) {
-    for (t, &x) in values.iter_mut().zip(x) {
+/// Rounds weights, [`Layout::STEP`] of them, to codes. `quotients` receives the weights as multiples of the step.
+pub(super) fn nearest<L: Layout + ?Sized>(step: f32, x: &[f32], codes: &mut [u8], quotients: &mut [f32]) {
+    for (t, &x) in quotients.iter_mut().zip(x) {
         *t = if step == 0.0 { 0.0 } else { x / step };
         *t = if t.is_nan() { 0.0 } else { t.clamp(-LIMIT, LIMIT) };
     }
-    L::nearest(values, codes);
+    L::nearest(quotients, codes);
+}
+
+/// Rounds weights, [`Layout::STEP`] of them, to codes, and gives their values.
+pub(super) fn round<L: Layout>(step: f32, x: &[f32], codes: &mut [u8], values: &mut [f32]) {
+    nearest::<L>(step, x, codes, values);
     for (value, &code) in values.iter_mut().zip(codes.iter()) {
         *value = step * L::VALUES[code as usize];
     }
@@ -60,20 +66,10 @@ impl<L: Layout> Problem<L> {
 
     fn moments(&self, s: usize, step: f32) -> Moments {
         let (x, w) = (&self.x[s * SUB..][..SUB], &self.w[s * SUB..][..SUB]);
-        let (mut codes, mut values) = ([0u8; SUB], [0f32; SUB]);
-        for (g, x) in x.chunks_exact(L::STEP).enumerate() {
-            let at = g * L::STEP..(g + 1) * L::STEP;
-            round::<L>(step, x, &mut codes[at.clone()], &mut values[at]);
-        }
-        let mut m = Moments::default();
-        for i in 0..SUB {
-            let (w, r) = (w[i] as f64, x[i] as f64 - values[i] as f64);
-            let t = L::VALUES[codes[i] as usize] as f64;
-            m.error += w * r * r;
-            m.rt += w * r * t;
-            m.tt += w * t * t;
-        }
-        m
+        let mut entries = [0f32; SUB];
+        L::entries(step, x, &mut entries);
+        let [error, rt, tt] = kernels::entry_moments(x, w, step, &entries);
+        Moments { error, rt, tt }
     }
     fn error(&self, scales: &Scales) -> f64 {
         (0..subs::<L>()).map(|s| self.moments(s, scales.step::<L>(s)).error).sum()

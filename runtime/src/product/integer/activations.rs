@@ -51,14 +51,15 @@ impl Activations {
         self.codes.iter().enumerate().map(|(i, c)| f32::from(*c) * self.scales[i / self.block]).collect()
     }
 
-    /// The activations in the order in which [`super::tile`] reads them: `width` rows side by side. With `halves`, runs start with
+    /// The activations in the order in which [`super::tile`] reads them: `width` rows side by side. With `halves`, runs of bytes start with
     /// two sums of 16 bits, otherwise with one of 32.
     pub fn pack(&self, form: &Form, width: usize, halves: bool) -> Packed {
         let padded = self.rows.next_multiple_of(width);
         let panel = form.panel_columns();
         let run = 4 * form.steps();
         // A run has a word for its start before the words of its codes.
-        let words = |columns: usize| columns / run * (form.steps() + 1);
+        let run_words = 1 + form.steps() * form.words();
+        let words = |columns: usize| columns / run * run_words;
         let mut codes = vec![0u32; padded * words(self.columns)];
         // One part per panel of columns, in it one per tile of rows.
         codes.par_chunks_mut(words(panel) * padded).enumerate().for_each(|(part, codes)| {
@@ -67,11 +68,18 @@ impl Activations {
             for (tile, codes) in codes.chunks_exact_mut(words(columns) * width).enumerate() {
                 for (r, row) in (tile * width..self.rows).take(width).enumerate() {
                     let row = &self.codes[row * self.columns + first..][..columns];
-                    let runs = codes.chunks_exact_mut((form.steps() + 1) * width).zip(row.chunks_exact(run));
+                    let runs = codes.chunks_exact_mut(run_words * width).zip(row.chunks_exact(run));
                     for (to, codes) in runs {
-                        to[r] = start(codes, form.zero(), halves);
-                        for (to, four) in to[width + r..].iter_mut().step_by(width).zip(codes.as_chunks::<4>().0) {
-                            *to = u32::from_le_bytes(four.map(|c| c.cast_unsigned()));
+                        let words = to[width + r..].iter_mut().step_by(width);
+                        if form.words() == 1 {
+                            for (to, four) in words.zip(codes.as_chunks::<4>().0) {
+                                *to = u32::from_le_bytes(four.map(|c| c.cast_unsigned()));
+                            }
+                            to[r] = start(codes, form.zero(), halves);
+                        } else {
+                            for (to, [low, high]) in words.zip(codes.as_chunks::<2>().0) {
+                                *to = super::panel::pair(i16::from(*low), i16::from(*high));
+                            }
                         }
                     }
                 }
@@ -99,7 +107,7 @@ impl Activations {
                 *sum = super::panel::pair(low, high);
             }
         }
-        Packed { padded, columns: self.columns, panel, run, width, codes, scales, sums }
+        Packed { padded, columns: self.columns, panel, run, run_words, width, codes, scales, sums }
     }
 }
 
@@ -113,9 +121,11 @@ pub(crate) struct Packed {
     panel: usize,
     /// Columns of a run.
     run: usize,
+    /// Words of a run.
+    run_words: usize,
     /// Rows of a tile.
     width: usize,
-    /// `(part, tile, run, 1 + column / 4, row of the tile)`: the run's start, then four codes each.
+    /// `(part, tile, run, word, row of the tile)`: the run's start, then four codes to a word, or two as 16-bit numbers.
     codes: Vec<u32>,
     /// `(segment, row)`.
     pub scales: Vec<f32>,
@@ -126,7 +136,7 @@ pub(crate) struct Packed {
 impl Packed {
     /// Runs of a tile within a part of the columns.
     pub fn codes(&self, part: usize, tile: usize) -> &[u32] {
-        let words = |columns: usize| columns / self.run * (self.run / 4 + 1);
+        let words = |columns: usize| columns / self.run * self.run_words;
         let len = words(self.panel.min(self.columns - part * self.panel)) * self.width;
         &self.codes[part * words(self.panel) * self.padded + tile * len..][..len]
     }

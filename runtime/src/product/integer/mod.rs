@@ -107,23 +107,22 @@ impl Form {
             0..=4 => 8,
             5 => 4,
             6 => 2,
-            // Two planes of four bits.
+            // Numbers of 16 bits, whose products are summed in 32.
             _ => 8,
         };
         most.min(self.group / 4)
     }
-    /// Planes of codes: for sums of 16 bits, those wider than 6 bits are split in two of 4 bits, the higher first.
-    pub fn planes(&self) -> usize {
+    /// Words for four columns: one of bytes; where sums of 16 bits would not hold a product, two of 16-bit numbers.
+    pub fn words(&self) -> usize {
         if self.bits > 6 && !self.wide { 2 } else { 1 }
     }
-    /// Runs in a segment: columns summed in 16 bits, once per plane.
+    /// Runs in a segment: columns summed before they are scaled.
     pub fn runs(&self) -> usize {
-        self.segment / (4 * self.steps()) * self.planes()
+        self.segment / (4 * self.steps())
     }
-    /// The code that means zero in the higher plane; 0 if there are minima instead.
+    /// The code that means zero; 0 if there are minima instead.
     pub fn zero(&self) -> i16 {
         match self.offset {
-            Offset::Zero(zero) if self.planes() == 2 => zero >> 4,
             Offset::Zero(zero) => zero,
             Offset::Min => 0,
         }

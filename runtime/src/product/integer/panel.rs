@@ -11,7 +11,8 @@ pub(crate) fn pair(low: i16, high: i16) -> u32 {
 /// A panel's weights. Words of one column of a table belong to the 16 rows.
 #[derive(Debug)]
 pub(crate) struct Panel {
-    /// Codes, four columns to a word, `(segment, run, step, row)`.
+    /// Codes, four columns to one word or two ([`Form::words`]), `(segment, run, step, word, row)`. From 16-bit numbers the code that means
+    /// zero is subtracted.
     pub codes: Vec<[u32; PANEL_ROWS]>,
     /// The integer scale, twice to a word, `(segment, run, row)`.
     pub scales: Vec<[u32; PANEL_ROWS]>,
@@ -29,7 +30,7 @@ impl Panel {
         let segments = form.panel_columns() / form.segment;
         let runs = segments * form.runs();
         Panel {
-            codes: vec![[0; PANEL_ROWS]; runs * form.steps()],
+            codes: vec![[0; PANEL_ROWS]; runs * form.steps() * form.words()],
             scales: vec![[0; PANEL_ROWS]; runs],
             offsets: vec![[0; PANEL_ROWS]; segments * form.pairs()],
             steps: vec![[0.0; PANEL_ROWS]; segments],

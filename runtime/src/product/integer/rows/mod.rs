@@ -18,8 +18,8 @@ struct Row<'a> {
     scales: &'a [f32],
     /// One per 16 columns.
     sums: &'a [i16],
-    /// One per block, what its sum of products starts with: less the code that means zero for every activation.
-    starts: &'a [i32],
+    /// Eight per block of 32, what sums of products start with: less the code that means zero for each four activations.
+    starts: &'a [[i32; 8]],
 }
 
 /// Most rows of activations for which this is worth it.
@@ -36,14 +36,18 @@ pub(crate) struct Rows<'a> {
     codec: CodecId,
     x: &'a Activations,
     /// As [`Row::starts`], row by row.
-    starts: Vec<i32>,
+    starts: Vec<[i32; 8]>,
 }
 
 impl<'a> Rows<'a> {
     /// For weights of a format that [`has`] has, at most [`FEW`] rows.
     pub fn new(form: &Form, x: &'a Activations) -> Self {
-        let per_block = x.sums.chunks_exact(x.block / SUM);
-        let starts = per_block.map(|sums| -i32::from(form.zero()) * sums.iter().map(|s| i32::from(*s)).sum::<i32>()).collect();
+        let zero = i32::from(form.zero());
+        let four = |x: &[i8; 4]| -zero * x.iter().map(|x| i32::from(*x)).sum::<i32>();
+        let starts = match form.block {
+            32 => x.codes.as_chunks::<4>().0.as_chunks::<8>().0.iter().map(|x| x.each_ref().map(four)).collect(),
+            _ => Vec::new(),
+        };
         Rows { codec: form.codec, x, starts }
     }
 
@@ -83,7 +87,7 @@ impl<'a> Rows<'a> {
             codes: part(&x.codes, index, x.columns),
             scales: part(&x.scales, index, blocks),
             sums: part(&x.sums, index, x.columns / SUM),
-            starts: part(&self.starts, index, blocks),
+            starts: part(&self.starts, index, self.starts.len() / x.rows),
         }
     }
 }

@@ -18,12 +18,20 @@ macro_rules! loops {
         #[target_feature(enable = $features)]
         pub unsafe fn dot<const N: usize>(codec: CodecId, blocks: &[u8], x: [Row<'_>; N]) -> [f32; N] {
             match codec {
-                CodecId::Q4_0 => flat::<18, N>(blocks, x, |b| (half([b[0], b[1]]), nibbles(b, 2))),
-                CodecId::Q5_0 => flat::<22, N>(blocks, x, |b| {
-                    let fifths = fifths(u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
-                    (half([b[0], b[1]]), _mm256_or_si256(nibbles(b, 6), fifths))
-                }),
-                CodecId::Q8_0 => q8_0(blocks, x),
+                CodecId::Q4_0 => flat::<18, N>(blocks, x, |b| nibbles(b, 2), |codes, x, start| $dot(start, codes, x)),
+                CodecId::Q5_0 => flat::<22, N>(
+                    blocks,
+                    x,
+                    |b| _mm256_or_si256(nibbles(b, 6), fifths(u32::from_le_bytes([b[2], b[3], b[4], b[5]]))),
+                    |codes, x, start| $dot(start, codes, x),
+                ),
+                // Magnitudes, and the signs on the other side.
+                CodecId::Q8_0 => flat::<34, N>(
+                    blocks,
+                    x,
+                    |b| eights(b),
+                    |codes, x, _| $dot(_mm256_setzero_si256(), _mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes)),
+                ),
                 CodecId::Q6K => q6_k(blocks, x),
                 CodecId::Q5K => k_affine::<true, N>(blocks, x),
                 _ => k_affine::<false, N>(blocks, x),
@@ -42,6 +50,12 @@ macro_rules! loops {
         fn load_codes(codes: &[i8; 32]) -> __m256i {
             // SAFETY: the array is as long as the register.
             unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
+        }
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn load_starts(starts: &[i32; 8]) -> __m256i {
+            // SAFETY: the array is as long as the register.
+            unsafe { _mm256_loadu_si256(starts.as_ptr().cast()) }
         }
         /// Sixteen sums.
         #[inline]
@@ -70,7 +84,7 @@ macro_rules! loops {
         fn nibbles<const BYTES: usize>(b: &[u8; BYTES], at: usize) -> __m256i {
             // SAFETY: sixteen bytes, as the slice's bounds say.
             let codes = unsafe { _mm_loadu_si128(b[at..at + 16].as_ptr().cast()) };
-            let both = _mm256_set_m128i(_mm_srli_epi16::<4>(codes), codes);
+            let both = _mm256_srlv_epi32(_mm256_broadcastsi128_si256(codes), _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0));
             _mm256_and_si256(both, _mm256_set1_epi8(15))
         }
         /// 32 bits as bytes of 16 or 0.
@@ -82,62 +96,78 @@ macro_rules! loops {
             _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(each, bit), bit), _mm256_set1_epi8(16))
         }
 
-        /// Blocks of 32 unsigned codes with a step each, and the code that means zero in the activations' starts.
+        /// The 32 codes of a block of Q8_0.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn eights(b: &[u8; 34]) -> __m256i {
+            // SAFETY: 32 bytes of the block, from the third.
+            unsafe { _mm256_loadu_si256(b[2..].as_ptr().cast()) }
+        }
+        /// The same numbers. Compilers do not see that they are the same four twice, and so take one of them everywhere by a shuffle within
+        /// lanes, which is faster than one across them.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn opaque(mut x: __m256) -> __m256 {
+            // SAFETY: no instruction at all.
+            unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags)) };
+            x
+        }
+        /// The steps of eight blocks, which begin with them.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn steps<const BYTES: usize>(b: &[[u8; BYTES]; 8]) -> __m256 {
+            let each = |i: usize| i16::from_le_bytes([b[i][0], b[i][1]]);
+            _mm256_cvtph_ps(_mm_set_epi16(each(7), each(6), each(5), each(4), each(3), each(2), each(1), each(0)))
+        }
+
+        /// Blocks of 32 codes after a step: `decode` gives the codes, `dot` sums of products of codes with activations, given those with the
+        /// code that means zero.
         #[inline]
         #[target_feature(enable = $features)]
         fn flat<const BYTES: usize, const N: usize>(
             blocks: &[u8],
             x: [Row<'_>; N],
-            decode: impl Fn(&[u8; BYTES]) -> (__m256, __m256i),
+            decode: impl Fn(&[u8; BYTES]) -> __m256i,
+            dot: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
         ) -> [f32; N] {
             let mut sums = [[_mm256_setzero_ps(); N]; 2];
-            let (pairs, last) = blocks.as_chunks::<BYTES>().0.as_chunks::<2>();
-            let n = 2 * pairs.len() + last.len();
-            let x = x.map(|x| (&x.codes.as_chunks::<32>().0[..n], &x.scales[..n], &x.starts[..n]));
-            let one = |sums: &mut [__m256; N], b: &[u8; BYTES], i: usize| {
-                let (step, codes) = decode(b);
-                for (sum, (x, scales, starts)) in sums.iter_mut().zip(x) {
-                    let start = _mm256_zextsi128_si256(_mm_cvtsi32_si128(starts[i]));
-                    let product = $dot(start, codes, load_codes(&x[i]));
-                    *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(step, _mm256_set1_ps(scales[i])), *sum);
+            let (groups, rest) = blocks.as_chunks::<BYTES>().0.as_chunks::<8>();
+            let (n, done) = (groups.len(), 8 * groups.len());
+            let codes = x.map(|x| &x.codes.as_chunks::<32>().0.as_chunks::<8>().0[..n]);
+            let scales = x.map(|x| &x.scales.as_chunks::<8>().0[..n]);
+            let starts = x.map(|x| &x.starts.as_chunks::<8>().0[..n]);
+            for (g, blocks) in groups.iter().enumerate() {
+                fetch_behind(blocks.as_flattened());
+                let steps = steps(blocks);
+                let factors: [[__m256; 2]; N] = std::array::from_fn(|row| {
+                    // SAFETY: eight scales.
+                    let factors = _mm256_mul_ps(steps, unsafe { _mm256_loadu_ps(scales[row][g].as_ptr()) });
+                    let twice = [_mm256_permute2f128_ps::<0x00>(factors, factors), _mm256_permute2f128_ps::<0x11>(factors, factors)];
+                    [opaque(twice[0]), opaque(twice[1])]
+                });
+                for i in 0..8 {
+                    let w = decode(&blocks[i]);
+                    for row in 0..N {
+                        let product = dot(w, load_codes(&codes[row][g][i]), load_starts(&starts[row][g][i]));
+                        let four = factors[row][i / 4];
+                        let factor = match i % 4 {
+                            0 => _mm256_permute_ps::<0x00>(four),
+                            1 => _mm256_permute_ps::<0x55>(four),
+                            2 => _mm256_permute_ps::<0xaa>(four),
+                            _ => _mm256_permute_ps::<0xff>(four),
+                        };
+                        sums[i % 2][row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), factor, sums[i % 2][row]);
+                    }
                 }
-            };
-            for (i, [b0, b1]) in pairs.iter().enumerate() {
-                // One line for both, which are hardly longer.
-                fetch_behind(b0);
-                one(&mut sums[0], b0, 2 * i);
-                one(&mut sums[1], b1, 2 * i + 1);
             }
-            if let [b] = last {
-                one(&mut sums[0], b, n - 1);
-            }
-            std::array::from_fn(|i| fold(_mm256_add_ps(sums[0][i], sums[1][i])))
-        }
-
-        #[inline]
-        #[target_feature(enable = $features)]
-        fn q8_0<const N: usize>(blocks: &[u8], x: [Row<'_>; N]) -> [f32; N] {
-            let mut sums = [[_mm256_setzero_ps(); N]; 2];
-            let (pairs, last) = blocks.as_chunks::<34>().0.as_chunks::<2>();
-            let n = 2 * pairs.len() + last.len();
-            let x = x.map(|x| (&x.codes.as_chunks::<32>().0[..n], &x.scales[..n]));
-            let one = |sums: &mut [__m256; N], b: &[u8; 34], i: usize| {
-                // SAFETY: 32 bytes of the block, from the third.
-                let codes = unsafe { _mm256_loadu_si256(b[2..].as_ptr().cast()) };
-                let (magnitudes, step) = (_mm256_abs_epi8(codes), half([b[0], b[1]]));
-                for (sum, (x, scales)) in sums.iter_mut().zip(x) {
-                    let product = $dot(_mm256_setzero_si256(), magnitudes, _mm256_sign_epi8(load_codes(&x[i]), codes));
-                    *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(step, _mm256_set1_ps(scales[i])), *sum);
+            for (i, block) in rest.iter().enumerate() {
+                let (w, step) = (decode(block), half([block[0], block[1]]));
+                for row in 0..N {
+                    let codes = &x[row].codes.as_chunks::<32>().0[done + i];
+                    let product = dot(w, load_codes(codes), load_starts(&x[row].starts[done + i]));
+                    let factor = _mm256_mul_ps(step, _mm256_set1_ps(x[row].scales[done + i]));
+                    sums[0][row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), factor, sums[0][row]);
                 }
-            };
-            for (i, [b0, b1]) in pairs.iter().enumerate() {
-                // One line for both, which are hardly longer.
-                fetch_behind(b0);
-                one(&mut sums[0], b0, 2 * i);
-                one(&mut sums[1], b1, 2 * i + 1);
-            }
-            if let [b] = last {
-                one(&mut sums[0], b, n - 1);
             }
             std::array::from_fn(|i| fold(_mm256_add_ps(sums[0][i], sums[1][i])))
         }

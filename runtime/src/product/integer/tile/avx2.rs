@@ -1,4 +1,5 @@
-//! The inner loop in AVX2: sums of byte products stay in 16 bits for a run, then widen as they are multiplied with its scale.
+//! The inner loop in AVX2: sums of byte products stay in 16 bits for a run, then widen as they are multiplied with its scale. Codes that
+//! are too large for that are numbers of 16 bits, whose products are summed in 32.
 
 use super::{Parts, Sums};
 use crate::product::integer::{Form, Offset, PANEL_ROWS};
@@ -12,10 +13,10 @@ const WIDTH: usize = 4;
 pub(super) fn tile(form: &Form, p: &Parts<'_>, panel: usize, sums: &mut Sums) {
     let min = form.offset == Offset::Min;
     // Segments of a single run of columns are worth a loop of their own.
-    let one = p.runs == form.planes();
+    let one = p.runs == 1;
     // SAFETY: the processor has AVX2 and FMA wherever it is said to be `Processor::Avx2`, and the bounds of `Parts` were checked.
     unsafe {
-        match (form.steps(), form.planes(), min, one) {
+        match (form.steps(), form.words(), min, one) {
             (8, 1, false, true) => run::<8, 1, false, true>(p, panel, sums),
             (8, 1, false, false) => run::<8, 1, false, false>(p, panel, sums),
             (8, 1, true, true) => run::<8, 1, true, true>(p, panel, sums),
@@ -23,8 +24,10 @@ pub(super) fn tile(form: &Form, p: &Parts<'_>, panel: usize, sums: &mut Sums) {
             (4, 1, false, true) => run::<4, 1, false, true>(p, panel, sums),
             (4, 1, false, false) => run::<4, 1, false, false>(p, panel, sums),
             (4, 1, true, _) => run::<4, 1, true, false>(p, panel, sums),
-            (8, 2, false, _) => run::<8, 2, false, false>(p, panel, sums),
-            (8, 2, true, _) => run::<8, 2, true, false>(p, panel, sums),
+            (8, 2, false, true) => run::<8, 2, false, true>(p, panel, sums),
+            (8, 2, true, true) => run::<8, 2, true, true>(p, panel, sums),
+            (8, 2, true, false) => run::<8, 2, true, false>(p, panel, sums),
+            (8, 2, false, false) => run::<8, 2, false, false>(p, panel, sums),
             (4, 2, false, _) => run::<4, 2, false, false>(p, panel, sums),
             (4, 2, true, _) => run::<4, 2, true, false>(p, panel, sums),
             (_, _, false, _) => run::<2, 1, false, false>(p, panel, sums),
@@ -33,12 +36,12 @@ pub(super) fn tile(form: &Form, p: &Parts<'_>, panel: usize, sums: &mut Sums) {
     }
 }
 
-/// [`tile`] for runs of `STEPS` columns of four in so many planes, with minima or not, and perhaps one run of columns per segment only.
+/// [`tile`] for runs of `STEPS` columns of four in so many words each, with minima or not, and perhaps one run per segment only.
 ///
 /// # Safety
 /// Needs AVX2 and FMA, and `Parts` whose lengths fit the form.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ONE: bool>(
+unsafe fn run<const STEPS: usize, const WORDS: usize, const MIN: bool, const ONE: bool>(
     p: &Parts<'_>,
     index: usize,
     out: &mut Sums,
@@ -51,25 +54,30 @@ unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ON
     let mut x = p.codes.as_ptr().cast::<i32>();
     let mut x_sums = p.sums.as_ptr().cast::<i32>();
     let mut x_scales = p.scales.as_ptr();
-    let runs = if ONE { 1 } else { p.runs / PLANES };
+    let runs = if ONE { 1 } else { p.runs };
     for segment in 0..p.segments {
         let mut whole = [[zero; 2]; WIDTH];
         for _ in 0..runs {
-            for plane in 0..PLANES {
-                let mut part = [[zero; 2]; WIDTH];
-                if !MIN && plane == 0 {
-                    for (a, part) in part.iter_mut().enumerate() {
-                        // SAFETY: a run begins with `WIDTH` words.
-                        *part = [_mm256_set1_epi32(unsafe { x.add(a).read_unaligned() }); 2];
-                    }
+            let mut part = [[zero; 2]; WIDTH];
+            if WORDS == 1 && !MIN {
+                for (a, part) in part.iter_mut().enumerate() {
+                    // SAFETY: a run begins with `WIDTH` words.
+                    *part = [_mm256_set1_epi32(unsafe { x.add(a).read_unaligned() }); 2];
                 }
-                for step in 0..STEPS {
-                    // SAFETY: two registers of codes per step, `WIDTH` words of activations per column of four, as many as checked.
-                    unsafe {
-                        multiply(w, x.add((step + 1) * WIDTH), &mut part);
-                        w = w.add(2);
+            }
+            for word in 0..STEPS * WORDS {
+                // SAFETY: two registers of codes and `WIDTH` words of activations per word of a column of four, as many as checked.
+                unsafe {
+                    let x = x.add((word + 1) * WIDTH);
+                    if WORDS == 1 {
+                        multiply_bytes(w, x, &mut part)
+                    } else {
+                        multiply_wide(w, x, &mut whole)
                     }
+                    w = w.add(2);
                 }
+            }
+            if WORDS == 1 {
                 // SAFETY: two registers of scales per run.
                 let (s0, s1) = unsafe { (_mm256_loadu_si256(run_scales), _mm256_loadu_si256(run_scales.add(1))) };
                 // SAFETY: as above.
@@ -79,8 +87,8 @@ unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ON
                     whole[1] = _mm256_add_epi32(whole[1], _mm256_madd_epi16(part[1], s1));
                 }
             }
-            // SAFETY: the planes of a run share its columns.
-            x = unsafe { x.add((STEPS + 1) * WIDTH) };
+            // SAFETY: at most one past the last run.
+            x = unsafe { x.add((STEPS * WORDS + 1) * WIDTH) };
         }
         let mut offset = [[zero; 2]; WIDTH];
         if MIN {
@@ -121,57 +129,71 @@ unsafe fn run<const STEPS: usize, const PLANES: usize, const MIN: bool, const ON
     }
 }
 
-/// Adds the products of a column of four: 32 pairs of bytes of codes with each row's pairs of bytes, in sums of 16 bits.
+/// Defines a function that multiplies two registers of codes with the same word of each of `WIDTH` rows of activations and adds to sums.
 ///
 /// In assembly, because compilers see that sums of integers may be taken in any order, and then want more registers than there are.
-///
-/// # Safety
-/// Needs AVX2, two registers of codes at `w` and `WIDTH` words at `x`.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn multiply(w: *const __m256i, x: *const i32, part: &mut [[__m256i; 2]; WIDTH]) {
-    let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = part;
-    // SAFETY: reads what the caller says is there, and writes registers only.
-    unsafe {
-        asm!(
-            "vmovdqu {w0}, [{w}]",
-            "vmovdqu {w1}, [{w} + 32]",
-            "vpbroadcastd {x0}, [{x}]",
-            "vpmaddubsw {t0}, {w0}, {x0}",
-            "vpmaddubsw {t1}, {w1}, {x0}",
-            "vpaddw {a0}, {a0}, {t0}",
-            "vpaddw {a1}, {a1}, {t1}",
-            "vpbroadcastd {x0}, [{x} + 4]",
-            "vpmaddubsw {t0}, {w0}, {x0}",
-            "vpmaddubsw {t1}, {w1}, {x0}",
-            "vpaddw {b0}, {b0}, {t0}",
-            "vpaddw {b1}, {b1}, {t1}",
-            "vpbroadcastd {x0}, [{x} + 8]",
-            "vpmaddubsw {t0}, {w0}, {x0}",
-            "vpmaddubsw {t1}, {w1}, {x0}",
-            "vpaddw {c0}, {c0}, {t0}",
-            "vpaddw {c1}, {c1}, {t1}",
-            "vpbroadcastd {x0}, [{x} + 12]",
-            "vpmaddubsw {t0}, {w0}, {x0}",
-            "vpmaddubsw {t1}, {w1}, {x0}",
-            "vpaddw {d0}, {d0}, {t0}",
-            "vpaddw {d1}, {d1}, {t1}",
-            w = in(reg) w,
-            x = in(reg) x,
-            w0 = out(ymm_reg) _,
-            w1 = out(ymm_reg) _,
-            x0 = out(ymm_reg) _,
-            t0 = out(ymm_reg) _,
-            t1 = out(ymm_reg) _,
-            a0 = inout(ymm_reg) *a0,
-            a1 = inout(ymm_reg) *a1,
-            b0 = inout(ymm_reg) *b0,
-            b1 = inout(ymm_reg) *b1,
-            c0 = inout(ymm_reg) *c0,
-            c1 = inout(ymm_reg) *c1,
-            d0 = inout(ymm_reg) *d0,
-            d1 = inout(ymm_reg) *d1,
-            options(pure, readonly, nostack, preserves_flags),
-        );
-    }
+macro_rules! multiply {
+    ($(#[$doc:meta])* $name:ident, $multiply:literal, $add:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// Needs AVX2, two registers of codes at `w` and `WIDTH` words at `x`.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn $name(w: *const __m256i, x: *const i32, sums: &mut [[__m256i; 2]; WIDTH]) {
+            let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = sums;
+            // SAFETY: reads what the caller says is there, and writes registers only.
+            unsafe {
+                asm!(
+                    "vmovdqu {w0}, [{w}]",
+                    "vmovdqu {w1}, [{w} + 32]",
+                    "vpbroadcastd {x0}, [{x}]",
+                    concat!($multiply, " {t0}, {w0}, {x0}"),
+                    concat!($multiply, " {t1}, {w1}, {x0}"),
+                    concat!($add, " {a0}, {a0}, {t0}"),
+                    concat!($add, " {a1}, {a1}, {t1}"),
+                    "vpbroadcastd {x0}, [{x} + 4]",
+                    concat!($multiply, " {t0}, {w0}, {x0}"),
+                    concat!($multiply, " {t1}, {w1}, {x0}"),
+                    concat!($add, " {b0}, {b0}, {t0}"),
+                    concat!($add, " {b1}, {b1}, {t1}"),
+                    "vpbroadcastd {x0}, [{x} + 8]",
+                    concat!($multiply, " {t0}, {w0}, {x0}"),
+                    concat!($multiply, " {t1}, {w1}, {x0}"),
+                    concat!($add, " {c0}, {c0}, {t0}"),
+                    concat!($add, " {c1}, {c1}, {t1}"),
+                    "vpbroadcastd {x0}, [{x} + 12]",
+                    concat!($multiply, " {t0}, {w0}, {x0}"),
+                    concat!($multiply, " {t1}, {w1}, {x0}"),
+                    concat!($add, " {d0}, {d0}, {t0}"),
+                    concat!($add, " {d1}, {d1}, {t1}"),
+                    w = in(reg) w,
+                    x = in(reg) x,
+                    w0 = out(ymm_reg) _,
+                    w1 = out(ymm_reg) _,
+                    x0 = out(ymm_reg) _,
+                    t0 = out(ymm_reg) _,
+                    t1 = out(ymm_reg) _,
+                    a0 = inout(ymm_reg) *a0,
+                    a1 = inout(ymm_reg) *a1,
+                    b0 = inout(ymm_reg) *b0,
+                    b1 = inout(ymm_reg) *b1,
+                    c0 = inout(ymm_reg) *c0,
+                    c1 = inout(ymm_reg) *c1,
+                    d0 = inout(ymm_reg) *d0,
+                    d1 = inout(ymm_reg) *d1,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
+multiply! {
+    /// 32 pairs of unsigned bytes with each row's pairs of bytes, in sums of 16 bits.
+    multiply_bytes, "vpmaddubsw", "vpaddw"
+}
+multiply! {
+    /// 16 pairs of 16-bit numbers with each row's pair, in sums of 32 bits.
+    multiply_wide, "vpmaddwd", "vpaddd"
 }

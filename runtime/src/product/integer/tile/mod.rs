@@ -41,20 +41,20 @@ pub(crate) fn width(processor: Processor) -> usize {
     }
 }
 
-/// Whether runs start with two sums of 16 bits, and not with one of 32.
+/// Whether runs of bytes start with two sums of 16 bits, and not with one of 32.
 pub(crate) fn halves(processor: Processor) -> bool {
     processor != Processor::Avx512
 }
 
 /// What a tile reads, with bounds checked once. All pointers advance by fixed counts from segment to segment.
 struct Parts<'a> {
-    /// In each `segments × runs × steps` columns of codes, `segments × runs` of scales, `segments × pairs` of offsets, `segments` of
+    /// In each `segments × runs × steps × words` columns of codes, `segments × runs` of scales, `segments × pairs` of offsets, `segments` of
     /// steps and mins.
     panels: &'a [Panel; PANELS],
     segments: usize,
     runs: usize,
     pairs: usize,
-    /// Starts of runs and codes of the tile, `width` per run and per column of four.
+    /// Starts of runs and codes of the tile, `width` per run and per word.
     codes: &'a [u32],
     /// Scales from the tile's first row in the part's first segment on, a segment every `stride`.
     scales: &'a [f32],
@@ -79,10 +79,10 @@ impl<'a> Parts<'a> {
             stride,
         };
         for p in job.panels {
-            assert!(p.codes.len() >= segments * runs * form.steps() && p.scales.len() >= segments * runs);
+            assert!(p.codes.len() >= segments * runs * form.steps() * form.words() && p.scales.len() >= segments * runs);
             assert!(p.offsets.len() >= segments * pairs && p.steps.len() >= segments && p.mins.len() >= segments);
         }
-        assert!(parts.codes.len() == segments * runs / form.planes() * (form.steps() + 1) * width && segments > 0);
+        assert!(parts.codes.len() == segments * runs * (1 + form.steps() * form.words()) * width && segments > 0);
         assert!(parts.scales.len() >= (segments - 1) * stride + width);
         assert!(pairs == 0 || parts.sums.len() >= (segments * pairs - 1) * stride + width);
         parts

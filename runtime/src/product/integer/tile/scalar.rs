@@ -14,22 +14,24 @@ fn halves(word: u32) -> [i32; 2] {
 /// Adds the products of a part of panel `index` to the sums.
 pub(super) fn tile(form: &Form, p: &Parts<'_>, index: usize, sums: &mut Sums) {
     let panel = &p.panels[index];
-    let (steps, planes) = (form.steps(), form.planes());
+    let words = form.steps() * form.words();
     for segment in 0..p.segments {
         let mut whole = [[0i32; PANEL_ROWS]; WIDTH];
         for run in 0..p.runs {
             let at = segment * p.runs + run;
-            // Both planes of a run have the same columns, and the lower one starts with zero.
-            let x = &p.codes[(segment * (p.runs / planes) + run / planes) * (steps + 1) * WIDTH..];
+            let x = &p.codes[at * (words + 1) * WIDTH..];
             for (a, whole) in whole.iter_mut().enumerate() {
                 let [low, high] = halves(x[a]);
-                let start = if run % planes == 0 { low + high } else { 0 };
                 for (row, whole) in whole.iter_mut().enumerate() {
-                    let mut sum = start;
-                    for step in 0..steps {
-                        let w = panel.codes[at * steps + step][row].to_le_bytes();
-                        let x = x[(step + 1) * WIDTH + a].to_le_bytes();
-                        sum += w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x.cast_signed())).sum::<i32>();
+                    let mut sum = low + high;
+                    for word in 0..words {
+                        let (w, x) = (panel.codes[at * words + word][row], x[(word + 1) * WIDTH + a]);
+                        sum += if form.words() == 1 {
+                            let bytes = w.to_le_bytes().into_iter().zip(x.to_le_bytes());
+                            bytes.map(|(w, x)| i32::from(w) * i32::from(x.cast_signed())).sum::<i32>()
+                        } else {
+                            halves(w).iter().zip(halves(x)).map(|(w, x)| w * x).sum()
+                        };
                     }
                     *whole += sum * halves(panel.scales[at][row])[0];
                 }

@@ -29,29 +29,21 @@ impl Filling<'_> {
     /// Codes of column of four `at`.
     #[inline(always)]
     fn codes(&mut self, at: usize, words: Lanes) {
-        if self.form.planes() == 1 {
+        if self.form.words() == 1 {
             self.panel.codes[at] = words;
         } else {
-            let [high, low] = self.planes(at);
-            self.panel.codes[high] = map(words, |w| w >> 4 & LOW);
-            self.panel.codes[low] = map(words, |w| w & LOW);
+            let zero = self.form.zero();
+            self.panel.codes[2 * at] = map(words, |w| wide(w, zero)[0]);
+            self.panel.codes[2 * at + 1] = map(words, |w| wide(w, zero)[1]);
         }
     }
     /// [`Filling::codes`] of one row.
     fn code(&mut self, at: usize, row: usize, word: u32) {
-        if self.form.planes() == 1 {
+        if self.form.words() == 1 {
             self.panel.codes[at][row] = word;
         } else {
-            let [high, low] = self.planes(at);
-            (self.panel.codes[high][row], self.panel.codes[low][row]) = (word >> 4 & LOW, word & LOW);
+            [self.panel.codes[2 * at][row], self.panel.codes[2 * at + 1][row]] = wide(word, self.form.zero());
         }
-    }
-    /// Where the two planes of column of four `at` are.
-    #[inline(always)]
-    fn planes(&self, at: usize) -> [usize; 2] {
-        let steps = self.form.steps();
-        let high = at / steps * 2 * steps + at % steps;
-        [high, high + steps]
     }
     /// The integer scales of a group, 16-bit numbers in the low halves of words.
     #[inline(always)]
@@ -79,11 +71,7 @@ impl Filling<'_> {
 pub(crate) fn panel(form: &Form) -> Panel {
     let mut panel = Panel::new(form);
     if form.segment != 256 {
-        // Of two planes the higher counts 16 times as much.
-        for (run, scales) in panel.scales.iter_mut().enumerate() {
-            let scale = if form.planes() == 2 && run % 2 == 0 { 16 } else { 1 };
-            *scales = [pair(scale, scale); PANEL_ROWS];
-        }
+        panel.scales.fill([pair(1, 1); PANEL_ROWS]);
         panel.offsets.fill([pair(1, 1); PANEL_ROWS]);
     }
     panel
@@ -140,6 +128,14 @@ fn fill(mut out: Filling<'_>, rows: &Block<'_, [u8]>) {
         IntGroup { bits, group, scale, .. } => packed::int_group(out, rows, bits, group as usize, scale),
         _ => packed::points(out, rows),
     }
+}
+
+/// The four codes of a word less the one that means zero, as 16-bit numbers in two words.
+#[inline(always)]
+fn wide(word: u32, zero: i16) -> [u32; 2] {
+    let less = |code: u32| (code as u8 as i16 - zero).cast_unsigned();
+    let both = |low: u32, high: u32| u32::from(less(low)) | u32::from(less(high)) << 16;
+    [both(word, word >> 8), both(word >> 16, word >> 24)]
 }
 
 /// `table[code]` for the four codes of a word of low nibbles.
