@@ -134,7 +134,8 @@ fn composed_attention_is_the_same() {
                 values(&attention.run(&tensor(q, attention.n_heads * heads.k_dim), &spans).unwrap())
             };
             for (got, want) in ops::composed::testing::composed(run).iter().zip(run()) {
-                assert!((got - want).abs() < 2e-5, "{name} {queries} of {keys}: {got} {want}");
+                // Each is within 3e-5 of the definition.
+                assert!((got - want).abs() < 6e-5, "{name} {queries} of {keys}: {got} {want}");
             }
         }
     }
