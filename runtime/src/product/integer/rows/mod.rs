@@ -37,6 +37,11 @@ pub(crate) struct Rows<'a> {
     x: &'a Activations,
     /// As [`Row::starts`], row by row.
     starts: Vec<[i32; 8]>,
+    /// How many of them a row has, and how many scales; known beforehand, as there are many rows of weights.
+    starts_per_row: usize,
+    scales_per_row: usize,
+    /// Bytes of a row of weights.
+    row_bytes: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -48,13 +53,15 @@ impl<'a> Rows<'a> {
             32 => x.codes.as_chunks::<4>().0.as_chunks::<8>().0.iter().map(|x| x.each_ref().map(four)).collect(),
             _ => Vec::new(),
         };
-        Rows { codec: form.codec, x, starts }
+        let (starts_per_row, scales_per_row) = (starts.len() / x.rows.max(1), x.columns / x.block);
+        let codec = form.codec.codec();
+        let row_bytes = x.columns / codec.block_len() * codec.block_bytes();
+        Rows { codec: form.codec, x, starts, starts_per_row, scales_per_row, row_bytes }
     }
 
     /// The products of a row of weights with all of them; those beyond are 0.
     pub fn dot(&self, processor: Processor, blocks: &[u8]) -> [f32; FEW] {
-        let c = self.codec.codec();
-        assert_eq!(blocks.len() / c.block_bytes() * c.block_len(), self.x.columns, "columns of a row");
+        assert_eq!(blocks.len(), self.row_bytes, "bytes of a row");
         let mut products = [0f32; FEW];
         match self.x.rows {
             1 => products[..1].copy_from_slice(&self.some::<1>(processor, blocks)),
@@ -78,16 +85,17 @@ impl<'a> Rows<'a> {
         }
     }
 
+    #[inline]
     fn row(&self, index: usize) -> Row<'_> {
         fn part<T>(all: &[T], index: usize, len: usize) -> &[T] {
             &all[index * len..][..len]
         }
-        let (x, blocks) = (self.x, self.x.columns / self.x.block);
+        let x = self.x;
         Row {
             codes: part(&x.codes, index, x.columns),
-            scales: part(&x.scales, index, blocks),
+            scales: part(&x.scales, index, self.scales_per_row),
             sums: part(&x.sums, index, x.columns / SUM),
-            starts: part(&self.starts, index, self.starts.len() / x.rows),
+            starts: part(&self.starts, index, self.starts_per_row),
         }
     }
 }
